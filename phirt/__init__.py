@@ -1,0 +1,1 @@
+"""Runs multimodal models on onnxruntime: offline, fast, private."""

@@ -1,0 +1,1 @@
+"""Weight-only quantization, calibration and fidelity measurement for phirt bundles."""
