@@ -1,0 +1,28 @@
+"""The reference model in torch: the oracle for every ONNX graph, and the thing that is trained."""
+
+from phirt_export.reference.config import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    RopeConfig,
+    TokenConfig,
+    VisionConfig,
+    load_config,
+)
+from phirt_export.reference.model import ROUTES, Model, Route, initialize
+
+__all__ = [
+    "ROUTES",
+    "AdapterConfig",
+    "AudioConfig",
+    "DecoderConfig",
+    "Model",
+    "ModelConfig",
+    "RopeConfig",
+    "Route",
+    "TokenConfig",
+    "VisionConfig",
+    "initialize",
+    "load_config",
+]

@@ -1,0 +1,135 @@
+"""The whole reference model: token ids and media features in, logits out, under one of three routes.
+
+Knows how the towers, the decoder and the LoRA branches fit together. Knows nothing of files, text or training.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phirt_export.reference.audio import AudioEmbed
+from phirt_export.reference.config import ModelConfig
+from phirt_export.reference.decoder import Layer, WeightTransform, run_layers
+from phirt_export.reference.vision import ImageEmbed
+
+Route = Literal["none", "vision", "speech"]
+
+
+class RouteChoice(NamedTuple):
+    """What a route switches on (spec section D)."""
+
+    adapter: str | None
+    audio_projector: str
+
+
+ROUTES: dict[Route, RouteChoice] = {
+    "none": RouteChoice(None, "speech"),
+    "vision": RouteChoice("vision", "vision"),
+    "speech": RouteChoice("speech", "speech"),
+}
+
+
+class MediaEmbeds(nn.Module):
+    """Holds the towers under their checkpoint names."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vision:
+            self.image_embed = ImageEmbed(config.vision, config.decoder.hidden_size)
+        if config.audio:
+            self.audio_embed = AudioEmbed(config.audio, config.decoder.hidden_size)
+
+
+class Backbone(nn.Module):
+    """Embeddings, towers, layers and final norm, named as in the checkpoint under `model.`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        decoder = config.decoder
+        self.embed_tokens = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
+        self.embed_tokens_extend = MediaEmbeds(config)
+        self.layers = nn.ModuleList(Layer(decoder, config.adapters) for _ in range(decoder.num_layers))
+        self.norm = nn.RMSNorm(decoder.hidden_size, eps=decoder.norm_eps)
+
+
+class Model(nn.Module):
+    """A Phi-4-multimodal-class model of any size, with tied input and output embeddings."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.embedding_transform: WeightTransform | None = None
+
+    @property
+    def image_embed(self) -> ImageEmbed:
+        """The vision tower with its projector."""
+        return self.model.embed_tokens_extend.image_embed
+
+    @property
+    def audio_embed(self) -> AudioEmbed:
+        """The audio tower with its projectors."""
+        return self.model.embed_tokens_extend.audio_embed
+
+    def embedding_weight(self) -> Tensor:
+        """The table [vocab, hidden] that embeds tokens and scores them."""
+        weight = self.model.embed_tokens.weight
+        return self.embedding_transform(weight) if self.embedding_transform else weight
+
+    def is_media(self, input_ids: Tensor) -> Tensor:
+        """True where a token is a placeholder for a row of media features."""
+        return (input_ids == self.config.tokens.image) | (input_ids == self.config.tokens.audio)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        media_features: Tensor | None = None,
+        route: Route = "none",
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, T, hidden] of ids [B, T].
+
+        Args:
+            input_ids: int64 [B, T].
+            media_features: [rows, hidden]: the rows that replace the placeholders, batch-major, in order.
+            route: which LoRA branch is active.
+            mask: bool [B, 1, T, T], True = may attend; None for the causal mask.
+        """
+        x = F.embedding(input_ids, self.embedding_weight())
+        if media_features is not None:
+            placeholders = self.is_media(input_ids)[..., None].expand_as(x)
+            x = x.masked_scatter(placeholders, media_features.to(x.dtype))
+        backbone = self.model
+        return run_layers(
+            backbone.layers, backbone.norm, self.config.decoder.rope, x, mask, ROUTES[route].adapter
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        media_features: Tensor | None = None,
+        route: Route = "none",
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, vocab]; arguments as in `hidden_states`."""
+        return F.linear(self.hidden_states(input_ids, media_features, route, mask), self.embedding_weight())
+
+
+def initialize(model: Model, seed: int) -> None:
+    """Draw fresh weights: normal(0, 0.02), residual outputs scaled by depth, LoRA B zero, norms as constructed."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = (2 * model.config.decoder.num_layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "norm" in name or parameter.dim() < 2 or name.endswith((".b1", ".b2")):
+                continue
+            if any(part in name for part in ("lora_A", "conv", "stem", "patch_embedding")):
+                fan_in = parameter[0].numel()
+                parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+                continue
+            residual = name.endswith(("o_proj.base_layer.weight", "down_proj.base_layer.weight"))
+            parameter.normal_(0.0, 0.02 * (depth if residual else 1.0), generator=generator)
