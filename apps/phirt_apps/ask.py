@@ -1,0 +1,150 @@
+"""One request to a conversation: the answer as it comes, Ctrl-C, the figures afterwards.
+
+Knows a phirt.Chat, its reply and the streams. Does not know how the request was put together, nor what comes next.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .show import Output, one_line
+
+if TYPE_CHECKING:
+    import phirt
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user turn: its text, its media files in order, and how to generate the answer."""
+
+    text: str
+    config: phirt.GenerationConfig
+    images: tuple[Path, ...] = ()
+    audio: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, and whether Ctrl-C ended it."""
+
+    result: phirt.Result
+    interrupted: bool
+
+
+@dataclass
+class StopOnInterrupt:
+    """While active, Ctrl-C cancels the reply in hand instead of ending the program.
+
+    Before there is a reply, Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread only, so in any
+    other thread nothing is changed.
+    """
+
+    pressed: bool = False
+    _reply: phirt.Reply | None = None
+    _previous: Any = field(default=None, repr=False)
+
+    def __enter__(self) -> StopOnInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def cancels(self, reply: phirt.Reply) -> None:
+        """From now on Ctrl-C cancels this reply."""
+        self._reply = reply
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._reply is None:
+            raise KeyboardInterrupt
+        self.pressed = True
+        self._reply.cancel()
+
+
+def ask(chat: phirt.Chat, request: Request, out: Output, *, silent: bool = False) -> Answer:
+    """Sends the request and writes the answer to stdout as it comes (nothing of it when `silent`).
+
+    The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the conversation is
+    then as it was before.
+    """
+    wrote = False
+    ended = True
+    try:
+        with StopOnInterrupt() as interrupt, out.busy(_label(request)) as ready:
+            reply = chat.send(request.text, images=request.images, audio=request.audio, config=request.config)
+            interrupt.cancels(reply)
+            for piece in reply:
+                if silent or not piece:
+                    continue
+                ready()
+                out.answer(piece)
+                wrote, ended = True, piece.endswith("\n")
+            result = reply.result
+    finally:
+        if wrote and not ended:
+            out.answer("\n")
+    return Answer(result, interrupt.pressed)
+
+
+def _label(request: Request) -> str:
+    parts = []
+    for verb, paths in (("looking at", request.images), ("listening to", request.audio)):
+        if paths:
+            parts.append(f"{verb} {', '.join(one_line(path.name) for path in paths)}")
+    return ", ".join(parts) or "thinking"
+
+
+def as_object(result: phirt.Result) -> dict[str, Any]:
+    """The result as the one object of `phirt chat --json`."""
+    return {
+        "text": result.text,
+        "ids": [int(i) for i in result.ids],
+        "prompt_ids": [int(i) for i in result.prompt_ids],
+        "route": result.route,
+        "finish_reason": result.finish_reason,
+        "usage": {name: int(count) for name, count in result.usage.items()},
+        "timings": {name: float(seconds) for name, seconds in result.timings.items()},
+        "tokens_per_second": float(result.tokens_per_second),
+        "tool_calls": result.tool_calls,
+    }
+
+
+def figures(result: phirt.Result) -> str:
+    """The figures of one answer on a few lines: times, speeds, what the prompt was made of, peak memory."""
+    usage, timings = result.usage, result.timings
+    fresh = usage["prompt_tokens"] - usage["cached_tokens"]
+    text = usage["prompt_tokens"] - usage["image_tokens"] - usage["audio_tokens"]
+    lines = [
+        f"first token  {timings['first_token']:.2f} s"
+        + (f" (media {timings['media']:.2f} s)" if timings.get("media") else ""),
+        f"prefill      {_speed(fresh, timings['prefill'])}",
+        f"decode       {result.tokens_per_second:.1f} tokens/s, {usage['new_tokens']} tokens, {result.finish_reason}",
+        f"prompt       {usage['prompt_tokens']} tokens: {text} text, {usage['image_tokens']} image, "
+        f"{usage['audio_tokens']} audio; {usage['cached_tokens']} cached; route {result.route}",
+    ]
+    memory = peak_memory()
+    if memory is not None:
+        lines.append(f"peak memory  {memory / 1e6:.0f} MB")
+    return "\n".join(lines)
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:.1f} tokens/s, {tokens} tokens" if seconds > 0 else f"{tokens} tokens"
+
+
+def peak_memory() -> int | None:
+    """The largest resident size of this process so far in bytes; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

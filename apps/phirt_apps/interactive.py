@@ -1,0 +1,197 @@
+"""The interactive session of `phirt chat`: messages, commands that begin with a slash, attachments for the next message.
+
+Knows a phirt.Model and its conversation, and the lines that a person types. Does not know options or exit statuses.
+An error costs one line on the screen and nothing else: the conversation and the attachments stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from phirt.errors import PhirtError
+
+from .ask import Request, ask, figures
+from .lines import LineReader, typed_path
+from .prompt import valid_text
+from .show import Output, one_line
+
+if TYPE_CHECKING:
+    import phirt
+
+LEAVE_HINT = "Ctrl-D or /quit leaves."
+
+
+class Lines(Protocol):
+    """Where lines come from: a terminal, or a list in a test."""
+
+    def read(self, prompt: str) -> str:
+        """The next line; EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the session begins and how it answers; constant while it runs."""
+
+    config: phirt.GenerationConfig
+    system: str | None = None
+    tools: list[dict] | None = None
+    stats: bool = False
+
+
+@dataclass
+class Attachments:
+    """Media for the next message, in the order in which they were attached."""
+
+    images: list[Path] = field(default_factory=list)
+    audio: list[Path] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forgets them all."""
+        self.images.clear()
+        self.audio.clear()
+
+    def __str__(self) -> str:
+        names = [one_line(path.name) for path in (*self.images, *self.audio)]
+        return f"[{', '.join(names)}] " if names else ""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word that begins with a slash. `argument` is its name in the help; empty when it takes none."""
+
+    run: Callable[[str], None]
+    argument: str
+    help: str
+
+
+class Session:
+    """One conversation at a terminal, from the first prompt to /quit."""
+
+    def __init__(self, model: phirt.Model, setup: Setup, out: Output, attached: Attachments | None = None) -> None:
+        self._model = model
+        self._setup = setup
+        self._out = out
+        self._attached = attached or Attachments()
+        self._last: phirt.Result | None = None
+        self._open = True
+        self._chat = model.chat(system=setup.system, tools=setup.tools)
+        self._commands = {
+            "/image": Command(self._image, "F", "attach an image to the next message"),
+            "/audio": Command(self._audio, "F", "attach a recording to the next message"),
+            "/detach": Command(self._detach, "", "forget what is attached"),
+            "/reset": Command(self._reset, "", "start the conversation again"),
+            "/save": Command(self._save, "F", "write the conversation to a file"),
+            "/load": Command(self._load, "F", "go on with a saved conversation"),
+            "/stats": Command(self._stats, "", "figures of the last answer"),
+            "/help": Command(self._help, "", "this list"),
+            "/quit": Command(self._quit, "", "leave (Ctrl-D too; Ctrl-C stops an answer)"),
+        }
+
+    def reader(self) -> LineReader:
+        """A reader of the terminal that completes this session's commands."""
+        with_path = [name for name, command in self._commands.items() if command.argument]
+        return LineReader(self._out, list(self._commands), with_path)
+
+    def run(self, lines: Lines) -> None:
+        """Reads and answers until /quit or the end of the lines."""
+        self._out.hint(f"{one_line(self._model.manifest.name)}: type a message; /help lists the commands. {LEAVE_HINT}")
+        while self._open:
+            try:
+                line = lines.read(f"{self._attached}> ")
+            except EOFError:
+                self._out.notice("")
+                return
+            except KeyboardInterrupt:
+                self._out.notice("")
+                self._out.hint(LEAVE_HINT)
+                continue
+            self._take(line)
+
+    def _take(self, line: str) -> None:
+        """One line: a command or a message. Whatever goes wrong is said in one line."""
+        try:
+            if line.startswith("/"):
+                self._obey(line.strip())
+            elif line.strip() or self._attached.images or self._attached.audio:
+                self._send(line.strip())
+        except PhirtError as error:
+            self._out.error(str(error))
+        except KeyboardInterrupt:
+            self._out.notice("")
+            self._out.hint(f"stopped. {LEAVE_HINT}")
+
+    def _send(self, text: str) -> None:
+        attached = self._attached
+        request = Request(valid_text(text), self._setup.config, tuple(attached.images), tuple(attached.audio))
+        answer = ask(self._chat, request, self._out)
+        attached.clear()
+        self._last = answer.result
+        if answer.interrupted:
+            self._out.hint("stopped; the answer so far stays in the conversation")
+        elif answer.result.finish_reason == "length":
+            self._out.hint("cut at the limit of new tokens (--max-new-tokens)")
+        elif answer.result.finish_reason == "context":
+            self._out.hint("the context is full: /reset starts again")
+        if self._setup.stats:
+            self._out.hint(figures(answer.result))
+
+    def _obey(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        command = self._commands.get(name)
+        if command is None:
+            self._out.error(f"unknown command {name}; the commands are {' '.join(self._commands)}")
+        elif command.argument and not argument:
+            self._out.error(f"{name} needs a file name: {name} {command.argument}")
+        elif argument and not command.argument:
+            self._out.error(f"{name} takes nothing after it")
+        else:
+            command.run(argument)
+
+    def _image(self, argument: str) -> None:
+        path = typed_path(argument)
+        count = self._model.count_tokens("", images=[path])
+        self._attached.images.append(path)
+        self._out.hint(f"{one_line(path.name)}: {sum(count.images)} tokens")
+
+    def _audio(self, argument: str) -> None:
+        path = typed_path(argument)
+        count = self._model.count_tokens("", audio=[path])
+        self._attached.audio.append(path)
+        self._out.hint(f"{one_line(path.name)}: {sum(count.audio)} tokens")
+
+    def _detach(self, argument: str) -> None:
+        self._attached.clear()
+
+    def _reset(self, argument: str) -> None:
+        self._chat.reset()
+        self._attached.clear()
+        self._last = None
+        self._out.hint("a new conversation")
+
+    def _save(self, argument: str) -> None:
+        path = typed_path(argument)
+        self._chat.save(path)
+        self._out.hint(f"saved to {path}")
+
+    def _load(self, argument: str) -> None:
+        path = typed_path(argument)
+        self._chat = self._model.load_chat(path)
+        self._last = None
+        self._out.hint(f"{len(self._chat.messages)} messages from {path}")
+
+    def _stats(self, argument: str) -> None:
+        if self._last is None:
+            self._out.hint("no answer yet")
+        else:
+            self._out.hint(figures(self._last))
+
+    def _help(self, argument: str) -> None:
+        rows = [f"  {f'{name} {command.argument}':<11} {command.help}" for name, command in self._commands.items()]
+        self._out.notice("\n".join(rows))
+
+    def _quit(self, argument: str) -> None:
+        self._open = False

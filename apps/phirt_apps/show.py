@@ -1,0 +1,152 @@
+"""Where output goes: the answer to stdout, everything else to stderr, a spinner while nothing can be shown yet.
+
+Knows streams, terminals, colours and control characters. Does not know models, conversations or commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from phirt.errors import PhirtError
+
+# C0 and C1 controls except tab and newline: what a terminal could take as a command.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class OutputError(PhirtError):
+    """Standard output cannot take the answer, such as a full disk behind a redirection."""
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that a terminal would obey (tab and newline stay)."""
+    return _CONTROLS.sub("", text)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without control characters: for names and messages inside a sentence."""
+    return printable(" ".join(text.split()))
+
+
+def abandon_stdout() -> None:
+    """Points stdout at nothing, so that the interpreter's last flush cannot fail a second time."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        return  # stdout is not a file of the system, such as a test's buffer: its flush cannot fail
+
+
+@contextlib.contextmanager
+def _stdout_errors() -> Iterator[None]:
+    """Turns a failure of stdout into an OutputError; a reader that went away stays a BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+class Output:
+    """The two streams of one command.
+
+    stdout gets raw text when it is a file or a pipe, and printable text when it is a terminal. stderr gets notices,
+    tables and the spinner; rich leaves colours out when stderr is no terminal or NO_COLOR is set.
+    """
+
+    def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self._stdout = stdout or sys.stdout
+        self._console = Console(file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False)
+        self._stdout_is_terminal = self._stdout.isatty()
+
+    @property
+    def answers_on_terminal(self) -> bool:
+        """Whether a person reads stdout directly."""
+        return self._stdout_is_terminal
+
+    def answer(self, text: str) -> None:
+        """Writes a piece of the answer at once. Raises OutputError when stdout cannot take it."""
+        self._write(printable(text) if self._stdout_is_terminal else text)
+
+    def json(self, value: Any) -> None:
+        """Writes one JSON object on one line. Escapes to ASCII where the stream could garble other characters."""
+        encoding = (self._stdout.encoding or "ascii").lower().replace("-", "")
+        ascii_only = self._stdout_is_terminal or encoding != "utf8"
+        self._write(json.dumps(value, ensure_ascii=ascii_only) + "\n")
+
+    def table(self, table: Table) -> None:
+        """Writes a table as the answer; whole values, however narrow the terminal."""
+        width = None if self._stdout_is_terminal else 160
+        console = Console(file=self._stdout, highlight=False, emoji=False, markup=False, width=width)
+        with _stdout_errors():
+            console.print(table)
+            self._stdout.flush()
+
+    def _write(self, text: str) -> None:
+        with _stdout_errors():
+            self._stdout.write(text)
+            self._stdout.flush()
+
+    def notice(self, text: str, style: str = "") -> None:
+        """One or more lines on stderr."""
+        self._console.print(Text(printable(text), style=style))
+
+    def hint(self, text: str) -> None:
+        """A quiet line on stderr: figures, reminders."""
+        self.notice(text, "dim")
+
+    def prompt(self, text: str) -> None:
+        """The prompt of an interactive session on stderr, without a newline."""
+        self._console.print(Text(text), end="")
+
+    def error(self, text: str) -> None:
+        """One line on stderr, beginning with `error:`."""
+        line = Text("error: ", style="bold red")
+        line.append(one_line(text), style="not bold default")
+        self._console.print(line)
+
+    @contextlib.contextmanager
+    def busy(self, label: str) -> Iterator[Callable[[], None]]:
+        """Shows a spinner on a terminal until the block ends or the yielded function is called."""
+        if not self._console.is_terminal:
+            yield lambda: None
+            return
+        status = self._console.status(Text(one_line(label), style="dim"), spinner="dots")
+        status.start()
+        try:
+            yield status.stop
+        finally:
+            status.stop()
+
+
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines; a column whose name begins with `#` is aligned right."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.startswith("#")
+        table.add_column(column.lstrip("#"), justify="right" if right else "left", header_style="dim", overflow="fold")
+    return table
+
+
+def size(count: int) -> str:
+    """A byte count for people, in powers of 1000: `12 B`, `3.4 kB`, `25.1 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("kB", "MB", "GB"):
+        amount /= 1000
+        if amount < 1000 or unit == "GB":
+            break
+    return f"{amount:.1f} {unit}"
