@@ -2,9 +2,10 @@
 
     python examples/make_examples.py
 
-writes `shapes.png` (a red circle, a blue square and a green triangle) and `seven.flac` (the spoken word "seven") beside
-this file. The word comes from espeak-ng; without it a small formant synthesiser here says it, less well. Needs nothing
-beyond the runtime's own dependencies. The same input gives the same picture; the clip depends on the version of espeak-ng.
+writes `shapes.png` (a red circle, a blue square and a green triangle) and `seven.flac` (the spoken word
+"seven") beside this file. The word comes from espeak-ng; without it a small formant synthesiser here says it,
+less well. Needs nothing beyond the runtime's own dependencies. The same input gives the same picture; the
+clip depends on the version of espeak-ng.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def speak(word: str) -> np.ndarray:
 
 
 def synthesise_seven() -> np.ndarray:
-    """ "Seven" from noise and three formants a sound: recognisable at best, for machines without espeak-ng."""
+    """The word from noise and three formants a sound: recognisable at best, for want of espeak-ng."""
     rng = np.random.default_rng(7)
     sounds = [
         hiss(rng, 0.16, 5500.0, 0.25),

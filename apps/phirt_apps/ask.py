@@ -1,6 +1,6 @@
 """One request to a conversation: the answer as it comes, Ctrl-C, the figures afterwards.
 
-Knows a phirt.Chat, its reply and the streams. Does not know how the request was put together, nor what comes next.
+Knows a phirt.Chat, its reply and the streams. Does not know how the request was put together.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Answer:
 class StopOnInterrupt:
     """While active, Ctrl-C cancels the reply in hand instead of ending the program.
 
-    Before there is a reply, Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread only, so in any
-    other thread nothing is changed.
+    Before there is a reply, Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread only, so
+    in any other thread nothing is changed.
     """
 
     pressed: bool = False
@@ -72,8 +72,8 @@ class StopOnInterrupt:
 def ask(chat: phirt.Chat, request: Request, out: Output, *, silent: bool = False) -> Answer:
     """Sends the request and writes the answer to stdout as it comes (nothing of it when `silent`).
 
-    The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the conversation is
-    then as it was before.
+    The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the
+    conversation is then as it was before.
     """
     wrote = False
     ended = True
@@ -126,7 +126,8 @@ def figures(result: phirt.Result) -> str:
         f"first token  {timings['first_token']:.2f} s"
         + (f" (media {timings['media']:.2f} s)" if timings.get("media") else ""),
         f"prefill      {_speed(fresh, timings['prefill'])}",
-        f"decode       {result.tokens_per_second:.1f} tokens/s, {usage['new_tokens']} tokens, {result.finish_reason}",
+        f"decode       {result.tokens_per_second:.1f} tokens/s, {usage['new_tokens']} tokens, "
+        f"{result.finish_reason}",
         f"prompt       {usage['prompt_tokens']} tokens: {text} text, {usage['image_tokens']} image, "
         f"{usage['audio_tokens']} audio; {usage['cached_tokens']} cached; route {result.route}",
     ]
@@ -141,7 +142,7 @@ def _speed(tokens: int, seconds: float) -> str:
 
 
 def peak_memory() -> int | None:
-    """The largest resident size of this process so far in bytes; None where the system does not tell (Windows)."""
+    """The largest resident size of this process so far, in bytes; None where it is not told (Windows)."""
     try:
         import resource
     except ImportError:

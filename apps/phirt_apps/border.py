@@ -1,4 +1,4 @@
-"""The error border of the command line: whatever happens inside, a user sees one clear line and an exit status.
+"""The error border: whatever happens inside a command, a user sees one clear line and an exit status.
 
 Knows exceptions and exit statuses. Does not know any command.
 
@@ -27,11 +27,11 @@ from .show import Output, abandon_stdout, one_line
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 
-class MissingExtra(PhirtError):
+class MissingExtraError(PhirtError):
     """A command needs packages that a plain install leaves out."""
 
 
-class UsageMistake(PhirtError):
+class UsageError(PhirtError):
     """The command line itself is wrong: exit status 2."""
 
 
@@ -78,7 +78,7 @@ def report(error: Exception) -> int:
     if os.environ.get("PHIRT_DEBUG") == "1":
         traceback.print_exception(error)
     out = Output()
-    if isinstance(error, UsageMistake):
+    if isinstance(error, UsageError):
         out.error(str(error))
         return WRONG_USAGE
     if isinstance(error, PhirtError):
@@ -104,4 +104,3 @@ def report(error: Exception) -> int:
 def _system_message(error: OSError) -> str:
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
-

@@ -1,7 +1,8 @@
-"""The interactive session of `phirt chat`: messages, commands that begin with a slash, attachments for the next message.
+"""The interactive session of `phirt chat`: messages, slash commands, attachments for the next message.
 
-Knows a phirt.Model and its conversation, and the lines that a person types. Does not know options or exit statuses.
-An error costs one line on the screen and nothing else: the conversation and the attachments stay as they were.
+Knows a phirt.Model and its conversation, and the lines that a person types. Does not know options or exit
+statuses. An error costs one line on the screen and nothing else: the conversation and the attachments stay as
+they were.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Command:
 class Session:
     """One conversation at a terminal, from the first prompt to /quit."""
 
-    def __init__(self, model: phirt.Model, setup: Setup, out: Output, attached: Attachments | None = None) -> None:
+    def __init__(
+        self, model: phirt.Model, setup: Setup, out: Output, attached: Attachments | None = None
+    ) -> None:
         self._model = model
         self._setup = setup
         self._out = out
@@ -97,7 +100,9 @@ class Session:
 
     def run(self, lines: Lines) -> None:
         """Reads and answers until /quit or the end of the lines."""
-        self._out.hint(f"{one_line(self._model.manifest.name)}: type a message; /help lists the commands. {LEAVE_HINT}")
+        self._out.hint(
+            f"{one_line(self._model.manifest.name)}: type a message; /help lists the commands. {LEAVE_HINT}"
+        )
         while self._open:
             try:
                 line = lines.read(f"{self._attached}> ")
@@ -190,7 +195,9 @@ class Session:
             self._out.hint(figures(self._last))
 
     def _help(self, argument: str) -> None:
-        rows = [f"  {f'{name} {command.argument}':<11} {command.help}" for name, command in self._commands.items()]
+        rows = [
+            f"  {f'{name} {command.argument}':<11} {command.help}" for name, command in self._commands.items()
+        ]
         self._out.notice("\n".join(rows))
 
     def _quit(self, argument: str) -> None:

@@ -18,7 +18,8 @@ from .show import Output
 class LineReader:
     """Reads lines from stdin. Nothing that was typed is ever written to disk.
 
-    `commands` are the words offered by the Tab key at the start of a line; those in `with_path` complete file names after it.
+    `commands` are the words offered by the Tab key at the start of a line; those in `with_path` complete file
+    names after it.
     """
 
     def __init__(self, out: Output, commands: Sequence[str], with_path: Sequence[str]) -> None:
@@ -62,7 +63,7 @@ def _completer(find: Callable[[str], list[str]]) -> Callable[[str, int], str | N
 
 
 def completions(line: str, commands: Sequence[str], with_path: Sequence[str]) -> list[str]:
-    """The whole lines that could follow from this beginning: commands, or files after a command that takes one."""
+    """The lines that could follow from this beginning: commands, or files after one that takes a file."""
     command, space, start = line.partition(" ")
     if not space:
         takes = set(with_path)
@@ -82,7 +83,8 @@ def completions(line: str, commands: Sequence[str], with_path: Sequence[str]) ->
 def typed_path(text: str) -> Path:
     """The file that a typed argument names: with spaces, quotes, backslashes or `~`, as typed or as dropped.
 
-    A name that exists as it stands is taken as it stands; otherwise quotes and backslashes are read as a shell would.
+    A name that exists as it stands is taken as it stands; otherwise quotes and backslashes are read as a
+    shell would.
     """
     text = text.strip()
     plain = _home(text)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def transcribe(model: phirt.Model, files: Sequence[Path], out: Output, *, as_json: bool) -> bool:
-    """Writes one line per file (`path: text` when there are several), or one JSON object. False when a file failed.
+    """Writes one line per file (`path: text` for several), or one JSON object. False when a file failed.
 
     A file that cannot be used costs one line on stderr; the others are still transcribed.
     """
@@ -43,12 +43,24 @@ def transcribe(model: phirt.Model, files: Sequence[Path], out: Output, *, as_jso
 
 
 def tokens(
-    model: phirt.Model, text: str, images: Sequence[Path], audio: Sequence[Path], out: Output, *, as_json: bool
+    model: phirt.Model,
+    text: str,
+    images: Sequence[Path],
+    audio: Sequence[Path],
+    out: Output,
+    *,
+    system: str | None,
+    as_json: bool,
 ) -> None:
-    """Writes what a first message of this text and these media would take of the context, part by part, and its route."""
+    """Writes what a first message of this text and these media takes of the context, and its route."""
     with out.busy("counting"):
-        count = model.count_tokens(text, images=images, audio=audio)
-    parts = {"total": count.total, "text": count.text, "images": list(count.images), "audio": list(count.audio)}
+        count = model.count_tokens(text, images=images, audio=audio, system=system)
+    parts = {
+        "total": count.total,
+        "text": count.text,
+        "images": list(count.images),
+        "audio": list(count.audio),
+    }
     if as_json:
         out.json({**parts, "route": count.route})
         return

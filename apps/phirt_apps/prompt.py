@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from phirt.errors import ConfigError
 
-from .border import UsageMistake
+from .border import UsageError
 
 if TYPE_CHECKING:
     import phirt
@@ -39,31 +39,41 @@ def piped_text() -> str | None:
         return None
     data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
-        raise ConfigError(f"the text on standard input is too long; at most {MAX_PROMPT_BYTES:,} bytes are read")
+        raise ConfigError(
+            f"the text on standard input is too long; at most {MAX_PROMPT_BYTES:,} bytes are read"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the text on standard input is not UTF-8 (byte {error.start}); convert it first") from error
+        raise ConfigError(
+            f"the text on standard input is not UTF-8 (byte {error.start}); convert it first"
+        ) from error
     return text.removesuffix("\n").removesuffix("\r")
 
 
 def tool_list(path: Path | None) -> list[dict[str, Any]] | None:
-    """The tools of a JSON file: a list of objects, each with a `name`. Raises ConfigError when it is anything else."""
+    """The tools of a JSON file: a list of objects, each with a `name`. Raises ConfigError otherwise."""
     if path is None:
         return None
     try:
         with path.open("rb") as file:
             data = file.read(MAX_TOOLS_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the tools {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"cannot read the tools {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if len(data) > MAX_TOOLS_BYTES:
         raise ConfigError(f"the tools {path} are too long; at most {MAX_TOOLS_BYTES:,} bytes are read")
     try:
         tools = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the tools {path} are not JSON: {error}") from error
-    if not isinstance(tools, list) or not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tools):
-        raise ConfigError(f'the tools {path} must be a list of objects with a "name", such as [{{"name": "search"}}]')
+    if not isinstance(tools, list) or not all(
+        isinstance(t, dict) and isinstance(t.get("name"), str) for t in tools
+    ):
+        raise ConfigError(
+            f'the tools {path} must be a list of objects with a "name", such as [{{"name": "search"}}]'
+        )
     return tools
 
 
@@ -74,4 +84,4 @@ def generation_config(**settings: Any) -> phirt.GenerationConfig:
     try:
         return phirt.GenerationConfig(**settings)
     except ConfigError as error:
-        raise UsageMistake(str(error)) from error
+        raise UsageError(str(error)) from error

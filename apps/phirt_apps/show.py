@@ -1,4 +1,4 @@
-"""Where output goes: the answer to stdout, everything else to stderr, a spinner while nothing can be shown yet.
+"""Where output goes: the answer to stdout, everything else to stderr, a spinner while one waits.
 
 Knows streams, terminals, colours and control characters. Does not know models, conversations or commands.
 """
@@ -62,26 +62,33 @@ def _stdout_errors() -> Iterator[None]:
 class Output:
     """The two streams of one command.
 
-    stdout gets raw text when it is a file or a pipe, and printable text when it is a terminal. stderr gets notices,
-    tables and the spinner; rich leaves colours out when stderr is no terminal or NO_COLOR is set.
+    stdout gets raw text when it is a file or a pipe, and printable text when it is a terminal. stderr gets
+    notices, tables and the spinner; rich leaves colours out when stderr is no terminal or NO_COLOR is set.
     """
 
     def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self._stdout = stdout or sys.stdout
-        self._console = Console(file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False)
+        self._console = Console(
+            file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False
+        )
         self._stdout_is_terminal = self._stdout.isatty()
 
     @property
-    def answers_on_terminal(self) -> bool:
-        """Whether a person reads stdout directly."""
-        return self._stdout_is_terminal
+    def console(self) -> Console:
+        """The console on stderr, for live displays."""
+        return self._console
+
+    @property
+    def notices_on_terminal(self) -> bool:
+        """Whether stderr is a terminal, where a display may redraw itself."""
+        return self._console.is_terminal
 
     def answer(self, text: str) -> None:
         """Writes a piece of the answer at once. Raises OutputError when stdout cannot take it."""
         self._write(printable(text) if self._stdout_is_terminal else text)
 
     def json(self, value: Any) -> None:
-        """Writes one JSON object on one line. Escapes to ASCII where the stream could garble other characters."""
+        """Writes one JSON object on one line, in ASCII where the stream could garble other characters."""
         encoding = (self._stdout.encoding or "ascii").lower().replace("-", "")
         ascii_only = self._stdout_is_terminal or encoding != "utf8"
         self._write(json.dumps(value, ensure_ascii=ascii_only) + "\n")
@@ -133,10 +140,14 @@ class Output:
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
     """A table without lines; a column whose name begins with `#` is aligned right."""
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    table = Table(
+        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
+    )
     for column in columns:
         right = column.startswith("#")
-        table.add_column(column.lstrip("#"), justify="right" if right else "left", header_style="dim", overflow="fold")
+        table.add_column(
+            column.lstrip("#"), justify="right" if right else "left", header_style="dim", overflow="fold"
+        )
     return table
 
 

@@ -1,0 +1,312 @@
+"""The command `phirt`: every subcommand with its options, help and wiring.
+
+Knows which function answers which command. The work is in the modules beside this one, which are imported
+when their command runs, so that `phirt --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .border import FAILED, INTERRUPTED, WRONG_USAGE, Border, UsageError
+from .show import Output
+
+if TYPE_CHECKING:
+    import phirt
+
+app = typer.Typer(
+    name="phirt",
+    cls=Border,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def main() -> None:
+    """The entry point of the installed script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows a question mark instead of ending the program.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")
+    if os.environ.get("PHIRT_DEBUG") != "1" and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # warnings speak to developers
+    app(prog_name="phirt")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Output().answer(f"phirt {version('phirt')}\n")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Answers about text, images and recordings on your own machine: offline, nothing leaves it.
+
+    \b
+      phirt chat "Tell me about the sea."
+      phirt chat --image photo.jpg "What is this?"
+      phirt chat                                     an interactive session
+      phirt transcribe memo.flac
+
+    Exit status: 0 done, 1 the request failed (stderr says why in one line), 2 wrong usage, 130 stopped with
+    Ctrl-C. PHIRT_DEBUG=1 shows where an error comes from; NO_COLOR is respected.
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(WRONG_USAGE)
+
+
+def _load(
+    bundle: Path | None, out: Output, provider: str | None = None, threads: int | None = None
+) -> phirt.Model:
+    with out.busy("loading the model"):
+        import phirt
+
+        from .bundles import small_enough_to_hash
+
+        providers = None if provider is None else [provider]
+        return phirt.load(bundle, providers=providers, threads=threads, verify=small_enough_to_hash(bundle))
+
+
+@app.command(short_help="Answer a prompt, or start an interactive session.")
+def chat(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to say to the model.")
+    ] = None,
+    bundle: options.Bundle = None,
+    image: options.Images = None,
+    audio: options.Audio = None,
+    system: options.System = None,
+    tools: options.Tools = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    json: options.Json = False,
+    stats: options.Stats = False,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Answers PROMPT, or starts an interactive session when there is none.
+
+    Without PROMPT the text is read from stdin when that is not a terminal. The answer goes to stdout as it
+    comes, everything else to stderr. Ctrl-C stops the answer; what was written stays.
+
+    \b
+      phirt chat --image photo.jpg "What is this?"
+      phirt chat --image a.jpg --image b.jpg "What differs?"
+      phirt chat --audio question.wav --image photo.jpg "Answer the question."
+      phirt chat --json --stats --temperature 0.7 --seed 1 "Write a line about rain." > answer.json
+      echo "Say hello." | phirt chat
+      phirt chat --system "Answer briefly."          interactive; /help lists its commands
+    """
+    from .ask import Request, as_object, ask, figures
+    from .prompt import generation_config, piped_text, tool_list, valid_text
+
+    out = Output()
+    text = prompt if prompt is not None else piped_text()
+    media = bool(image or audio)
+    if text is not None and not text.strip() and not media:
+        raise UsageError(
+            "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
+        )
+    if text is None and json:
+        raise UsageError("--json needs a PROMPT, or text on stdin; an interactive session has no one answer")
+    config = generation_config(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=tuple(map(valid_text, stop or ())),
+    )
+    tool_specs = tool_list(tools)
+    system = None if system is None else valid_text(system)
+    if text is None:
+        model = _load(bundle, out, provider, threads)
+        _interactive(model, out, image, audio, config=config, system=system, tools=tool_specs, stats=stats)
+        return
+    request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()))
+    conversation = _load(bundle, out, provider, threads).chat(system=system, tools=tool_specs)
+    answer = ask(conversation, request, out, silent=json)
+    if json:
+        out.json(as_object(answer.result))
+    if stats:
+        out.hint(figures(answer.result))
+    if answer.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _interactive(model: Any, out: Output, image: Any, audio: Any, **setup: Any) -> None:
+    from .interactive import Attachments, Session, Setup
+
+    for path in (*(image or ()), *(audio or ())):
+        is_image = path in (image or ())
+        model.count_tokens("", images=[path] if is_image else [], audio=[] if is_image else [path])
+    session = Session(model, Setup(**setup), out, Attachments(list(image or ()), list(audio or ())))
+    session.run(session.reader())
+
+
+@app.command(short_help="Write what recordings say.")
+def transcribe(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", show_default=False, help="Recordings: wav, flac, ogg, mp3."),
+    ],
+    bundle: options.Bundle = None,
+    json: options.Json = False,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Writes what is said in each FILE, one line per file (`path: text` when there are several).
+
+    A file that cannot be used costs one line on stderr, the others are still transcribed, and the exit status
+    is 1.
+
+    \b
+      phirt transcribe memo.flac
+      phirt transcribe --json *.wav
+    """
+    from . import media
+
+    out = Output()
+    if not media.transcribe(_load(bundle, out, provider, threads), files, out, as_json=json):
+        raise typer.Exit(FAILED)
+
+
+@app.command(short_help="Count what a prompt takes of the context.")
+def tokens(
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", show_default=False, help="The text of the message.")
+    ] = None,
+    bundle: options.Bundle = None,
+    image: options.Images = None,
+    audio: options.Audio = None,
+    system: options.System = None,
+    json: options.Json = False,
+) -> None:
+    """Counts what a prompt takes of the context, part by part, and names its route. Answers nothing.
+
+    Without TEXT and media the text is read from stdin.
+
+    \b
+      phirt tokens "How long is this?"
+      phirt tokens --image photo.jpg --json "What is this?"
+    """
+    from . import media
+    from .prompt import piped_text, valid_text
+
+    out = Output()
+    if text is None:
+        text = "" if image or audio else piped_text()
+    if text is None:
+        raise UsageError("nothing to count; give TEXT, pipe text into stdin, or attach --image or --audio")
+    media.tokens(
+        _load(bundle, out), valid_text(text), image or [], audio or [], out, system=system, as_json=json
+    )
+
+
+def _folder(bundle: Path | None) -> Path:
+    if bundle is not None:
+        return bundle
+    from phirt.model import embedded_bundle
+
+    return embedded_bundle()
+
+
+BundleArgument = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", show_default=False, help="Folder of an exported model.")
+]
+
+
+@app.command(short_help="Show what a bundle is made of.")
+def inspect(bundle: BundleArgument = None, json: options.Json = False) -> None:
+    """Shows what BUNDLE is made of: sizes, graphs, files, quantization, routes, limits.
+
+    Without BUNDLE: the embedded one.
+
+    \b
+      phirt inspect
+      phirt inspect phi4-int4 --json
+    """
+    from . import bundles
+
+    bundles.inspect(_folder(bundle), Output(), as_json=json)
+
+
+@app.command(short_help="Check a bundle's files against its manifest.")
+def verify(bundle: BundleArgument = None, json: options.Json = False) -> None:
+    """Hashes every file of BUNDLE and compares it with the manifest. Exit status 1 when a file is bad.
+
+    Without BUNDLE: the embedded one.
+
+    \b
+      phirt verify phi4-int4
+    """
+    from . import bundles
+
+    bundles.verify(_folder(bundle), Output(), as_json=json)
+
+
+@app.command(short_help="List what can compute here.")
+def devices(json: options.Json = False) -> None:
+    """Lists what can compute on this machine, and which of it would be used.
+
+    \b
+      phirt devices
+    """
+    from .machine import devices as show
+
+    show(Output(), as_json=json)
+
+
+@app.command(short_help="Train a model from a recipe (needs the export extra).")
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe, a TOML file.")
+    ],
+    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="The data that the recipe names.")],
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("-o", "--run-dir", metavar="FOLDER", help="State and results. Default: runs/NAME."),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", metavar="NAME", help="One of the recipe's scales. Default: its own sizes."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+) -> None:
+    """Runs the stages of RECIPE that are not done yet, writes a result table, and at the end a checkpoint.
+
+    Ctrl-C keeps the state; the same command goes on where it stopped.
+
+    \b
+      phirt train recipes/nano.toml --data data
+      phirt train recipes/nano.toml --data data --scale tiny -o runs/try
+    """
+    from . import training
+
+    name = recipe.stem if scale is None else f"{recipe.stem}-{scale}"
+    folder = run_dir or Path("runs") / name
+    if not training.train(recipe, data, folder, Output(), scale=scale, until=until):
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,70 @@
+"""The options that several commands share, each spelled and explained once.
+
+Knows names, ranges and help texts. Does nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        "-m", "--bundle", metavar="BUNDLE", help="Folder of an exported model. Default: the embedded one."
+    ),
+]
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to look at. May be repeated.")
+]
+Audio = Annotated[
+    list[Path] | None,
+    typer.Option("--audio", metavar="FILE", help="A recording to listen to. May be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider", metavar="NAME", help="What computes, as listed by 'phirt devices'. Default: the CPU."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="CPU threads. Default: one per physical core."),
+]
+System = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="Instructions for the whole conversation.")
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option("--tools", metavar="FILE", help="JSON list of tools that the model may call."),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.", show_default=True
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", min=0.0, metavar="X", help="0 takes the likeliest token; higher varies more."
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option("--top-p", metavar="X", help="Choose among the likeliest tokens that make up this share."),
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", min=0, metavar="N", help="Choose among the N likeliest tokens; 0: all.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="N", help="Makes sampled answers repeatable.")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text. May be repeated."),
+]
+Stats = Annotated[bool, typer.Option("--stats", help="Times, speeds, token counts and memory on stderr.")]

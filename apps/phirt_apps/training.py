@@ -1,0 +1,105 @@
+"""`phirt train` and `phirt export`: the commands that need the export extra.
+
+Knows how progress is shown and how a missing extra is said. The work is phirt_export's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .border import MissingExtraError
+from .show import Output, one_line
+
+if TYPE_CHECKING:
+    from phirt_export.train.loop import Progress as Report
+
+# Packages of the extra; the absence of any other module is a fault and not a user's choice.
+_EXTRA = {"torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "safetensors", "scipy"}
+_LOG_EVERY_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def needs_extra(command: str) -> Iterator[None]:
+    """Around the imports of such a command: a package that is missing raises MissingExtraError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise MissingExtraError(
+            f"'phirt {command}' needs {error.name}, which is missing; run: pip install \"phirt[export]\""
+        ) from error
+
+
+def train(
+    recipe: Path,
+    data: Path,
+    run_dir: Path,
+    out: Output,
+    *,
+    scale: str | None = None,
+    until: str | None = None,
+) -> bool:
+    """Runs the recipe and writes its result table to stdout. False when it was interrupted.
+
+    A later call with the same folder continues. Shows a progress bar on a terminal, and otherwise one line a
+    minute, both on stderr.
+    """
+    with needs_extra("train"):
+        from phirt_export.train.loop import Interrupted
+        from phirt_export.train.runner import result_table, run_recipe
+    try:
+        with _progress(out) as report:
+            results = run_recipe(recipe, run_dir, data, scale=scale, report=report, until=until)
+    except Interrupted:
+        out.notice(f"stopped; the state is in {one_line(str(run_dir))}: the same command goes on from there")
+        return False
+    out.answer(result_table(results))
+    return True
+
+
+@contextlib.contextmanager
+def _progress(out: Output) -> Iterator[Any]:
+    if not out.notices_on_terminal:
+        yield _LogLines(out)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+    with Progress(*columns, console=out.console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(progress: Report) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(
+                    one_line(progress.stage), total=progress.steps, figures=""
+                )
+            bars.update(tasks[progress.stage], completed=progress.step, figures=_figures(progress))
+
+        yield report
+
+
+class _LogLines:
+    """Writes a line when a stage begins, ends, and once a minute between."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._stage = ""
+        self._written = 0.0
+
+    def __call__(self, progress: Report) -> None:
+        now = time.monotonic()
+        due = progress.stage != self._stage or progress.step >= progress.steps
+        if due or now - self._written >= _LOG_EVERY_SECONDS:
+            self._out.notice(f"{progress.stage} {progress.step}/{progress.steps}: {_figures(progress)}")
+            self._stage, self._written = progress.stage, now
+
+
+def _figures(progress: Report) -> str:
+    minutes, seconds = divmod(int(progress.remaining), 60)
+    left = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    return f"loss {progress.loss:.3f}, {progress.rate:,.0f} {progress.unit}/s, {left} left"
