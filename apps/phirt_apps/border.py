@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from phirt.errors import PhirtError
 
-from .show import Output, abandon_stdout, one_line
+from .show import Output, abandon, one_line
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -64,12 +64,12 @@ class Border(TyperGroup):
             sys.stdout.flush()
             return value
         except BrokenPipeError:
-            abandon_stdout()
+            abandon(sys.stdout)
             raise typer.Exit(BROKEN_PIPE) from None
         except (KeyboardInterrupt, EOFError):
             raise typer.Exit(INTERRUPTED) from None
         except OSError as error:
-            abandon_stdout()
+            abandon(sys.stdout)
             raise PhirtError(_system_message(error)) from error
 
 

@@ -37,25 +37,25 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def abandon_stdout() -> None:
-    """Points stdout at nothing, so that the interpreter's last flush cannot fail a second time."""
+def abandon(stream: TextIO) -> None:
+    """Points the stream at nothing, so that the interpreter's last flush cannot fail a second time."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
     except (OSError, ValueError):
-        return  # stdout is not a file of the system, such as a test's buffer: its flush cannot fail
+        return  # not a file of the system, such as a test's buffer: its flush cannot fail
 
 
 @contextlib.contextmanager
-def _stdout_errors() -> Iterator[None]:
+def _errors_of(stdout: TextIO) -> Iterator[None]:
     """Turns a failure of stdout into an OutputError; a reader that went away stays a BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        abandon_stdout()
+        abandon(stdout)
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
@@ -97,12 +97,12 @@ class Output:
         """Writes a table as the answer; whole values, however narrow the terminal."""
         width = None if self._stdout_is_terminal else 160
         console = Console(file=self._stdout, highlight=False, emoji=False, markup=False, width=width)
-        with _stdout_errors():
+        with _errors_of(self._stdout):
             console.print(table)
             self._stdout.flush()
 
     def _write(self, text: str) -> None:
-        with _stdout_errors():
+        with _errors_of(self._stdout):
             self._stdout.write(text)
             self._stdout.flush()
 

@@ -1,0 +1,84 @@
+"""Whatever a command does, a user sees one line and an exit status."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from phirt.errors import MediaError
+from phirt_apps.border import Border, UsageError
+
+
+def failing(error: BaseException) -> typer.Typer:
+    """An application whose only command raises `error` after writing `partial`."""
+    app = typer.Typer(cls=Border, add_completion=False, rich_markup_mode=None)
+
+    @app.callback()
+    def root() -> None:
+        """A group."""
+
+    @app.command()
+    def go(number: int = 0) -> None:
+        """Fails."""
+        typer.echo("partial", nl=False)
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (MediaError("x.jpg is empty"), 1, "error: x.jpg is empty\n"),
+        (MediaError("two\nlines"), 1, "error: two lines\n"),
+        (MediaError(), 1, "error: MediaError\n"),
+        (UsageError("give a prompt"), 2, "error: give a prompt\n"),
+        (OSError(errno.EACCES, "Permission denied", "a.wav"), 1, "error: a.wav: Permission denied\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
+        (
+            MemoryError(),
+            1,
+            "error: not enough memory: close other programs, or use shorter or smaller input\n",
+        ),
+        (ValueError("odd"), 1, "error: ValueError: odd (a fault in phirt; PHIRT_DEBUG=1 shows where)\n"),
+        (
+            RecursionError(),
+            1,
+            "error: RecursionError: no details (a fault in phirt; PHIRT_DEBUG=1 shows where)\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_exception_is_a_line_and_a_status(error: BaseException, status: int, line: str) -> None:
+    result = CliRunner().invoke(failing(error), ["go"])
+    assert (result.exit_code, result.stderr) == (status, line)
+    assert result.stdout == "partial"
+
+
+def test_debugging_shows_the_traceback() -> None:
+    result = CliRunner(env={"PHIRT_DEBUG": "1"}).invoke(failing(ValueError("odd")), ["go"])
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr and result.stderr.rstrip().splitlines()[-1].startswith(
+        "error: ValueError"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["gone"], "No such command"), (["go", "--nope"], "--nope"), (["go", "--number", "x"], "--number")],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], part: str) -> None:
+    result = CliRunner().invoke(failing(ValueError()), arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert part in result.stderr and "--help)" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_command_that_asks_to_leave_leaves_quietly() -> None:
+    result = CliRunner().invoke(failing(typer.Exit(0)), ["go"])
+    assert (result.exit_code, result.stderr, result.stdout) == (0, "", "partial")
