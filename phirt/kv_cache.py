@@ -1,0 +1,120 @@
+"""Keys and values of the positions that were run: buffers that grow, shared by the graph's past and present.
+
+Knows shapes and lengths. Knows nothing of token ids, routes or what makes an entry valid; `engine` decides
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phirt.session import empty_float32, ort_value
+
+_FIRST_CAPACITY = 256
+
+Layer = npt.NDArray[np.float32]
+
+
+class KVCache:
+    """Buffers float32 [1, num_kv_heads, capacity, head_dim] for keys and values of every layer.
+
+    GroupQueryAttention writes new entries in place after `length` ones, so past and present are one buffer.
+    Capacity doubles from 256 up to `context`. Entries past `length` are leftovers and never read.
+    """
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, context: int) -> None:
+        self.num_layers = num_layers
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.context = context
+        self.length = 0
+        self.capacity = 0
+        self._arrays: dict[str, Layer] = {}
+        self._values: dict[str, Any] = {}
+        self._allocate(min(_FIRST_CAPACITY, context))
+
+    def reserve(self, total: int) -> bool:
+        """Makes room for `total` positions, keeping what is cached. Returns whether the buffers moved."""
+        assert total <= self.context
+        if total <= self.capacity:
+            return False
+        capacity = self.capacity
+        while capacity < total:
+            capacity *= 2
+        self._allocate(min(capacity, self.context))
+        return True
+
+    def advance(self, count: int) -> None:
+        """Notes that the graph has written `count` more positions."""
+        assert self.length + count <= self.capacity
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forgets all positions from `length` on; costs nothing."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def clear(self) -> None:
+        """Forgets everything and gives grown buffers back."""
+        self.length = 0
+        if self.capacity > min(_FIRST_CAPACITY, self.context):
+            self._arrays.clear()
+            self._allocate(min(_FIRST_CAPACITY, self.context))
+
+    def copy(self) -> KVCache:
+        """An independent cache with the same content."""
+        other = KVCache(self.num_layers, self.num_kv_heads, self.head_dim, self.context)
+        other.reserve(self.length)
+        for suffix, array in self._arrays.items():
+            other._arrays[suffix][:, :, : self.length] = array[:, :, : self.length]
+        other.length = self.length
+        return other
+
+    def bindings(self) -> Iterator[tuple[str, str, Any]]:
+        """Graph input name, graph output name and the OrtValue that serves as both."""
+        for suffix, value in self._values.items():
+            yield f"past_key_values.{suffix}", f"present.{suffix}", value
+
+    def export(self) -> Iterator[tuple[str, Layer]]:
+        """(name, array [1, num_kv_heads, length, head_dim]) for every buffer, names as `names`."""
+        for suffix, array in self._arrays.items():
+            yield suffix, array[:, :, : self.length]
+
+    def restore(self, arrays: dict[str, Layer], length: int) -> None:
+        """Takes over exported arrays of `length` positions."""
+        assert set(arrays) == set(self._arrays)
+        self.length = 0
+        self.reserve(length)
+        for suffix, array in arrays.items():
+            self._arrays[suffix][:, :, :length] = array
+        self.length = length
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The buffers' names: "0.key", "0.value", "1.key", …"""
+        return tuple(self._arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers at their present capacity."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def _allocate(self, capacity: int) -> None:
+        old = self._arrays
+        self._arrays, self._values = {}, {}
+        for layer in range(self.num_layers):
+            for part in ("key", "value"):
+                suffix = f"{layer}.{part}"
+                array = empty_float32(1, self.num_kv_heads, capacity, self.head_dim)
+                previous = old.pop(
+                    suffix, None
+                )  # freed buffer by buffer, so that growth needs little extra memory
+                if previous is not None:
+                    array[:, :, : self.length] = previous[:, :, : self.length]
+                self._arrays[suffix] = array
+                self._values[suffix] = ort_value(array)
+        self.capacity = capacity

@@ -1,0 +1,185 @@
+"""The public face: load a bundle, open conversations, count tokens, transcribe.
+
+Knows how the parts fit together. Each part's own rules live in its module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phirt import adapters
+from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message, tools_to_json
+from phirt.conversation import Chat
+from phirt.engine import Engine, MediaSpan, Prompt
+from phirt.errors import BundleError, ConfigError, ContextError
+from phirt.manifest import Manifest, load_manifest, require_intact
+from phirt.media import Media, MediaEncoder
+from phirt.processors.audio import AudioSource
+from phirt.processors.image import ImageSource
+from phirt.sampling import GenerationConfig
+from phirt.session import Session, SessionConfig, check_threads, resolve_providers
+from phirt.tokenizer import Tokenizer
+
+EMBEDDED = "nano"
+TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."  # Phi-4-multimodal's own wording
+_DEFAULTS = GenerationConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCount:
+    """What a prompt costs: `total` = `text` (with the template's own tokens) + every image + every
+    recording.
+    """
+
+    total: int
+    text: int
+    images: tuple[int, ...]
+    audio: tuple[int, ...]
+    route: str
+
+
+class Model:
+    """A loaded bundle. Conversations share its graphs; encoders open on first use.
+
+    `close` gives all memory back; conversations of a closed model cannot go on.
+    """
+
+    def __init__(self, manifest: Manifest, config: SessionConfig) -> None:
+        self.manifest = manifest
+        self.tokenizer = Tokenizer(
+            manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
+        )
+        self._template = ChatTemplate(_read_template(manifest), self.tokenizer, manifest.tokens)
+        self._decoder = Session(manifest, "decoder", config)
+        self.encoder = MediaEncoder(manifest, config)
+
+    def chat(self, system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Chat:
+        """A new conversation. `tools` are dicts with at least a "name", offered to the model as JSON."""
+        if system is not None and not isinstance(system, str):
+            raise ConfigError(f"system is a {type(system).__name__}, accepted: a string or None")
+        return Chat(self, system, tools_to_json(tools))
+
+    def load_chat(self, path: str | Path) -> Chat:
+        """A conversation that `Chat.save` wrote, ready to go on. Raises ConversationError."""
+        from phirt import conversation_file
+
+        return conversation_file.load(self, path)
+
+    def transcribe(self, audio: AudioSource, *, config: GenerationConfig = _DEFAULTS) -> str:
+        """The words of a recording."""
+        reply = self.chat().send(TRANSCRIBE_PROMPT, audio=[audio], config=config)
+        return reply.text().strip()
+
+    def count_tokens(
+        self,
+        text: str,
+        images: Sequence[ImageSource] = (),
+        audio: Sequence[AudioSource] = (),
+        system: str | None = None,
+    ) -> TokenCount:
+        """What `text` with media would cost as the first turn; runs no graph. Raises as `Chat.send` does."""
+        pictures = [self.encoder.count_image_tokens(source) for source in _as_sequence(images, "images")]
+        clips = [self.encoder.prepare_audio(source).num_tokens for source in _as_sequence(audio, "audio")]
+        media = tuple(Media("image", "", count, None) for count in pictures)
+        media += tuple(Media("audio", "", count, None) for count in clips)
+        messages = (Message("user", text, media),)
+        encoded = self._template.encode(_with_system(messages, system, None))
+        return TokenCount(
+            total=len(encoded.ids),
+            text=len(encoded.ids) - sum(pictures) - sum(clips),
+            images=tuple(pictures),
+            audio=tuple(clips),
+            route=self.route_of(messages),
+        )
+
+    def release_encoders(self) -> None:
+        """Gives the encoders' memory back; they open again when needed."""
+        self.encoder.release()
+
+    def new_engine(self) -> Engine:
+        """An engine with an empty cache on this model's decoder."""
+        return Engine(self._decoder, self.manifest)
+
+    def route_of(self, messages: Sequence[Message]) -> str:
+        """The route that a conversation of these turns takes."""
+        kinds = [media.kind for message in messages for media in message.media]
+        return adapters.choose_route(self.manifest, images=kinds.count("image"), audio=kinds.count("audio"))
+
+    def prepare_media(self, images: Sequence[ImageSource], audio: Sequence[AudioSource]) -> tuple[Media, ...]:
+        """Reads and processes the media of one turn, images first."""
+        pictures = [self.encoder.prepare_image(source) for source in _as_sequence(images, "images")]
+        clips = [self.encoder.prepare_audio(source) for source in _as_sequence(audio, "audio")]
+        return (*pictures, *clips)
+
+    def encode_prompt(self, messages: Sequence[Message], system: str | None, tools: str | None) -> Prompt:
+        """The engine's prompt for a conversation, its media encoded. Raises ContextError before anything is
+        encoded.
+        """
+        route = self.route_of(messages)
+        encoded = self._template.encode(_with_system(messages, system, tools), tools)
+        context = self.manifest.geometry.context
+        if len(encoded.ids) > context:
+            raise ContextError(
+                f"the prompt needs {len(encoded.ids)} tokens, the model's context has {context}; shorten it, "
+                "use fewer media, or start a new conversation"
+            )
+        media = [(start, item, self.encoder.features(item, route)) for start, item in encoded.media]
+        spans = tuple(MediaSpan(start, features, item.span_key) for start, item, features in media)
+        return Prompt(encoded.ids, spans, route)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    verify: bool = False,
+) -> Model:
+    """Loads a bundle; None is the embedded one.
+
+    `providers` are execution providers in order of preference, the CPU by default. `verify` checks every
+    file's sha256, which reads them all; sizes are always checked. Raises BundleError, ProviderError,
+    ConfigError.
+    """
+    config = SessionConfig(providers=resolve_providers(providers), threads=check_threads(threads))
+    folder = embedded_bundle() if path is None else Path(path)
+    manifest = load_manifest(folder)
+    if verify:
+        require_intact(folder)
+    return Model(manifest, config)
+
+
+def embedded_bundle() -> Path:
+    """Where the embedded bundle lies. Raises BundleError if this installation has none."""
+    folder = Path(str(importlib.resources.files("phirt"))) / "bundles" / EMBEDDED
+    if not folder.is_dir():
+        raise BundleError(
+            f"this installation of phirt has no embedded bundle ({EMBEDDED}); install a release, or name a "
+            "bundle folder"
+        )
+    return folder
+
+
+def _read_template(manifest: Manifest) -> str:
+    path = manifest.path(manifest.chat_template)
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from error
+
+
+def _with_system(messages: Sequence[Message], system: str | None, tools: str | None) -> Sequence[Message]:
+    """The turns with the system message in front, which tools need even without text."""
+    if system is None and tools is None:
+        return messages
+    return (Message("system", system or ""), *messages)
+
+
+def _as_sequence(items: Any, name: str) -> Sequence[Any]:
+    if isinstance(items, str | bytes | Path) or not isinstance(items, Sequence):
+        raise ConfigError(f"{name} is a {type(items).__name__}, accepted: a list, even for one file")
+    return items

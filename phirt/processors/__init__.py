@@ -1,0 +1,1 @@
+"""From files and pictures to what the encoders take. Each module knows one modality and no session."""

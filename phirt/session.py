@@ -1,0 +1,210 @@
+"""The only place that creates inference sessions: execution providers, session options, encoders opened on
+demand.
+
+Knows onnxruntime. Knows nothing of tokens, media or conversations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# onnxruntime reads this while it is imported; whoever has already decided keeps their choice.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+from phirt.errors import BundleError, ConfigError, ProviderError
+from phirt.manifest import GraphSpec, Manifest
+
+ort.disable_telemetry_events()
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+_SUFFIX = "ExecutionProvider"
+_LOG_NOTHING_BUT_FATAL = 4  # what goes wrong is raised; onnxruntime would print it a second time
+_MAX_THREADS = 1024
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "uint8": "tensor(uint8)",
+    "int8": "tensor(int8)",
+    "bool": "tensor(bool)",
+}
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """How graphs are executed. `threads` None lets onnxruntime take the physical cores.
+
+    `spinning` keeps worker threads awake for a moment between runs: right for decode steps, wasteful for
+    encoders.
+    """
+
+    providers: tuple[str, ...] = DEFAULT_PROVIDERS
+    threads: int | None = None
+    spinning: bool = True
+
+
+def devices() -> tuple[str, ...]:
+    """The execution providers that this installation of onnxruntime offers, in its order of preference."""
+    return tuple(ort.get_available_providers())
+
+
+def resolve_providers(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Full provider names for what a user wrote: "cuda", "CUDA" and "CUDAExecutionProvider" are the same.
+
+    None means the CPU. Raises ProviderError naming those available.
+    """
+    if names is None:
+        return DEFAULT_PROVIDERS
+    if isinstance(names, str):
+        names = (names,)
+    available = {_short(name): name for name in devices()}
+    if not names:
+        raise ProviderError(f"no provider was named; available: {', '.join(available.values())}")
+    unknown = [str(name) for name in names if _short(str(name)) not in available]
+    if unknown:
+        raise ProviderError(
+            f"execution provider {', '.join(unknown)} is not available here; "
+            f"available: {', '.join(available.values())}; install the onnxruntime package that contains it"
+        )
+    return tuple(dict.fromkeys(available[_short(str(name))] for name in names))
+
+
+def check_threads(threads: int | None) -> int | None:
+    """`threads` as given if it is None or a sensible count. Raises ConfigError."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ConfigError(
+            f"threads is {threads!r}, accepted: a whole number from 1 to {_MAX_THREADS}, or None"
+        )
+    if threads is not None and threads > _MAX_THREADS:
+        raise ConfigError(f"threads is {threads}, accepted: at most {_MAX_THREADS}")
+    return threads
+
+
+def _short(name: str) -> str:
+    return name.strip().removesuffix(_SUFFIX).lower()
+
+
+class Session:
+    """One opened graph. Errors of onnxruntime leave it as BundleError."""
+
+    def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
+        self.spec = manifest.graphs[graph]
+        self.graph = graph
+        path = manifest.path(self.spec.file)
+        try:
+            self._session = ort.InferenceSession(
+                str(path), sess_options=_options(config), providers=list(config.providers)
+            )
+        except Exception as error:  # onnxruntime's types derive from Exception alone
+            raise BundleError(
+                f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
+                "weights are "
+                "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
+            ) from error
+        self._check_interface(self.spec)
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
+        try:
+            return list(self._session.run(None, dict(inputs)))
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def binding(self) -> Any:
+        """A fresh onnxruntime IOBinding for `run_bound`."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """Runs the graph on what `binding` holds."""
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> BundleError:
+        return BundleError(
+            f"the {self.graph} graph failed while running: {_first_line(error)}; run 'phirt verify' on the "
+            "bundle"
+        )
+
+    def _check_interface(self, spec: GraphSpec) -> None:
+        """The graph must have the inputs and outputs that the manifest promises."""
+        found = {node.name: node.type for node in self._session.get_inputs()}
+        promised = {tensor.name: _ORT_TYPES[tensor.dtype] for tensor in spec.inputs}
+        if found != promised:
+            differing = sorted(set(found.items()) ^ set(promised.items()))[:4]
+            raise BundleError(
+                f"{spec.file}: inputs differ from the manifest: {differing}; export the bundle again"
+            )
+        outputs = {node.name for node in self._session.get_outputs()}
+        missing = sorted({tensor.name for tensor in spec.outputs} - outputs)
+        if missing:
+            raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
+
+
+def _options(config: SessionConfig) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_NOTHING_BUT_FATAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = config.threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
+    return options
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+class LazySession:
+    """A graph that is opened on first use and can be released; safe to use from several threads."""
+
+    def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
+        self._manifest = manifest
+        self._graph = graph
+        self._config = config
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the graph is in memory now."""
+        return self._session is not None
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Opens the graph if needed and runs it; returns all outputs in the graph's order."""
+        with self._lock:
+            if self._session is None:
+                self._session = Session(self._manifest, self._graph, self._config)
+            session = self._session
+        return session.run(inputs)
+
+    def release(self) -> None:
+        """Gives the graph's memory back; the next run opens it again."""
+        with self._lock:
+            self._session = None
+
+
+def ort_value(array: Array) -> Any:
+    """An OrtValue on the very memory of a contiguous CPU array: what either side writes, the other sees."""
+    assert array.flags.c_contiguous
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def empty_float32(*shape: int) -> npt.NDArray[np.float32]:
+    """A zeroed float32 array. Zeroed pages cost no memory until they are written."""
+    return np.zeros(shape, dtype=np.float32)
