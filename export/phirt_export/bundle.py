@@ -1,0 +1,242 @@
+"""Writing a bundle folder: staged beside its destination, described by a manifest, then moved into place at
+once.
+
+Knows files, checksums, the manifest's keys and what may be overwritten. Knows nothing of weights or nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from phirt.errors import ConfigError
+from phirt.manifest import FORMAT, MANIFEST_NAME, load_manifest
+from phirt_export.graphs.lora import NO_ADAPTER, ROUTE_IDS
+from phirt_export.reference import ModelConfig
+
+VERSION = 1
+TOKENIZER_NAME = "tokenizer.json"
+TEMPLATE_NAME = "chat_template.jinja"
+CARD_NAME = "MODEL_CARD.md"
+# What a request may cost at most; not part of a checkpoint.
+_LIMITS = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
+_MIN_IMAGE_SIDE = 10
+_SAMPLE_RATE = 16_000
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphFiles:
+    """One finished graph of a bundle: names of its files, and its inputs and outputs as the manifest lists
+    them.
+    """
+
+    file: str
+    data: str
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+
+    def entry(self, target: str) -> dict[str, Any]:
+        """The manifest's entry."""
+        return {
+            "file": self.file,
+            "data": [self.data],
+            "target": target,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+        }
+
+
+def producer() -> str:
+    """Name and version written into graphs and manifests."""
+    return f"phirt {importlib.metadata.version('phirt')}"
+
+
+def describe(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
+    """Names, numpy dtypes and shapes of graph inputs or outputs."""
+    described = []
+    for value in values:
+        assert value.dtype is not None and value.shape is not None
+        shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
+        described.append({"name": value.name, "dtype": value.dtype.numpy().name, "shape": shape})
+    return described
+
+
+@contextlib.contextmanager
+def staged_bundle(output: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `output` when the block ends without an error, and is removed otherwise.
+
+    Raises:
+        ConfigError: `output` exists and is neither empty nor a bundle, so replacing it would lose something
+            else.
+    """
+    output = output.absolute()
+    _check_replaceable(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".staging", dir=output.parent))
+    try:
+        yield staging
+        load_manifest(staging)
+        for path in staging.iterdir():
+            _sync(path)
+        _sync(staging)
+        staging.chmod(0o755)
+        _replace(staging, output)
+        _sync(output.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_manifest(
+    folder: Path,
+    config: ModelConfig,
+    graphs: Mapping[str, GraphFiles],
+    *,
+    name: str,
+    description: str,
+    target: str,
+    quantization: Mapping[str, Any],
+) -> None:
+    """Write `manifest.json` over all other files of `folder`, which must be complete."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST_NAME
+    }
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "description": description,
+        "producer": producer(),
+        "files": files,
+        "graphs": {part: graph.entry(target) for part, graph in graphs.items()},
+        "geometry": _geometry(config),
+        "tokens": {**dataclasses.asdict(config.tokens), "eos": list(config.tokens.eos)},
+        "chat_template": TEMPLATE_NAME,
+        "tokenizer": TOKENIZER_NAME,
+        "image": _image(config),
+        "audio": _audio(config),
+        "routes": routes(config),
+        "limits": _LIMITS,
+        "quantization": dict(quantization),
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def routes(config: ModelConfig) -> dict[str, Any]:
+    """The routes this model can take (spec section D); a route needs its encoder or its adapter."""
+    table: dict[str, Any] = {"none": {"id": NO_ADAPTER, "adapter": None, "audio_projector": None}}
+    towers = {"vision": config.vision, "speech": config.audio}
+    for route, route_id in ROUTE_IDS.items():
+        if towers[route] or route in config.adapters:
+            adapter = route if route in config.adapters else None
+            table[route] = {
+                "id": route_id,
+                "adapter": adapter,
+                "audio_projector": route if config.audio else None,
+            }
+    return table
+
+
+def _geometry(config: ModelConfig) -> dict[str, Any]:
+    decoder = config.decoder
+    names = (
+        "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size",
+        "vocab_size",
+    )  # fmt: skip
+    rope = decoder.rope
+    return {
+        **{name: getattr(decoder, name) for name in names},
+        "context": rope.context,
+        "rope": {
+            "theta": rope.theta,
+            "rotary_dim": rope.rotary_dim,
+            "original_context": rope.original_context,
+            "short_factor": list(rope.short_factor),
+            "long_factor": list(rope.long_factor),
+        },
+    }
+
+
+def _image(config: ModelConfig) -> dict[str, Any] | None:
+    vision = config.vision
+    if vision is None:
+        return None
+    return {
+        "crop_size": vision.crop_size,
+        "patch_size": vision.patch_size,
+        "pool": vision.pool,
+        "max_crops": vision.max_crops,
+        "min_side": _MIN_IMAGE_SIDE,
+    }
+
+
+def _audio(config: ModelConfig) -> dict[str, Any] | None:
+    audio = config.audio
+    if audio is None:
+        return None
+    return {
+        "sample_rate": _SAMPLE_RATE,
+        "num_mels": audio.num_mels,
+        "subsampling": audio.subsampling,
+        "window_tokens": audio.window_tokens,
+    }
+
+
+def _check_replaceable(output: Path) -> None:
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise ConfigError(f"{output} exists and is not a folder; choose another output")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    try:
+        manifest = json.loads((output / MANIFEST_NAME).read_text(encoding="utf-8"))
+        is_bundle = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    except (OSError, ValueError):
+        is_bundle = False
+    if not is_bundle:
+        raise ConfigError(
+            f"{output} exists and is not a bundle, so it is not overwritten; choose another output"
+        )
+
+
+def _replace(staging: Path, output: Path) -> None:
+    """Move `staging` to `output`; a former bundle stays until the new one is in place."""
+    former = staging.with_suffix(".former")
+    if output.exists():
+        output.rename(former)
+    try:
+        staging.rename(output)
+    except OSError:
+        if former.exists():
+            former.rename(output)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

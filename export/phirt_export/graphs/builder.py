@@ -1,0 +1,186 @@
+"""A thin builder over onnx_ir: ONNX operators as methods, names from module scope, subgraphs as functions.
+
+Knows nodes, names, frames (a graph or a branch of an If) and where initializers live. Knows nothing of this
+model. `g.Add(a, b)` appends a node to the current frame and returns its output; `name=` names node and output
+after the scope: `layers.3.attn.qkv`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from phirt_export.graphs.data_file import DataFile
+
+CONTRIB_DOMAIN = "com.microsoft"
+OPSET = 21
+IR_VERSION = 10
+CONTRIB_OPS = frozenset(
+    {
+        "GatherBlockQuantized",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "MultiHeadAttention",
+        "QuickGelu",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+# Below this size an array is kept in the .onnx file itself.
+_INLINE_BYTES = 1024
+
+Branch = Callable[[], Sequence[ir.Value]]
+
+
+class GraphBuilder:
+    """Builds one ONNX model whose large initializers lie in `data`."""
+
+    def __init__(self, name: str, data: DataFile) -> None:
+        self.name = name
+        self.data = data
+        self._scope: list[str] = []
+        self._names: dict[str, int] = {}
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._root = self._new_graph(name)
+        self._frames = [self._root]
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+
+        def call(*inputs: ir.Value | None, name: str = "", outputs: int = 1, **attributes: Any) -> Any:
+            return self._node(op_type, inputs, attributes, name, outputs)
+
+        return call
+
+    @contextlib.contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of what is built inside with `name.`."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
+        """Declare a graph input; `dtype` is a numpy name, strings in `shape` are symbolic sizes."""
+        value = ir.Value(name=name, type=ir.TensorType(_DTYPES[dtype]), shape=ir.Shape(shape))
+        self._root.inputs.append(value)
+        self._inputs.append(value)
+        self._names[name] = 1
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: str, shape: Sequence[int | str]) -> None:
+        """Make `value` (a node's output) the graph output `name`."""
+        value.name, value.type, value.shape = name, ir.TensorType(_DTYPES[dtype]), ir.Shape(shape)
+        self._root.outputs.append(value)
+        self._outputs.append(value)
+
+    def constant(self, array: np.ndarray | Sequence[Any], name: str, dtype: str | None = None) -> ir.Value:
+        """An initializer of the current frame: inline when small, in the data file when large."""
+        array = np.ascontiguousarray(np.asarray(array, dtype=dtype))
+        if array.nbytes <= _INLINE_BYTES:
+            return self._register(ir.tensor(array, name=self._unique(name)))
+        extent = self.data.append_array(array)
+        return self.initializer(extent.tensor(name, ir.DataType.from_numpy(array.dtype), array.shape))
+
+    def initializer(self, tensor: ir.ExternalTensor) -> ir.Value:
+        """Register a stored tensor in the current frame under its scoped name."""
+        tensor.name = self._unique(tensor.name)
+        return self._register(tensor)
+
+    def if_else(
+        self, condition: ir.Value, then_branch: Branch, else_branch: Branch, name: str
+    ) -> list[ir.Value]:
+        """The outputs of an If whose branches are what the two functions build; each returns its outputs in
+        order.
+
+        Initializers created in a branch belong to it, so that they are no implicit inputs to be passed at run
+        time.
+        """
+        scoped = self._unique(name)
+        graphs = [self._branch(f"{scoped}.then", then_branch), self._branch(f"{scoped}.else", else_branch)]
+        outputs = len(graphs[0].outputs)
+        assert outputs == len(graphs[1].outputs), f"{scoped}: branches differ in their outputs"
+        attributes = [ir.AttrGraph("then_branch", graphs[0]), ir.AttrGraph("else_branch", graphs[1])]
+        node = ir.Node("", "If", [condition], attributes, num_outputs=outputs, name=scoped)
+        self._append(node)
+        return list(node.outputs)
+
+    def model(self, producer: str) -> ir.Model:
+        """The finished model."""
+        assert len(self._frames) == 1
+        return ir.Model(self._root, ir_version=IR_VERSION, producer_name=producer)
+
+    @property
+    def inputs(self) -> Sequence[ir.Value]:
+        """Graph inputs in order of declaration."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Sequence[ir.Value]:
+        """Graph outputs in order of declaration."""
+        return self._outputs
+
+    def _branch(self, name: str, build: Branch) -> ir.Graph:
+        graph = self._new_graph(name)
+        self._frames.append(graph)
+        try:
+            graph.outputs.extend(build())
+        finally:
+            self._frames.pop()
+        return graph
+
+    def _new_graph(self, name: str) -> ir.Graph:
+        return ir.Graph([], [], nodes=[], opset_imports={"": OPSET, CONTRIB_DOMAIN: 1}, name=name)
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: dict[str, Any],
+        name: str,
+        outputs: int,
+    ) -> Any:
+        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
+        domain = CONTRIB_DOMAIN if op_type in CONTRIB_OPS else ""
+        scoped = self._unique(name or op_type.lower())
+        return self._append(ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=scoped))
+
+    def _append(self, node: ir.Node) -> Any:
+        self._frames[-1].append(node)
+        if len(node.outputs) == 1:
+            node.outputs[0].name = f"{node.name}.out"
+            return node.outputs[0]
+        for i, value in enumerate(node.outputs):
+            value.name = f"{node.name}.out{i}"
+        return tuple(node.outputs)
+
+    def _register(self, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=tensor.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape),
+            const_value=tensor,
+        )
+        self._frames[-1].register_initializer(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        """The scoped name, numbered from the second use on: names of values are unique across all frames."""
+        full = ".".join([*self._scope, name])
+        count = self._names.get(full, 0)
+        self._names[full] = count + 1
+        return full if count == 0 else f"{full}_{count}"
+
+
+_DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "int64": ir.DataType.INT64,
+    "int32": ir.DataType.INT32,
+    "bool": ir.DataType.BOOL,
+}

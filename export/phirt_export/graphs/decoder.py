@@ -1,0 +1,246 @@
+"""The decoder graph: token ids, media rows and a route in, logits of the last positions out, keys and values
+in place.
+
+Knows the layers of spec section A, their LoRA branches and the order of nodes. Knows nothing of files or
+encoders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from phirt_export.graphs.builder import GraphBuilder
+from phirt_export.graphs.linear import TiedEmbedding, WeightFormat, WeightStore
+from phirt_export.graphs.lora import (
+    Branches,
+    BranchPerProjection,
+    Consumer,
+    FixedBranch,
+    LowRank,
+    RouteConditions,
+)
+from phirt_export.graphs.rope import tables
+from phirt_export.reference.config import DecoderConfig, ModelConfig
+
+Branching = Literal["per_projection", "per_route"]
+# Base projections up to this many weights are prepacked once per route (see lora.py): at 4 bits 16 MB a
+# route.
+_PER_ROUTE_WEIGHTS = 32_000_000
+
+
+def choose_branching(config: DecoderConfig) -> Branching:
+    """The layout of LoRA branches that suits the decoder's size."""
+    layer = config.hidden_size * (
+        config.qkv_size + config.num_heads * config.head_dim + 3 * config.intermediate_size
+    )
+    return "per_route" if config.num_layers * layer <= _PER_ROUTE_WEIGHTS else "per_projection"
+
+
+def build_decoder(
+    store: WeightStore,
+    config: ModelConfig,
+    base: WeightFormat,
+    adapter: WeightFormat,
+    branching: Branching | None = None,
+) -> None:
+    """Append the whole decoder to the store's graph; inputs and outputs are those of the bundle's contract.
+
+    Args:
+        base: format of embedding, head and base projections.
+        adapter: format of the LoRA matrices.
+        branching: layout of the LoRA branches; None lets the size decide.
+    """
+    g, decoder = store.g, config.decoder
+    inputs = _Inputs(g, decoder)
+    table = TiedEmbedding(store, "model.embed_tokens.weight", base)
+    embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens.image, config.tokens.audio)
+    low_rank = LowRank(store, config.adapters, adapter)
+    stack = _Stack(store, decoder, base, inputs)
+    if not config.adapters:
+        hidden, *present = stack.build(embedded, FixedBranch(low_rank, None))
+    else:
+        route = RouteConditions(g, list(config.adapters), inputs.route)
+        if (branching or choose_branching(decoder)) == "per_route":
+            hidden, *present = route.choose_route(
+                lambda adapter: stack.build(embedded, FixedBranch(low_rank, adapter)), "stack"
+            )
+        else:
+            hidden, *present = stack.build(embedded, BranchPerProjection(low_rank, route))
+    g.output(table.score(hidden), "logits", "float32", [1, "logits", decoder.vocab_size])
+    shape = [1, decoder.num_kv_heads, "capacity", decoder.head_dim]
+    for i in range(decoder.num_layers):
+        for part, value in zip(("key", "value"), present[2 * i : 2 * i + 2], strict=True):
+            g.output(value, f"present.{i}.{part}", "float32", shape)
+
+
+class _Inputs:
+    """The graph inputs, declared in the order of the contract."""
+
+    def __init__(self, g: GraphBuilder, config: DecoderConfig) -> None:
+        self.ids = g.input("input_ids", "int64", [1, "tokens"])
+        self.media = g.input("media_features", "float32", ["rows", config.hidden_size])
+        self.route = g.input("route", "int64", [1])
+        self.num_logits = g.input("num_logits", "int64", [1])
+        self.seqlens = g.input("seqlens_k", "int32", [1])
+        self.total = g.input("total_sequence_length", "int32", [1])
+        shape = [1, config.num_kv_heads, "capacity", config.head_dim]
+        self.past = [
+            [g.input(f"past_key_values.{i}.{part}", "float32", shape) for part in ("key", "value")]
+            for i in range(config.num_layers)
+        ]
+
+
+def _with_media(g: GraphBuilder, embedded: ir.Value, inputs: _Inputs, image: int, audio: int) -> ir.Value:
+    """Embeddings with the rows of placeholders replaced by media features; zero rows change nothing."""
+    with g.scope("media"):
+        is_image = g.Equal(inputs.ids, g.constant([image], "image_id", "int64"), name="is_image")
+        is_audio = g.Equal(inputs.ids, g.constant([audio], "audio_id", "int64"), name="is_audio")
+        places = g.NonZero(g.Or(is_image, is_audio, name="is_placeholder"), name="places")
+        indices = g.Transpose(places, perm=[1, 0], name="indices")
+        return g.ScatterND(embedded, indices, inputs.media, name="scattered")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What all layers read, computed or stored once."""
+
+    cos: ir.Value
+    sin: ir.Value
+    positions: ir.Value | None
+    first_asked: ir.Value
+
+
+class _Stack:
+    """The layers and the final norm."""
+
+    def __init__(
+        self, store: WeightStore, config: DecoderConfig, form: WeightFormat, inputs: _Inputs
+    ) -> None:
+        self.store, self.config, self.form, self.inputs = store, config, form, inputs
+        g = self.g = store.g
+        cos, sin = tables(config.rope)
+        length = g.Shape(inputs.ids, start=1, end=2, name="length")
+        self.shared = _Shared(
+            cos=g.constant(cos, "rope.cos"),
+            sin=g.constant(sin, "rope.sin"),
+            positions=self._positions(length) if config.rope.has_long_regime else None,
+            # Not a negative start: -0 would mean all positions where none is asked for.
+            first_asked=g.Sub(length, inputs.num_logits, name="asked.first"),
+        )
+
+    def build(self, residual: ir.Value, branches: Branches) -> list[ir.Value]:
+        """[normalised hidden states of the asked positions, key 0, value 0, key 1, ...] of embeddings [1, T,
+        hidden].
+        """
+        c = self.config
+        present: list[ir.Value] = []
+        weight = self.store.vector("model.layers.0.input_layernorm.weight", "embed.norm.weight")
+        normed = self.g.SimplifiedLayerNormalization(
+            residual, weight, name="embed.normed", axis=-1, epsilon=c.norm_eps
+        )
+        for i in range(c.num_layers):
+            with self.g.scope(f"layers.{i}"):
+                attended, key, value = self._attend(i, normed, branches)
+                present += [key, value]
+                if i + 1 == c.num_layers:
+                    attended, residual = self._asked(attended, "attn.asked"), self._asked(residual, "asked")
+                normed, residual = self._after_attention(i, attended, residual, branches)
+                normed, residual = self._feed_forward(i, normed, residual, branches)
+        return [normed, *present]
+
+    def _attend(self, index: int, normed: ir.Value, branches: Branches) -> list[ir.Value]:
+        """[attention output, key, value]; present is written in place of past where both share a buffer."""
+        c, inputs, shared = self.config, self.inputs, self.shared
+        key, value = inputs.past[index]
+        projection = f"model.layers.{index}.self_attn.qkv_proj"
+
+        def attention(qkv: ir.Value) -> list[ir.Value]:
+            return self.g.GroupQueryAttention(
+                qkv, None, None, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin,
+                *([] if shared.positions is None else [shared.positions]),
+                name="attn.attend", outputs=3, num_heads=c.num_heads, kv_num_heads=c.num_kv_heads,
+                do_rotary=1, scale=c.head_dim**-0.5,
+            )  # fmt: skip
+
+        return branches.apply(
+            self._base(normed, projection, "attn.qkv"), normed, projection, attention, "attn"
+        )
+
+    def _after_attention(
+        self, index: int, attended: ir.Value, residual: ir.Value, branches: Branches
+    ) -> list[ir.Value]:
+        """[input of the feed-forward, residual]."""
+        layer = f"model.layers.{index}"
+        projection = f"{layer}.self_attn.o_proj"
+        consume = self._add_norm(residual, f"{layer}.post_attention_layernorm.weight", "attn.normed")
+        out = self._base(attended, projection, "attn.o")
+        return branches.apply(out, attended, projection, consume, "attn.out")
+
+    def _feed_forward(
+        self, index: int, normed: ir.Value, residual: ir.Value, branches: Branches
+    ) -> list[ir.Value]:
+        """[input of the next layer or of the head, residual]."""
+        g, layer = self.g, f"model.layers.{index}"
+        gate_up, down = f"{layer}.mlp.gate_up_proj", f"{layer}.mlp.down_proj"
+        last = index + 1 == self.config.num_layers
+        following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
+
+        def swiglu(both: ir.Value) -> list[ir.Value]:
+            gate, up = g.Split(both, name="mlp.halves", outputs=2, axis=-1, num_outputs=2)
+            # QuickGelu with alpha 1 is silu in one node.
+            return [g.Mul(g.QuickGelu(gate, alpha=1.0, name="mlp.silu"), up, name="mlp.gated")]
+
+        base = self._base(normed, gate_up, "mlp.gate_up")
+        (gated,) = branches.apply(base, normed, gate_up, swiglu, "mlp.act")
+        consume = self._add_norm(residual, following, "mlp.normed")
+        return branches.apply(self._base(gated, down, "mlp.down"), gated, down, consume, "mlp.out")
+
+    def _base(self, x: ir.Value, projection: str, name: str) -> ir.Value:
+        return self.store.linear(x, f"{projection}.base_layer.weight", self.form, name)
+
+    def _add_norm(self, residual: ir.Value, norm: str, name: str) -> Consumer:
+        """x -> [RMSNorm(x + residual), x + residual], in one node; the norm's weight stays outside of
+        branches.
+        """
+        weight = self.store.vector(norm, f"{name}.weight")
+
+        def add_norm(x: ir.Value) -> list[ir.Value]:
+            normed, *statistics, total = self.g.SkipSimplifiedLayerNormalization(
+                x, residual, weight, name=name, outputs=4, epsilon=self.config.norm_eps
+            )
+            for unused in statistics:
+                unused.name = ""
+            return [normed, total]
+
+        return add_norm
+
+    def _asked(self, x: ir.Value, name: str) -> ir.Value:
+        """The last `num_logits` positions of x [1, T, ...]: for the others the last layer computes keys and
+        values only.
+        """
+        g = self.g
+        end = g.constant([np.iinfo(np.int64).max], f"{name}.end", "int64")
+        return g.Slice(x, self.shared.first_asked, end, g.constant([1], f"{name}.axis", "int64"), name=name)
+
+    def _positions(self, length: ir.Value) -> ir.Value:
+        """Rows of the rotary table for this run's tokens, int64 [1, T]; in the long regime the long rows.
+
+        The place in the sequence comes from `seqlens_k` alone, so that a prompt that is prefilled in chunks
+        can announce the long regime from its first chunk on by a `total_sequence_length` past the original
+        context.
+        """
+        g, rope, int64 = self.g, self.config.rope, int(ir.DataType.INT64)
+        with g.scope("rope"):
+            last = g.Cast(self.inputs.seqlens, to=int64, name="last")
+            total = g.Cast(self.inputs.total, to=int64, name="total")
+            original = g.constant([rope.original_context], "original", "int64")
+            is_long = g.Cast(g.Greater(total, original), to=int64, name="is_long")
+            zero, one = g.constant(np.int64(0), "zero"), g.constant(np.int64(1), "one")
+            steps = g.Range(zero, g.Squeeze(length, name="length"), one, name="steps")
+            first = g.Add(g.Sub(last, length), g.constant([1], "next", "int64"), name="first")
+            shifted = g.Add(first, g.Mul(is_long, original), name="first_row")
+            return g.Unsqueeze(g.Add(steps, shifted), g.constant([0], "axis", "int64"), name="positions")

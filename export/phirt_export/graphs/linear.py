@@ -1,0 +1,258 @@
+"""How a weight of a checkpoint becomes nodes: MatMulNBits for 4 and 8 bits, MatMul for 32. The format is
+data.
+
+Knows weight formats, the streaming of rows into the data file, biases, and the table that embeds tokens and
+scores them from one stored copy. Knows nothing of the model around the projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from phirt.errors import ConfigError
+from phirt_export.graphs.builder import GraphBuilder
+from phirt_quant.blockwise import check_format, num_blocks, quantize
+
+FLOAT_BITS = 32
+ACCEPTED_BITS = (4, 8, FLOAT_BITS)
+# int8 activations: 1.5 to 3 times faster than float ones on CPUs with dot-product instructions.
+_ACCURACY_LEVEL = 4
+# Elements of a matrix that are held as float32 at a time while it is quantized.
+_SLAB_ELEMENTS = 1 << 23
+
+
+class WeightSource(Protocol):
+    """Named tensors, read on demand as float32."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor."""
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop-1 along the first axis, float32."""
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The whole tensor, float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+    """How matrices are stored: 4 or 8 bits in blocks of `block_size` along the input dimension, or float32
+    (32).
+    """
+
+    bits: int
+    block_size: int = 32
+    method: str = "rtn"
+
+    def __post_init__(self) -> None:
+        if self.bits not in ACCEPTED_BITS:
+            accepted = ", ".join(str(bits) for bits in ACCEPTED_BITS)
+            raise ConfigError(
+                f"{self.bits} bits a weight are not supported; choose from {accepted} (32 = unquantized)"
+            )
+        if self.is_quantized:
+            check_format(self.bits, self.block_size)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether matrices become codes and scales."""
+        return self.bits != FLOAT_BITS
+
+    def block_for(self, columns: int) -> int:
+        """Block size for rows of `columns` elements: short rows (a LoRA rank) get a smaller one rather than
+        padding.
+        """
+        block = self.block_size
+        while block > 16 and block // 2 >= columns:
+            block //= 2
+        return block
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A tensor of the checkpoint as a matrix [N, K], times `factor`; trailing axes are flattened into K."""
+
+    source: WeightSource
+    name: str
+    factor: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        rows, *rest = self.source.shape(self.name)
+        return rows, int(np.prod(rest))
+
+    def slabs(self) -> Iterator[np.ndarray]:
+        """Consecutive rows as float32 [n, K], a bounded number of elements at a time."""
+        rows, columns = self.shape
+        step = max(1, _SLAB_ELEMENTS // columns)
+        for start in range(0, rows, step):
+            slab = self.source.rows(self.name, start, min(start + step, rows))
+            yield slab.reshape(slab.shape[0], columns) * np.float32(self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Bytes in the data file with the shape they were written in; initializers in any frame may refer to
+    them.
+    """
+
+    tensor: ir.ExternalTensor
+
+    def value(self, g: GraphBuilder, name: str, shape: tuple[int, ...] | None = None) -> ir.Value:
+        """A new initializer of the current frame over these bytes, under another shape if given."""
+        t = self.tensor
+        shape = tuple(int(d) for d in t.shape) if shape is None else shape
+        return g.initializer(
+            ir.ExternalTensor(t.location, t.offset, t.length, t.dtype, shape=ir.Shape(shape), name=name)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBlocks:
+    """Codes [N, blocks, bytes] and scales [N, blocks] of a quantized matrix."""
+
+    codes: Stored
+    scales: Stored
+    shape: tuple[int, int, int]
+    block_size: int
+
+
+class WeightStore:
+    """Turns weights of one source into initializers of one graph, each stored once however often used."""
+
+    def __init__(self, g: GraphBuilder, source: WeightSource, on_stored: Callable[[str], None]) -> None:
+        self.g, self.source = g, source
+        self._on_stored = on_stored
+        self._dense: dict[tuple[Matrix, bool], Stored] = {}
+        self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
+
+    def linear(
+        self,
+        x: ir.Value,
+        tensor: str,
+        form: WeightFormat,
+        name: str,
+        *,
+        bias: str | np.ndarray | None = None,
+        factor: float = 1.0,
+    ) -> ir.Value:
+        """x [..., K] -> `factor` · (W x + b) [..., N]: W the tensor [N, K], b the tensor named, or an array
+        [N].
+        """
+        g, weight = self.g, Matrix(self.source, tensor, factor)
+        b = None
+        if bias is not None:
+            array = self.source.tensor(bias) if isinstance(bias, str) else bias
+            b = g.constant(array * np.float32(factor), f"{name}.bias")
+        if form.is_quantized:
+            return self.multiply_blocks(x, weight, form, name, b)
+        y = g.MatMul(x, self.dense(weight, transposed=True).value(g, f"{name}.weight"), name=name)
+        return y if b is None else g.Add(y, b, name=f"{name}.biased")
+
+    def vector(self, tensor: str, name: str) -> ir.Value:
+        """A one-dimensional float32 initializer of the current frame."""
+        return self.g.constant(self.source.tensor(tensor).reshape(-1), name)
+
+    def multiply_blocks(
+        self, x: ir.Value, weight: Matrix, form: WeightFormat, name: str, bias: ir.Value | None = None
+    ) -> ir.Value:
+        """x [..., K] -> [..., N] through a quantized matrix."""
+        g, stored = self.g, self.blocks(weight, form)
+        rows, columns = weight.shape
+        codes, scales = stored.codes.value(g, f"{name}.codes"), stored.scales.value(g, f"{name}.scales")
+        optional = [] if bias is None else [None, None, bias]
+        return g.MatMulNBits(
+            x, codes, scales, *optional, name=name, N=rows, K=columns, bits=form.bits,
+            block_size=stored.block_size, accuracy_level=_ACCURACY_LEVEL,
+        )  # fmt: skip
+
+    def dense(self, weight: Matrix, transposed: bool = False) -> Stored:
+        """The float32 matrix [N, K], or [K, N] transposed a slab of columns at a time."""
+        key = (weight, transposed)
+        if key not in self._dense:
+            shape = weight.shape[::-1] if transposed else weight.shape
+            slabs = _transposed_slabs(weight) if transposed else weight.slabs()
+            extent = self.g.data.append(slabs, 4 * shape[0] * shape[1])
+            self._dense[key] = Stored(extent.tensor(weight.name, ir.DataType.FLOAT, shape))
+            self._on_stored(weight.name)
+        return self._dense[key]
+
+    def blocks(self, weight: Matrix, form: WeightFormat) -> StoredBlocks:
+        """Codes and scales, quantized slab by slab; the scales are small and follow the codes."""
+        key = (weight, form)
+        if key not in self._blocks:
+            self._blocks[key] = self._store_blocks(weight, form)
+            self._on_stored(weight.name)
+        return self._blocks[key]
+
+    def _store_blocks(self, weight: Matrix, form: WeightFormat) -> StoredBlocks:
+        rows, columns = weight.shape
+        block = form.block_for(columns)
+        shape = (rows, num_blocks(columns, block), block * form.bits // 8)
+        scales: list[np.ndarray] = []
+
+        def codes() -> Iterator[np.ndarray]:
+            for slab in weight.slabs():
+                quantized = quantize(slab, form.bits, block, form.method)
+                scales.append(quantized.scales)
+                yield quantized.codes
+
+        code_extent = self.g.data.append(codes(), int(np.prod(shape)))
+        scale_extent = self.g.data.append(scales, 4 * shape[0] * shape[1])
+        return StoredBlocks(
+            Stored(code_extent.tensor("codes", ir.DataType.UINT8, shape)),
+            Stored(scale_extent.tensor("scales", ir.DataType.FLOAT, shape[:2])),
+            shape,
+            block,
+        )
+
+
+class TiedEmbedding:
+    """The table [vocab, hidden], stored once: `embed` gathers rows from it, `score` multiplies by it."""
+
+    def __init__(self, store: WeightStore, tensor: str, form: WeightFormat) -> None:
+        self._store, self._form = store, form
+        self._weight = Matrix(store.source, tensor)
+        columns = self._weight.shape[1]
+        if form.is_quantized and columns % form.block_for(columns):
+            raise ConfigError(
+                f"hidden size {columns} is no multiple of block size {form.block_size}, which the shared "
+                "embedding table needs; choose a smaller power of two"
+            )
+
+    def embed(self, ids: ir.Value) -> ir.Value:
+        """int64 [...] -> float32 [..., hidden]."""
+        g = self._store.g
+        if not self._form.is_quantized:
+            return g.Gather(self._store.dense(self._weight).value(g, "embed.weight"), ids, name="embed")
+        stored = self._store.blocks(self._weight, self._form)
+        rows, blocks, size = stored.shape
+        codes = stored.codes.value(g, "embed.codes", (rows, blocks * size))
+        return g.GatherBlockQuantized(
+            codes, ids, stored.scales.value(g, "embed.scales"), name="embed", bits=self._form.bits,
+            block_size=stored.block_size, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+
+    def score(self, x: ir.Value) -> ir.Value:
+        """float32 [1, n, hidden] -> logits float32 [1, n, vocab]."""
+        g = self._store.g
+        if self._form.is_quantized:
+            return self._store.multiply_blocks(x, self._weight, self._form, "head")
+        # Gemm reads the table as it lies; a MatMul would need a second, transposed copy in the file.
+        flat = g.Squeeze(x, g.constant([0], "head.axis", "int64"), name="head.flat")
+        scores = g.Gemm(flat, self._store.dense(self._weight).value(g, "head.weight"), transB=1, name="head")
+        return g.Unsqueeze(scores, g.constant([0], "head.axis", "int64"), name="head.batched")
+
+
+def _transposed_slabs(weight: Matrix) -> Iterator[np.ndarray]:
+    rows, columns = weight.shape
+    whole = weight.source.tensor(weight.name).reshape(rows, columns)
+    step = max(1, _SLAB_ELEMENTS // rows)
+    for start in range(0, columns, step):
+        yield whole[:, start : start + step].T * np.float32(weight.factor)
