@@ -54,7 +54,7 @@ class StemStage(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Patches to vectors (one convolution, or the stem), plus the bucketed position embedding."""
+    """Patches to vectors (one convolution, or the stem), and the table of bucketed positions."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -67,9 +67,10 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid**2, config.hidden_size)
         self.has_stem = bool(config.stem_channels)
 
-    def forward(self, pixel_values: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Patch vectors [N, patches, hidden] of [N, 3, R, R], without positions."""
         patches = self.stem(pixel_values) if self.has_stem else self.patch_embedding(pixel_values)
-        return patches.flatten(2).transpose(1, 2) + self.position_embedding(position_ids)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -135,9 +136,13 @@ class VisionTower(nn.Module):
         Returns:
             [N, g / pool, g / pool, hidden_size].
         """
+        return self.encode(self.embeddings(pixel_values), patch_mask)
+
+    def encode(self, patches: Tensor, patch_mask: Tensor) -> Tensor:
+        """Pooled features, as `forward` returns them, of patch vectors [N, g², hidden] from `embeddings`."""
         side = patch_mask.shape[1]
         ids = position_buckets(patch_mask, self.config.grid).flatten(1)
-        x = self.embeddings(pixel_values, ids)
+        x = patches + self.embeddings.position_embedding(ids)
         key_bias = torch.where(patch_mask.flatten(1), 0.0, self.MASKED)[:, None, None, :]
         for layer in self.encoder["layers"]:
             x = layer(x, key_bias)

@@ -1,0 +1,1 @@
+"""Training: the trainer is code, a recipe is data."""

@@ -1,0 +1,37 @@
+"""Records of the data package's .jsonl and .jsonl.xz files, and the strings in them."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phirt.errors import ConfigError
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string inside a JSON value, keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a .jsonl or .jsonl.xz file.
+
+    Raises:
+        ConfigError: the file does not exist.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the recipe names {path.name}, which {path.parent} does not hold")
+    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
+    with opened as lines:
+        for line in lines:
+            yield json.loads(line)

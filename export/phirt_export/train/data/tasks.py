@@ -1,0 +1,90 @@
+"""Questions about pictures and recordings, with their answers: what the LoRA stages learn.
+
+Knows labels, scenes and transcripts. Knows nothing of pixels, frames or tokens. A task is a pure function of a record and a
+random generator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from phirt_export.train.data.chats import TOOL_SYSTEM, slot_arguments, tool_call
+from phirt_export.train.data.shapes import Scene
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+TRANSCRIBE = "Transcribe the audio."
+
+# The prompts that measurements use; training also asks in other words.
+ASKED = {
+    "clothing": "What piece of clothing is this?",
+    "caltech101": "What is in the picture?",
+    "grocery": "Which product is this?",
+    "flags": "Which country's flag is this?",
+    "speech": TRANSCRIBE,
+}
+OTHER_WORDS = {
+    "clothing": ("What is this?", "What kind of garment is it?", "Name the garment."),
+    "caltech101": ("What is this?", "What do you see?", "Describe the picture.", "What object is shown?"),
+    "grocery": ("What is this?", "What fruit, vegetable or carton is this?", "Name the product."),
+    "flags": ("What flag is this?", "Whose flag is it?"),
+    "speech": ("What is said?", "Write down what you hear.", "What do you hear?"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A prompt and the answer to learn; `system` may be empty."""
+
+    prompt: str
+    answer: str
+    system: str = ""
+
+
+def name_it(source: str, label: str, rng: np.random.Generator) -> Task:
+    """Name what a photo of `source` shows."""
+    others = OTHER_WORDS[source]
+    prompt = ASKED[source] if rng.random() < 0.6 else others[rng.integers(len(others))]
+    return Task(prompt, label)
+
+
+def about_scene(scene: Scene, rng: np.random.Generator) -> Task:
+    """A question about a rendered picture: read, count, name a shape or colour, find a place."""
+    if scene.word:
+        asked = ("What does it say?", "What is this?", "Read the word.", "What is written here?")
+        return Task(asked[rng.integers(4)], scene.word)
+    things = scene.things
+    pick = things[rng.integers(len(things))]
+    kind = rng.random()
+    if kind < 0.3:
+        same = [thing for thing in things if thing.colour == pick.colour]
+        if rng.random() < 0.6:
+            return Task("How many shapes are there?", NUMBERS[len(things)])
+        return Task(f"How many {pick.colour} shapes are there?", NUMBERS[len(same)])
+    if len(things) == 1 and kind < 0.5:
+        asked = ("What is this?", "What is in the picture?", "Describe the picture.", "What do you see?")
+        return Task(asked[rng.integers(4)], f"a {pick.colour} {pick.shape}")
+    if len(things) == 1 and kind < 0.6:
+        return Task("What shape is this?", pick.shape)
+    alike = [thing for thing in things if thing.shape == pick.shape]
+    if len(alike) == 1 and kind < 0.75:
+        return Task(f"What colour is the {pick.shape}?", pick.colour)
+    same = [thing for thing in things if (thing.shape, thing.colour) == (pick.shape, pick.colour)]
+    if len(same) == 1 and kind < 0.95:
+        return Task(f"Where is the {pick.colour} {pick.shape}?", pick.position)
+    there = rng.random() < 0.5
+    colour = pick.colour if there else str(rng.choice(["red", "green", "blue", "yellow", "purple", "orange"]))
+    found = any((thing.shape, thing.colour) == (pick.shape, colour) for thing in things)
+    return Task(f"Is there a {colour} {pick.shape}?", "yes" if found else "no")
+
+
+def hear(record: dict[str, Any], rng: np.random.Generator) -> Task:
+    """Transcribe a clip, or turn a spoken order into a tool call."""
+    if record.get("text") is None:
+        slots = [[name, value] for name, value in record["slots"].items()]
+        return Task("", tool_call(record["intent"], slot_arguments(slots)), TOOL_SYSTEM)
+    others = OTHER_WORDS["speech"]
+    prompt = TRANSCRIBE if rng.random() < 0.7 else others[rng.integers(len(others))]
+    return Task(prompt, record["text"])

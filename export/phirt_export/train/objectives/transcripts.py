@@ -1,0 +1,125 @@
+"""Audio encoder pre-training: spell what is said, with connectionist temporal classification.
+
+Knows clips, letters and the tower. Knows nothing of the language model: this stands in for the recogniser that published
+audio towers start from (spec section F). A token covers 80 ms, too long for a letter, so the head spells four letters a
+token.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phirt_export.reference import Model
+from phirt_export.train.context import TrainingContext
+from phirt_export.train.data.speech import HELD_OUT_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
+from phirt_export.train.recipe import StageConfig
+
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
+PER_TOKEN = 4
+
+
+def word_errors(wanted: str, heard: str) -> int:
+    """Levenshtein distance in words."""
+    a, b = wanted.split(), heard.split()
+    row = list(range(len(b) + 1))
+    for i, word in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+class Transcripts:
+    """CTC over letters. `sources` gives each source's share; short and long clips never share a batch."""
+
+    unit = "clips"
+    SHORT = 160  # frames; clips up to this long go four times as many into a batch
+
+    def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
+        options = stage.data
+        self.model, self.stage, self.seed = model, stage, context.seed
+        self.warp = Warp(**options["warp"])
+        synthetic = dict(options["synthetic"])
+        self.sources: dict[str, Clips] = {}
+        for name in options["sources"]:
+            clips = load_clips(name, "train", context, synthetic)
+            if clips is None:
+                continue
+            speakers = np.array([record.get("speaker") for record in clips.records])
+            self.sources[name] = clips.select(speakers != HELD_OUT_SPEAKER)
+        shares = np.array([options["sources"][name] for name in self.sources])
+        self.shares = shares / shares.sum()
+        digits, sentences = (load_clips(n, s, context, {}) for n, s in (("fsdd", "train"), ("speechocean762", "val")))
+        assert digits is not None and sentences is not None
+        speakers = np.array([record["speaker"] for record in digits.records])
+        self.held_out = {"digits of a new speaker": digits.select(speakers == HELD_OUT_SPEAKER), "sentences": sentences}
+        self._set_feature_norm()
+        self.head = nn.Linear(model.audio_embed.config.hidden_size, PER_TOKEN * (len(LETTERS) + 1))
+        generator = torch.Generator().manual_seed(self.seed)
+        nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def _set_feature_norm(self) -> None:
+        frames = np.concatenate([clips.frames[::7].astype(np.float32) for clips in self.sources.values()])
+        norm = self.model.audio_embed.encoder.encoder_embedding
+        norm.global_mean.copy_(torch.from_numpy(frames.mean(0)))
+        norm.global_invstd.copy_(torch.from_numpy(1 / (frames.std(0) + 1e-3)))
+
+    def _log_probabilities(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """[B, 4·tokens, letters + 1], the blank last."""
+        with torch.autocast(frames.device.type, torch.bfloat16):
+            features = self.model.audio_embed.encoder(frames, lengths)
+            scores = self.head(features)
+        return F.log_softmax(scores.float().unflatten(-1, (PER_TOKEN, -1)).flatten(1, 2), dim=-1)
+
+    def _pick(self, rng: np.random.Generator) -> list[tuple[Clips, int]]:
+        """Clips of similar length from one source."""
+        clips = self.sources[list(self.sources)[rng.choice(len(self.sources), p=self.shares)]]
+        pool = rng.integers(0, len(clips), 4 * self.stage.batch)
+        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
+        if clips.lengths[pool[-1]] <= self.SHORT:
+            return [(clips, int(i)) for i in pool]
+        begin = int(rng.integers(0, 4)) * self.stage.batch
+        return [(clips, int(i)) for i in pool[begin : begin + self.stage.batch]]
+
+    def loss(self, step: int) -> tuple[Tensor, int]:
+        """Mean CTC loss per letter of this step, and the number of clips."""
+        rng = np.random.default_rng((self.seed, step))
+        picks = self._pick(rng)
+        pieces = [clips.frames[clips.starts[i] : clips.starts[i + 1]] for clips, i in picks]
+        frames, lengths = warp_batch(pieces, self.warp, rng)
+        targets = [[LETTERS.index(c) for c in clips.records[i]["text"] if c in LETTERS] for clips, i in picks]
+        log_probabilities = self._log_probabilities(frames, lengths)
+        steps = PER_TOKEN * ((lengths + 7) // 8)
+        loss = F.ctc_loss(
+            log_probabilities.transpose(0, 1),
+            torch.tensor(list(itertools.chain.from_iterable(targets))),
+            steps,
+            torch.tensor([len(target) for target in targets]),
+            blank=len(LETTERS),
+            zero_infinity=True,
+        )
+        return loss, len(picks)
+
+    def _spell(self, clips: Clips, index: int) -> str:
+        piece = clips.frames[clips.starts[index] : clips.starts[index + 1]]
+        frames, lengths = warp_batch([piece], STILL, np.random.default_rng(0))
+        best = self._log_probabilities(frames, lengths)[0].argmax(-1).tolist()
+        return "".join(LETTERS[i] for i, _ in itertools.groupby(best) if i < len(LETTERS)).strip()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Word error rate of the best path, per held-out source."""
+        figures = {}
+        for name, clips in self.held_out.items():
+            errors = words = 0
+            for index, record in enumerate(clips.records):
+                errors += word_errors(record["text"], self._spell(clips, index))
+                words += len(record["text"].split())
+            figures[f"{name} word error rate"] = errors / words
+        return figures
