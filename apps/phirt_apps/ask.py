@@ -75,23 +75,20 @@ def ask(chat: phirt.Chat, request: Request, out: Output, *, silent: bool = False
     The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the
     conversation is then as it was before.
     """
-    wrote = False
-    ended = True
+    last = "\n"
     try:
         with StopOnInterrupt() as interrupt, out.busy(_label(request)) as ready:
             reply = chat.send(request.text, images=request.images, audio=request.audio, config=request.config)
             interrupt.cancels(reply)
             for piece in reply:
-                if silent or not piece:
-                    continue
-                ready()
-                out.answer(piece)
-                wrote, ended = True, piece.endswith("\n")
-            result = reply.result
+                if piece and not silent:
+                    ready()
+                    out.answer(piece)
+                    last = piece[-1]
+            return Answer(reply.result, interrupt.pressed)
     finally:
-        if wrote and not ended:
+        if last != "\n":
             out.answer("\n")
-    return Answer(result, interrupt.pressed)
 
 
 def _label(request: Request) -> str:

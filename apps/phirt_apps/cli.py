@@ -98,6 +98,8 @@ def chat(
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
     json: options.Json = False,
@@ -135,6 +137,8 @@ def chat(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(map(valid_text, stop or ())),
     )
@@ -156,12 +160,13 @@ def chat(
 
 
 def _interactive(model: Any, out: Output, image: Any, audio: Any, **setup: Any) -> None:
-    from .interactive import Attachments, Session, Setup
+    from .interactive import Session, Setup
 
-    for path in (*(image or ()), *(audio or ())):
-        is_image = path in (image or ())
-        model.count_tokens("", images=[path] if is_image else [], audio=[] if is_image else [path])
-    session = Session(model, Setup(**setup), out, Attachments(list(image or ()), list(audio or ())))
+    session = Session(model, Setup(**setup), out)
+    for path in image or ():
+        session.attach(image=path)
+    for path in audio or ():
+        session.attach(audio=path)
     session.run(session.reader())
 
 
@@ -276,6 +281,65 @@ def devices(json: options.Json = False) -> None:
     from .machine import devices as show
 
     show(Output(), as_json=json)
+
+
+@app.command(short_help="Turn a checkpoint into a bundle (needs the export extra).")
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", show_default=False, help="Folder of a checkpoint.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="BUNDLE", help="The folder to write; a bundle is replaced."),
+    ],
+    target: Annotated[
+        list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")
+    ] = None,
+    bits: Annotated[
+        int, typer.Option("--bits", metavar="N", help="Bits of a weight: 4, 8, or 32 for unquantized.")
+    ] = 4,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size", min=1, metavar="N", help="Weights that share a scale. Default: by width."
+        ),
+    ] = None,
+    adapter_bits: Annotated[
+        int, typer.Option("--adapter-bits", metavar="N", help="The same for the LoRA branches.")
+    ] = 8,
+    encoder_bits: Annotated[
+        int, typer.Option("--encoder-bits", metavar="N", help="The same for the encoders.")
+    ] = 8,
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="How scales are chosen: rtn or mse.")
+    ] = "rtn",
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
+    ] = None,
+) -> None:
+    """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
+
+    The bundle appears under its name when it is complete; memory stays bounded by the largest tensor.
+
+    \b
+      phirt export runs/nano/checkpoint -o nano
+      phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
+    """
+    from . import training
+
+    training.export(
+        checkpoint,
+        output,
+        Output(),
+        targets=target or ["cpu"],
+        bits=bits,
+        block_size=block_size,
+        adapter_bits=adapter_bits,
+        encoder_bits=encoder_bits,
+        method=method,
+        name=name,
+    )
 
 
 @app.command(short_help="Train a model from a recipe (needs the export extra).")

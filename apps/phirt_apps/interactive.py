@@ -7,12 +7,13 @@ they were.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from phirt.errors import PhirtError
+from phirt.errors import ConversationError, PhirtError
 
 from .ask import Request, ask, figures
 from .lines import LineReader, typed_path
@@ -71,13 +72,11 @@ class Command:
 class Session:
     """One conversation at a terminal, from the first prompt to /quit."""
 
-    def __init__(
-        self, model: phirt.Model, setup: Setup, out: Output, attached: Attachments | None = None
-    ) -> None:
+    def __init__(self, model: phirt.Model, setup: Setup, out: Output) -> None:
         self._model = model
         self._setup = setup
         self._out = out
-        self._attached = attached or Attachments()
+        self._attached = Attachments()
         self._last: phirt.Result | None = None
         self._open = True
         self._chat = model.chat(system=setup.system, tools=setup.tools)
@@ -156,17 +155,20 @@ class Session:
         else:
             command.run(argument)
 
+    def attach(self, *, image: Path | None = None, audio: Path | None = None) -> None:
+        """Reads the file as a request would, so that a bad one shows at once, and attaches it."""
+        media = self._model.prepare_media([image] if image else [], [audio] if audio else [])
+        self._attached.images += [image] if image else []
+        self._attached.audio += [audio] if audio else []
+        path = image or audio
+        assert path is not None
+        self._out.hint(f"{one_line(path.name)}: {sum(item.num_tokens for item in media)} tokens")
+
     def _image(self, argument: str) -> None:
-        path = typed_path(argument)
-        count = self._model.count_tokens("", images=[path])
-        self._attached.images.append(path)
-        self._out.hint(f"{one_line(path.name)}: {sum(count.images)} tokens")
+        self.attach(image=typed_path(argument))
 
     def _audio(self, argument: str) -> None:
-        path = typed_path(argument)
-        count = self._model.count_tokens("", audio=[path])
-        self._attached.audio.append(path)
-        self._out.hint(f"{one_line(path.name)}: {sum(count.audio)} tokens")
+        self.attach(audio=typed_path(argument))
 
     def _detach(self, argument: str) -> None:
         self._attached.clear()
@@ -179,6 +181,7 @@ class Session:
 
     def _save(self, argument: str) -> None:
         path = typed_path(argument)
+        _check_target(path)
         self._chat.save(path)
         self._out.hint(f"saved to {path}")
 
@@ -202,3 +205,9 @@ class Session:
 
     def _quit(self, argument: str) -> None:
         self._open = False
+
+
+def _check_target(path: Path) -> None:
+    """Keeps a slip of the finger from replacing a photo, or a device, by a conversation."""
+    if path.exists() and not (path.is_file() and zipfile.is_zipfile(path)):
+        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")

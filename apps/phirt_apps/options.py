@@ -60,6 +60,13 @@ TopP = Annotated[
 TopK = Annotated[
     int, typer.Option("--top-k", min=0, metavar="N", help="Choose among the N likeliest tokens; 0: all.")
 ]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", metavar="X", help="Drop tokens less likely than X times the likeliest; 0: none."),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", metavar="X", help="Above 1 discourages repeating; 1: off.")
+]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, metavar="N", help="Makes sampled answers repeatable.")
 ]

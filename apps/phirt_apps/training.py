@@ -64,6 +64,21 @@ def train(
     return True
 
 
+def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> None:
+    """Writes the checkpoint as a bundle, and the bundle's folder to stdout. Shows progress on a terminal."""
+    with needs_extra("export"):
+        from phirt_export.exporter import export_bundle
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, console=out.console, disable=not out.notices_on_terminal, transient=True) as bars:
+        task = bars.add_task("weights", total=None)
+
+        def report(tensor: str, done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        folder = export_bundle(checkpoint, output, progress=report, **settings)
+    out.answer(f"{folder}\n")
+
+
 @contextlib.contextmanager
 def _progress(out: Output) -> Iterator[Any]:
     if not out.notices_on_terminal:

@@ -1,0 +1,266 @@
+"""A bundle with random weights, media that must be refused, and ways to run the command line."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from phirt_export.exporter import export_bundle
+from phirt_export.reference import (
+    AdapterConfig,
+    AudioConfig,
+    DecoderConfig,
+    Model,
+    ModelConfig,
+    RopeConfig,
+    TokenConfig,
+    VisionConfig,
+)
+from phirt_export.train.loop import save_tensors
+from phirt_export.train.recipe import SPECIAL_TOKENS
+
+CONTEXT = 32768  # long enough that an answer runs for seconds, to be stopped
+TEMPLATE = (
+    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{%- if message.get('tools') -%}{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}{%- endif -%}"
+    "{{ '<|end|>' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog, then what is this?"] * 9, trainer
+    )
+    return tokenizer
+
+
+def _config(vocab_size: int) -> ModelConfig:
+    ones = (1.0,) * 8
+    return ModelConfig(
+        decoder=DecoderConfig(
+            2, 64, 4, 2, 32, 128, vocab_size, 1e-5, RopeConfig(1e4, 16, CONTEXT, CONTEXT, ones, ones)
+        ),
+        tokens=TokenConfig(bos=0, pad=0, eos=(0, 4), image=1, audio=2),
+        vision=VisionConfig(64, 16, 32, 64, 2, 2, 1e-6, max_crops=1),
+        audio=AudioConfig(80, 32, 64, 2, 2, 3, 100, 100),
+        adapters={"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(4, 8.0)},
+    )
+
+
+def _random_weights(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+    """Random weights, but only printable ASCII can be likeliest: answers are visible and never end."""
+    model = Model(config)
+    generator = torch.Generator().manual_seed(5)
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dim() >= 2:
+            spread = 0.1 if "embed_tokens" in name else 3.0 * tensor[0].numel() ** -0.5
+            tensor.copy_(spread * torch.randn(tensor.shape, generator=generator))
+        if "embed_tokens" in name:
+            for row in range(len(tensor)):
+                text = tokenizer.decode([row])
+                if not (text and text.isascii() and text.isprintable()):
+                    tensor[row] = 0.0
+    return state
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle with random weights: text, images and audio. Do not change it; see `broken_bundle`."""
+    folder = tmp_path_factory.mktemp("bundle")
+    tokenizer = _tokenizer()
+    config = _config(tokenizer.get_vocab_size())
+    checkpoint = folder / "checkpoint"
+    with torch.no_grad():
+        save_tensors(_random_weights(config, tokenizer), checkpoint / "model.safetensors")
+    (checkpoint / "config.json").write_text(config.to_json())
+    (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    return export_bundle(checkpoint, folder / "tiny", bits=8, name="tiny", description="random weights")
+
+
+@pytest.fixture
+def broken_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(bundle, tmp_path / "broken"))
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The repository's example picture and clip."""
+    return Path(__file__).parents[2] / "examples"
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _huge_png(side: int) -> bytes:
+    """A valid PNG header that claims side x side RGB pixels, and a few bytes of them."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _png_chunk(b"IHDR", header)
+        + _png_chunk(b"IDAT", data)
+        + _png_chunk(b"IEND", b"")
+    )
+
+
+def _lying_wav() -> bytes:
+    """A WAV whose header claims a gigabyte of sound and that holds a tenth of a second."""
+    samples = np.full(1600, 1000, dtype="<i2").tobytes()
+    form = struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16)
+    head = b"WAVE" + b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", 1 << 30)
+    return b"RIFF" + struct.pack("<I", (1 << 30) + 36) + head + samples
+
+
+@pytest.fixture(scope="session")
+def bad_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images and recordings that must be refused, each for its own reason."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "folder.jpg").mkdir()
+    (folder / "folder.wav").mkdir()
+    (folder / "empty.jpg").touch()
+    (folder / "empty.wav").touch()
+    (folder / "text.jpg").write_text("This is a text, whatever its name says.\n" * 20)
+    (folder / "text.wav").write_text("This is a text, whatever its name says.\n" * 20)
+    photo = Image.effect_noise((320, 240), 60).convert("RGB")
+    photo.save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "huge.png").write_bytes(_huge_png(60_000))
+    Image.new("RGB", (1, 1), (200, 0, 0)).save(folder / "pixel.png")
+    (folder / "lying.wav").write_bytes(_lying_wav())
+    soundfile.write(folder / "silence.wav", np.zeros(32000, dtype=np.float32), 16000)
+    time = np.arange(600 * 8000) / 8000
+    soundfile.write(folder / "long.wav", 0.3 * np.sin(2 * np.pi * 440 * time), 8000, subtype="PCM_U8")
+    tone = np.sin(np.arange(16000) / 10).astype(np.float32)
+    tone[8000:8010] = np.nan
+    soundfile.write(folder / "nan.wav", tone, 16000, subtype="FLOAT")
+    return folder
+
+
+COMMAND = [sys.executable, "-c", "from phirt_apps.cli import main; main()"]
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Runs `phirt` as a process of its own; stdin is empty unless `input` is given."""
+
+    def run_phirt(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+        if "stdin" not in options:
+            options.setdefault("input", b"")
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        command = [*COMMAND, *map(str, arguments)]
+        return subprocess.run(command, timeout=60, check=False, **options)  # type: ignore[call-overload]
+
+    return run_phirt
+
+
+class Terminal:
+    """`phirt` on a pseudo-terminal, as a person sees it: type into it, wait for what appears."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.seen = ""
+        self._mark = 0
+        child, self._master = pty.fork()
+        if child == 0:
+            os.environ.update({"TERM": "xterm", "COLUMNS": "200", **environment})
+            os.execvp(command[0], command)
+        self._child = child
+        self.status: int | None = None
+
+    def type(self, text: str) -> None:
+        """Types the text as it is; a message needs its newline, "\\x03" is Ctrl-C, "\\x04" Ctrl-D."""
+        self._mark = len(self.seen)
+        os.write(self._master, text.encode())
+
+    def wait(self, pattern: str, seconds: float = 30.0) -> str:
+        """Waits until the pattern appears after the last typing; returns all that came since then."""
+        deadline = time.monotonic() + seconds
+        while not re.search(pattern, self.seen[self._mark :]):
+            left = deadline - time.monotonic()
+            assert left > 0, f"{pattern!r} did not appear in {self.seen[self._mark :][-2000:]!r}"
+            if not self._read(left):
+                assert re.search(pattern, self.seen[self._mark :]), (
+                    f"ended before {pattern!r}: {self.seen[-2000:]!r}"
+                )
+        return self.seen[self._mark :]
+
+    def _read(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], seconds)
+        if not ready:
+            return True
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # the program closed the terminal
+            return False
+        self.seen += data.decode("utf-8", "replace")
+        return bool(data)
+
+    def finish(self, seconds: float = 20.0) -> int:
+        """Waits until the program ends; returns its exit status."""
+        deadline = time.monotonic() + seconds
+        while self._read(max(0.0, deadline - time.monotonic())) and time.monotonic() < deadline:
+            pass
+        self.close()
+        assert self.status is not None
+        return self.status
+
+    def close(self) -> None:
+        """Ends the program if it still runs."""
+        if self.status is not None:
+            return
+        for _ in range(100):
+            done, status = os.waitpid(self._child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.02)
+        else:
+            os.kill(self._child, 9)
+            _, status = os.waitpid(self._child, 0)
+        self.status = os.waitstatus_to_exitcode(status)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Opens `phirt` on a pseudo-terminal; what still runs at the end is closed."""
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: object, wrapper: tuple[str, ...] = (), **environment: str) -> Terminal:
+        opened.append(Terminal([*wrapper, *COMMAND, *map(str, arguments)], environment))
+        return opened[-1]
+
+    yield open_terminal
+    for one in opened:
+        one.close()
