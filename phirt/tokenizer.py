@@ -55,7 +55,11 @@ class Tokenizer:
 
     def encode_content(self, text: str) -> list[int]:
         """Ids of text from outside: it never yields a control token. Lone surrogates become U+FFFD."""
-        clean = text.encode("utf-8", "replace").decode("utf-8") if _has_surrogate(text) else text
+        clean = (
+            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if _has_surrogate(text)
+            else text
+        )
         return list(self._content.encode(clean, add_special_tokens=False).ids)
 
     def trims_after(self, token: int) -> bool:

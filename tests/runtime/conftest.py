@@ -23,6 +23,7 @@ def _load(name: str):
 
 
 tiny_bundle = _load("tiny_bundle")
+_load("tiny_reference")
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-CONTROL = (
-    "<|endoftext|>", "<|endoftext10|>", "<|endoftext11|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>",
-    "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>", "<|tool_response|>",
-)  # fmt: skip
+_MARKS = "endoftext endoftext10 endoftext11 assistant end user system tool /tool"
+CONTROL = tuple(f"<|{name}|>" for name in f"{_MARKS} tool_call /tool_call tool_response".split())
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.tools %}<|tool|>{{ message.tools }}<|/tool|>{% endif %}<|end|>{% endfor %}"
