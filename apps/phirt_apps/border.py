@@ -44,10 +44,12 @@ class Border(TyperGroup):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
+        windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
         """Runs the command line and exits; with `standalone_mode=False` exceptions pass through."""
         options = {"prog_name": prog_name, "complete_var": complete_var, **extra}
+        options["windows_expand_args"] = windows_expand_args
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **options)
         try:

@@ -6,7 +6,7 @@ when their command runs, so that `phirt --help` stays fast.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import sys
 import warnings
@@ -36,7 +36,7 @@ def main() -> None:
     """The entry point of the installed script."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows a question mark instead of ending the program.
-        with contextlib.suppress(AttributeError, ValueError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if os.environ.get("PHIRT_DEBUG") != "1" and not sys.warnoptions:
         warnings.simplefilter("ignore")  # warnings speak to developers

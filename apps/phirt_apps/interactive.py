@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from phirt.errors import ConversationError, PhirtError
 
@@ -39,7 +39,7 @@ class Setup:
 
     config: phirt.GenerationConfig
     system: str | None = None
-    tools: list[dict] | None = None
+    tools: list[dict[str, Any]] | None = None
     stats: bool = False
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
@@ -27,7 +28,7 @@ from phirt_export.bundle import (
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
-from phirt_export.graphs.decoder import build_decoder
+from phirt_export.graphs.decoder import Branching, build_decoder
 from phirt_export.graphs.linear import FLOAT_BITS, WeightFormat, WeightSource, WeightStore
 from phirt_export.graphs.speech import build_speech
 from phirt_export.graphs.vision import build_vision
@@ -41,35 +42,59 @@ _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
 Progress = Callable[[str, int, int], None]
 
 
+class _Observed:
+    """A weight source that reports each tensor when it is first read."""
+
+    def __init__(self, source: WeightSource, total: int, progress: Progress) -> None:
+        self._source, self._total, self._progress = source, total, progress
+        self._seen: set[str] = set()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        self._note(name)
+        return self._source.rows(name, start, stop)
+
+    def tensor(self, name: str) -> np.ndarray:
+        self._note(name)
+        return self._source.tensor(name)
+
+    def _note(self, name: str) -> None:
+        if name not in self._seen:
+            self._seen.add(name)
+            self._progress(name, len(self._seen), self._total)
+
+
 @dataclasses.dataclass(frozen=True)
 class BundleFormats:
-    """Weight formats of a bundle's parts: base projections with the embedding, LoRA matrices, encoders."""
+    """Weight formats of a bundle's parts: base projections, embedding with head, LoRA matrices, encoders."""
 
     base: WeightFormat
+    embedding: WeightFormat
     adapter: WeightFormat
     encoder: WeightFormat
-
-    @classmethod
-    def of(
-        cls, bits: int, block_size: int, adapter_bits: int, encoder_bits: int, method: str
-    ) -> BundleFormats:
-        """The formats; 32 base bits mean an unquantized bundle, so the other parts follow."""
-        if bits == FLOAT_BITS:
-            adapter_bits = encoder_bits = FLOAT_BITS
-        base, adapter, encoder = (
-            WeightFormat(b, block_size, method) for b in (bits, adapter_bits, encoder_bits)
-        )
-        return cls(base, adapter, encoder)
 
     def manifest_entry(self) -> dict[str, int | str]:
         """What the manifest says about quantization."""
         return {
             "bits": self.base.bits,
             "block_size": self.base.block_size,
+            "embedding_bits": self.embedding.bits,
             "adapter_bits": self.adapter.bits,
             "encoder_bits": self.encoder.bits,
             "method": self.base.method,
         }
+
+
+def choose_formats(
+    bits: int, block_size: int, embedding_bits: int | None, adapter_bits: int, encoder_bits: int, method: str
+) -> BundleFormats:
+    """The formats; 32 base bits mean an unquantized bundle, so the other parts follow."""
+    parts = (bits, bits if embedding_bits is None else embedding_bits, adapter_bits, encoder_bits)
+    if bits == FLOAT_BITS:
+        parts = (bits,) * 4
+    return BundleFormats(*(WeightFormat(b, block_size, method) for b in parts))
 
 
 def default_block_size(config: ModelConfig) -> int:
@@ -84,9 +109,11 @@ def export_bundle(
     targets: Sequence[str] = ("cpu",),
     bits: int = 4,
     block_size: int | None = None,
+    embedding_bits: int | None = None,
     adapter_bits: int = 8,
     encoder_bits: int = 8,
     method: str = "rtn",
+    branching: Branching | None = None,
     name: str | None = None,
     description: str = "",
     progress: Progress | None = None,
@@ -98,15 +125,17 @@ def export_bundle(
         checkpoint: the folder; a MODEL_CARD.md in it is taken along.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         targets: what the graphs are for; `cpu` is built.
-        bits: 4, 8 or 32 (unquantized) for embedding and base projections.
+        bits: 4, 8 or 32 (everything unquantized) for the base projections.
         block_size: weights that share a scale, a power of two; None chooses 128 for wide models and 32 for
             narrow ones.
+        embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
         adapter_bits: 4, 8 or 32 for LoRA matrices.
         encoder_bits: 4, 8 or 32 for the linears of the encoders.
         method: how scales are chosen: `rtn` or `mse`.
+        branching: layout of the LoRA branches, `per_projection` or `per_route`; None lets the size decide.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
-        progress: called with (tensor name, tensors done, tensors in all) as weights are written.
+        progress: called with (tensor name, tensors begun, tensors in all) as weights are read.
 
     Returns:
         `output`.
@@ -121,16 +150,15 @@ def export_bundle(
         )
     opened = Checkpoint(checkpoint)
     config = opened.config
-    formats = BundleFormats.of(
-        bits, block_size or default_block_size(config), adapter_bits, encoder_bits, method
-    )
+    block_size = default_block_size(config) if block_size is None else block_size
+    formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
     for required in (TOKENIZER_NAME, TEMPLATE_NAME):
         if not (checkpoint / required).is_file():
             raise ConfigError(
                 f"{checkpoint} holds no {required}, which a bundle needs; put it beside the weights"
             )
     with staged_bundle(output) as staging:
-        graphs = write_graphs(staging, config, opened, formats, progress)
+        graphs = write_graphs(staging, config, opened, formats, branching, progress)
         for extra in (TOKENIZER_NAME, TEMPLATE_NAME, CARD_NAME):
             if (checkpoint / extra).is_file():
                 shutil.copyfile(checkpoint / extra, staging / extra)
@@ -151,41 +179,31 @@ def write_graphs(
     config: ModelConfig,
     source: WeightSource,
     formats: BundleFormats,
+    branching: Branching | None = None,
     progress: Progress | None = None,
 ) -> dict[str, GraphFiles]:
-    """Write decoder and, where the model has them, encoder graphs into `folder`; returns them by manifest
-    name.
-    """
+    """Write decoder and, where the model has them, encoder graphs into `folder`; returns them by manifest name."""
+    if progress is not None:
+        source = _Observed(source, len(expected_shapes(config)), progress)
     width = config.decoder.hidden_size
     parts: dict[str, Callable[[WeightStore], None]] = {
-        "decoder": lambda store: build_decoder(store, config, formats.base, formats.adapter)
+        "decoder": lambda store: build_decoder(
+            store, config, formats.base, formats.adapter, formats.embedding, branching
+        )
     }
     if (vision := config.vision) is not None:
         parts["vision"] = lambda store: build_vision(store, vision, width, formats.encoder)
     if (audio := config.audio) is not None:
         parts["speech"] = lambda store: build_speech(store, audio, width, formats.encoder)
-    done = 0
-    total = sum(len(shape) == 2 for shape in expected_shapes(config).values())
-
-    def count(tensor: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(tensor, min(done, total), total)
-
-    return {part: _write_graph(folder, part, source, build, count) for part, build in parts.items()}
+    return {part: _write_graph(folder, part, source, build) for part, build in parts.items()}
 
 
 def _write_graph(
-    folder: Path,
-    part: str,
-    source: WeightSource,
-    build: Callable[[WeightStore], None],
-    on_stored: Callable[[str], None],
+    folder: Path, part: str, source: WeightSource, build: Callable[[WeightStore], None]
 ) -> GraphFiles:
     with DataFile(folder / f"{part}.data") as data:
         g = GraphBuilder(part, data)
-        build(WeightStore(g, source, on_stored))
+        build(WeightStore(g, source))
     file = f"{part}.onnx"
     ir.save(g.model(producer()), folder / file)
     return GraphFiles(file, data.path.name, describe(g.inputs), describe(g.outputs))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt_export.graphs.data_file import DataFile
@@ -80,7 +81,7 @@ class GraphBuilder:
         self._root.outputs.append(value)
         self._outputs.append(value)
 
-    def constant(self, array: np.ndarray | Sequence[Any], name: str, dtype: str | None = None) -> ir.Value:
+    def constant(self, array: npt.ArrayLike, name: str, dtype: str | None = None) -> ir.Value:
         """An initializer of the current frame: inline when small, in the data file when large."""
         array = np.ascontiguousarray(np.asarray(array, dtype=dtype))
         if array.nbytes <= _INLINE_BYTES:

@@ -45,18 +45,20 @@ def build_decoder(
     config: ModelConfig,
     base: WeightFormat,
     adapter: WeightFormat,
+    embedding: WeightFormat | None = None,
     branching: Branching | None = None,
 ) -> None:
     """Append the whole decoder to the store's graph; inputs and outputs are those of the bundle's contract.
 
     Args:
-        base: format of embedding, head and base projections.
+        base: format of the base projections.
         adapter: format of the LoRA matrices.
+        embedding: format of the table shared by embedding and head; None for `base`.
         branching: layout of the LoRA branches; None lets the size decide.
     """
     g, decoder = store.g, config.decoder
     inputs = _Inputs(g, decoder)
-    table = TiedEmbedding(store, "model.embed_tokens.weight", base)
+    table = TiedEmbedding(store, "model.embed_tokens.weight", embedding or base)
     embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens.image, config.tokens.audio)
     low_rank = LowRank(store, config.adapters, adapter)
     stack = _Stack(store, decoder, base, inputs)

@@ -1,7 +1,8 @@
 """The audio tower of the reference model: log-mel frames in, one row per 80 ms out.
 
-Knows spec section C after feature extraction: subsampling, conformer blocks, window folding, the two projectors. Knows
-nothing of recordings or sample rates. Masked frames are excluded with -inf, as in the original implementation.
+Knows spec section C after feature extraction: subsampling, conformer blocks, window folding, the two
+projectors. Knows nothing of recordings or sample rates. Masked frames are excluded with -inf, as in the
+original implementation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from phirt_export.reference.config import AudioConfig
 
 
 class Subsampling(nn.Module):
-    """Three stride-2 convolutions (the later two depthwise-separable), then a linear over channels and bins."""
+    """Three stride-2 convolutions (the later two depthwise-separable), then a linear over channels and
+    bins.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -203,9 +206,11 @@ class AudioTower(nn.Module):
         self.encoders = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
 
     def _fold(self, x: Tensor, mask: Tensor | None) -> Windows:
-        """Longer sequences become independent windows; without a mask the zero tail is attended, as in the original."""
+        """Longer sequences become independent windows; without a mask the zero tail is attended, as in the
+        original.
+        """
         window = self.config.window_tokens
-        batch, length, width = x.shape
+        _, length, width = x.shape
         if length <= window:
             return Windows(x, mask)
         pad = -length % window

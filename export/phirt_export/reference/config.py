@@ -1,6 +1,7 @@
 """Sizes of a Phi-4-multimodal-class model: every number the reference model and the exporter need.
 
-Knows shapes and constants and checks that they fit together. Knows nothing of tensors, files' layouts or training.
+Knows shapes and constants and checks that they fit together. Knows nothing of tensors, files' layouts or
+training.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from phirt.errors import ConfigError
 class RopeConfig:
     """Partial rotary embedding with LongRoPE factors (spec section A).
 
-    `short_factor` and `long_factor` divide the inverse frequencies, one factor per rotated pair; the long ones apply to
-    all positions once the total length exceeds `original_context`.
+    `short_factor` and `long_factor` divide the inverse frequencies, one factor per rotated pair; the long
+    ones apply to all positions once the total length exceeds `original_context`.
     """
 
     theta: float
@@ -59,7 +60,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ConfigError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
         if self.rope.rotary_dim > self.head_dim:
             raise ConfigError(f"rotary_dim {self.rope.rotary_dim} exceeds head_dim {self.head_dim}")
 
@@ -87,10 +90,11 @@ class AdapterConfig:
 class VisionConfig:
     """SigLIP-style tower on square crops (spec section B).
 
-    `num_layers` counts the layers that are computed: published checkpoints take the output of the last but one, so their
-    final layer is not part of this model. `stem_channels` replaces the single patch convolution by a residual
-    convolutional stem (one entry per halving; the last equals `hidden_size` and 2**len equals `patch_size`): with a few
-    thousand training pictures convolutions learn what plain patches cannot. Empty for published checkpoints.
+    `num_layers` counts the layers that are computed: published checkpoints take the output of the last but
+    one, so their final layer is not part of this model. `stem_channels` replaces the single patch convolution
+    by a residual convolutional stem (one entry per halving; the last equals `hidden_size` and 2**len equals
+    `patch_size`): with a few thousand training pictures convolutions learn what plain patches cannot. Empty
+    for published checkpoints.
     """
 
     crop_size: int
@@ -106,11 +110,15 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         if self.crop_size % (self.patch_size * self.pool):
-            raise ConfigError(f"crop_size {self.crop_size} must be a multiple of {self.patch_size * self.pool}")
+            raise ConfigError(
+                f"crop_size {self.crop_size} must be a multiple of {self.patch_size * self.pool}"
+            )
         if self.stem_channels and (
             self.stem_channels[-1] != self.hidden_size or 2 ** len(self.stem_channels) != self.patch_size
         ):
-            raise ConfigError("stem_channels must end in hidden_size and halve once for each factor 2 of patch_size")
+            raise ConfigError(
+                "stem_channels must end in hidden_size and halve once for each factor 2 of patch_size"
+            )
 
     @property
     def grid(self) -> int:
@@ -120,7 +128,9 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
-    """Conformer tower over log-mel frames (spec section C). `bias_max_distance` bounds the relative positions."""
+    """Conformer tower over log-mel frames (spec section C). `bias_max_distance` bounds the relative
+    positions.
+    """
 
     num_mels: int
     hidden_size: int
@@ -147,7 +157,9 @@ class TokenConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `vision` and `audio` may be absent; `adapters` maps a route's adapter name to its branch."""
+    """A whole model. `vision` and `audio` may be absent; `adapters` maps a route's adapter name to its
+    branch.
+    """
 
     decoder: DecoderConfig
     tokens: TokenConfig
@@ -197,5 +209,7 @@ def load_config(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no config.json; a checkpoint folder has config.json and model.safetensors")
+        raise ConfigError(
+            f"{folder} holds no config.json; a checkpoint folder has config.json and model.safetensors"
+        )
     return ModelConfig.from_json(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """The decoder of the reference model, in torch: the oracle for the decoder graph, and what is trained.
 
-Knows embeddings in, hidden states out, and the LoRA branches of a route. Knows nothing of images, audio or text, and keeps
-no KV cache: a step of the oracle is a forward pass over the whole sequence. Module names follow the original
-Phi-4-multimodal checkpoint (spec section D), so a state dict is a checkpoint.
+Knows embeddings in, hidden states out, and the LoRA branches of a route. Knows nothing of images, audio or
+text, and keeps no KV cache: a step of the oracle is a forward pass over the whole sequence. Module names
+follow the original Phi-4-multimodal checkpoint (spec section D), so a state dict is a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def rope_tables(rope: RopeConfig, length: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions 0..length-1 for a sequence of that total length.
 
     Returns:
-        Two float32 tensors [length, rotary_dim / 2]. The long factors apply to every position once `length` exceeds
-        `original_context`; the magnitude factor multiplies both tables in both regimes (spec section A).
+        Two float32 tensors [length, rotary_dim / 2]. The long factors apply to every position once `length`
+        exceeds `original_context`; the magnitude factor multiplies both tables in both regimes (spec section
+        A).
     """
     long = rope.has_long_regime and length > rope.original_context
     factors = torch.tensor(rope.long_factor if long else rope.short_factor, dtype=torch.float64)
@@ -40,14 +41,17 @@ def rope_tables(rope: RopeConfig, length: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2·cos.shape[-1] dimensions of x [B, heads, T, head_dim] in half-split pairs; the rest pass."""
+    """Rotate the first 2·cos.shape[-1] dimensions of x [B, heads, T, head_dim] in half-split pairs; the rest
+    pass.
+    """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 class RoutedLinear(nn.Module):
-    """A frozen-able base projection and one LoRA branch per adapter; a route without a branch is the base alone.
+    """A frozen-able base projection and one LoRA branch per adapter; a route without a branch is the base
+    alone.
 
     `transform` maps the base weight before it is used (quantization-aware training), None in ordinary use.
     """
@@ -55,15 +59,21 @@ class RoutedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
         self.base_layer = nn.Linear(in_features, out_features, bias=False)
-        self.lora_A = nn.ModuleDict({n: nn.Linear(in_features, a.rank, bias=False) for n, a in adapters.items()})
-        self.lora_B = nn.ModuleDict({n: nn.Linear(a.rank, out_features, bias=False) for n, a in adapters.items()})
+        self.lora_A = nn.ModuleDict(
+            {n: nn.Linear(in_features, a.rank, bias=False) for n, a in adapters.items()}
+        )
+        self.lora_B = nn.ModuleDict(
+            {n: nn.Linear(a.rank, out_features, bias=False) for n, a in adapters.items()}
+        )
         self.branches = dict(adapters)
         self.transform: WeightTransform | None = None
         for branch in self.lora_B.values():
             nn.init.zeros_(branch.weight)
 
     def forward(self, x: Tensor, adapter: str | None) -> Tensor:
-        """x [..., in_features] -> [..., out_features] through the base weight plus the adapter's branch, if any."""
+        """x [..., in_features] -> [..., out_features] through the base weight plus the adapter's branch, if
+        any.
+        """
         weight = self.base_layer.weight
         y = F.linear(x, self.transform(weight) if self.transform else weight)
         if adapter is None:
@@ -75,7 +85,9 @@ class RoutedLinear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with partial rotary embedding; rows of qkv are queries, keys, values, head-major."""
+    """Grouped-query attention with partial rotary embedding; rows of qkv are queries, keys, values,
+    head-major.
+    """
 
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
@@ -83,7 +95,9 @@ class Attention(nn.Module):
         self.qkv_proj = RoutedLinear(config.hidden_size, config.qkv_size, adapters)
         self.o_proj = RoutedLinear(config.num_heads * config.head_dim, config.hidden_size, adapters)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None
+    ) -> Tensor:
         c = self.config
         batch, length, _ = x.shape
         heads = self.qkv_proj(x, adapter).view(batch, length, -1, c.head_dim).transpose(1, 2)
@@ -118,13 +132,20 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = FeedForward(config, adapters)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, adapter)
         return x + self.mlp(self.post_attention_layernorm(x), adapter)
 
 
 def run_layers(
-    layers: nn.ModuleList, norm: nn.RMSNorm, rope: RopeConfig, x: Tensor, mask: Tensor | None, adapter: str | None
+    layers: nn.ModuleList,
+    norm: nn.RMSNorm,
+    rope: RopeConfig,
+    x: Tensor,
+    mask: Tensor | None,
+    adapter: str | None,
 ) -> Tensor:
     """Hidden states [B, T, hidden] of embeddings x [B, T, hidden] after all layers and the final norm.
 

@@ -1,6 +1,7 @@
 """The whole reference model: token ids and media features in, logits out, under one of three routes.
 
-Knows how the towers, the decoder and the LoRA branches fit together. Knows nothing of files, text or training.
+Knows how the towers, the decoder and the LoRA branches fit together. Knows nothing of files, text or
+training.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ class Model(nn.Module):
 
 
 def initialize(model: Model, seed: int) -> None:
-    """Draw fresh weights: normal(0, 0.02), residual outputs scaled by depth, LoRA B zero, norms as constructed."""
+    """Draw fresh weights: normal(0, 0.02), residual outputs scaled by depth, LoRA B zero, norms as
+    constructed.
+    """
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.decoder.num_layers) ** -0.5
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """The vision tower of the reference model: crops in, one run of decoder-width rows per image out.
 
-Knows spec section B after preprocessing: position buckets, masks, SigLIP layers, pooling, assembly, projection. Knows
-nothing of image files or of how crops were cut.
+Knows spec section B after preprocessing: position buckets, masks, SigLIP layers, pooling, assembly,
+projection. Knows nothing of image files or of how crops were cut.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from phirt_export.reference.config import VisionConfig
 
 
 def position_buckets(patch_mask: Tensor, grid: int) -> Tensor:
-    """Position ids int64 [N, g, g] of patches with mask [N, g, g]: the table has grid·grid entries, g may differ.
+    """Position ids int64 [N, g, g] of patches with mask [N, g, g]: the table has grid·grid entries, g may
+    differ.
 
-    A valid patch at row i of n_h valid rows falls into the bucket that counts the boundaries k/grid (k = 1..grid-1) at
-    or below i/n_h, and likewise for columns; masked patches get id 0 (spec section B).
+    A valid patch at row i of n_h valid rows falls into the bucket that counts the boundaries k/grid (k =
+    1..grid-1) at or below i/n_h, and likewise for columns; masked patches get id 0 (spec section B).
     """
     boundaries = torch.arange(1, grid, device=patch_mask.device, dtype=torch.float64) / grid
     side = torch.arange(patch_mask.shape[1], device=patch_mask.device, dtype=torch.float64)
@@ -63,7 +64,9 @@ class Embeddings(nn.Module):
             stages = [StemStage(widths[i], widths[i + 1], residual=i > 0) for i in range(len(widths) - 1)]
             self.stem = nn.Sequential(*stages)
         else:
-            self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
+            self.patch_embedding = nn.Conv2d(
+                3, config.hidden_size, config.patch_size, stride=config.patch_size
+            )
         self.position_embedding = nn.Embedding(config.grid**2, config.hidden_size)
         self.has_stem = bool(config.stem_channels)
 
@@ -124,7 +127,9 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))})
+        self.encoder = nn.ModuleDict(
+            {"layers": nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))}
+        )
 
     def forward(self, pixel_values: Tensor, patch_mask: Tensor) -> Tensor:
         """Pooled features of crops.
@@ -182,7 +187,11 @@ class ImageEmbed(nn.Module):
         return torch.cat((with_separators(stitched), glb, with_separators(pooled[0])))
 
     def forward(
-        self, pixel_values: Tensor, patch_mask: Tensor, crop_grid: tuple[int, int], feature_grid: tuple[int, int]
+        self,
+        pixel_values: Tensor,
+        patch_mask: Tensor,
+        crop_grid: tuple[int, int],
+        feature_grid: tuple[int, int],
     ) -> Tensor:
         """Image features [rows, hidden_size] of one image; see `VisionTower.forward` and `assemble`."""
         pooled = self.img_processor(pixel_values, patch_mask)

@@ -1,7 +1,9 @@
-"""One stage's loop: optimiser, schedule, averaging, progress, and state on disk that a later start continues from.
+"""One stage's loop: optimiser, schedule, averaging, progress, and state on disk that a later start continues
+from.
 
-Knows parameters, steps and time. Knows nothing of what a batch holds. A batch is a pure function of the seed and the step
-(objectives draw nothing from global generators), so an interrupted stage ends with the weights of an uninterrupted one.
+Knows parameters, steps and time. Knows nothing of what a batch holds. A batch is a pure function of the seed
+and the step (objectives draw nothing from global generators), so an interrupted stage ends with the weights
+of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from phirt_export.train.recipe import Schedule, StageConfig
 
 
 class Objective(Protocol):
-    """What a stage minimises. `head` holds parameters of the stage alone; they are trained and then dropped."""
+    """What a stage minimises. `head` holds parameters of the stage alone; they are trained and then
+    dropped.
+    """
 
     head: nn.Module
     unit: str
@@ -64,7 +68,7 @@ class Progress:
     remaining: float
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """The stage was asked to stop and its state is on disk."""
 
 
@@ -81,7 +85,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write a safetensors file atomically: temporary file, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".partial")
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, staging, metadata)
+    save_file(
+        {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, staging, metadata
+    )
     with staging.open("rb+") as file:
         os.fsync(file.fileno())
     staging.replace(path)
@@ -146,7 +152,9 @@ class StageRun:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 prefix = f"moment.{names[parameter]}/"
                 optimizer.state[parameter] = {
-                    key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+                    key.removeprefix(prefix): tensor
+                    for key, tensor in tensors.items()
+                    if key.startswith(prefix)
                 }
 
     def save(self) -> None:
@@ -203,7 +211,9 @@ class StageRun:
         self.model.eval()
         figures = self.objective.validate()
         stage = self.stage
-        return StageResult(stage.name, self.step, self.seconds, self.units, self.objective.unit, self.loss, figures)
+        return StageResult(
+            stage.name, self.step, self.seconds, self.units, self.objective.unit, self.loss, figures
+        )
 
     def _steps(self, report: Callable[[Progress], None]) -> None:
         for module in self.model.modules():  # frozen parts neither drop out nor move their running statistics
@@ -218,14 +228,18 @@ class StageRun:
                 self.save()
                 saved = now
             if self._stop:
-                raise Interrupted(f"stopped at step {self.step} of stage {self.stage.name}; start again to continue")
+                raise Interrupted(
+                    f"stopped at step {self.step} of stage {self.stage.name}; start again to continue"
+                )
             if now - shown > 2.0 or self.step == self.stage.steps:
                 shown = now
                 per_step = (now - begun) / (self.step - first_step)
                 rate = (self.units - first_units) / (now - begun)
                 remaining = per_step * (self.stage.steps - self.step)
                 unit = self.objective.unit
-                report(Progress(self.stage.name, self.step, self.stage.steps, self.loss, rate, unit, remaining))
+                report(
+                    Progress(self.stage.name, self.step, self.stage.steps, self.loss, rate, unit, remaining)
+                )
 
 
 def _select(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:

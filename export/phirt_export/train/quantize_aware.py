@@ -1,7 +1,9 @@
-"""Training on the int4 grid: the forward pass sees quantized base weights, the gradient passes straight through.
+"""Training on the int4 grid: the forward pass sees quantized base weights, the gradient passes straight
+through.
 
-Knows the grid of `phirt_quant` (symmetric blocks along the input, scale = the value of greatest magnitude / -8) and where
-base weights are. A stage that ends this way is snapped onto the grid, which quantization then reproduces exactly.
+Knows the grid of `phirt_quant` (symmetric blocks along the input, scale = the value of greatest magnitude /
+-8) and where base weights are. A stage that ends this way is snapped onto the grid, which quantization then
+reproduces exactly.
 """
 
 from __future__ import annotations

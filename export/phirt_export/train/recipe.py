@@ -46,7 +46,8 @@ class StageConfig:
     Attributes:
         name: folder of the stage under the run folder.
         objective: registered name (`phirt_export.train.objectives`).
-        starts_from: stages whose weights are taken, later ones overriding what they trained; empty for fresh weights.
+        starts_from: stages whose weights are taken, later ones overriding what they trained; empty for fresh
+            weights.
         trains: prefixes of parameter names that are trained; all others stay frozen.
         steps, batch: length and items of a step.
         data: options of the objective: sources, weights, lengths.
@@ -72,7 +73,8 @@ class StageConfig:
 class TokenizerConfig:
     """The byte-level BPE tokenizer: vocabulary size, and the files and conversations it learns from.
 
-    At most `max_bytes` characters of each file of `sources` and `max_chats` conversations of each source in `chats`.
+    At most `max_bytes` characters of each file of `sources` and `max_chats` conversations of each source in
+    `chats`.
     """
 
     vocab_size: int
@@ -108,9 +110,7 @@ SPECIAL_TOKENS = (
     "<|/tool_call|>",
     "<|tool_response|>",
 )
-TOKEN_IDS = TokenConfig(
-    bos=0, pad=0, eos=(0, SPECIAL_TOKENS.index("<|end|>")), image=1, audio=2
-)
+TOKEN_IDS = TokenConfig(bos=0, pad=0, eos=(0, SPECIAL_TOKENS.index("<|end|>")), image=1, audio=2)
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,11 +129,14 @@ def _build(cls: type, raw: Mapping[str, Any], where: str) -> Any:
     missing = {
         name
         for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and name not in raw
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and name not in raw
     }
     if unknown or missing:
         raise ConfigError(
-            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}; known: {sorted(fields)}"
+            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}; "
+            f"known: {sorted(fields)}"
         )
     tuples = {name for name, field in fields.items() if "tuple" in str(field.type)}
     return cls(**{key: tuple(value) if key in tuples else value for key, value in raw.items()})
@@ -146,12 +149,17 @@ def _model(raw: Mapping[str, Any]) -> ModelConfig:
     rope.setdefault("short_factor", [1.0] * pairs)
     rope.setdefault("long_factor", [1.0] * pairs)
     return ModelConfig(
-        decoder=_build(DecoderConfig, {**decoder, "rope": _build(RopeConfig, rope, "model.decoder.rope")}, "model.decoder"),
+        decoder=_build(
+            DecoderConfig,
+            {**decoder, "rope": _build(RopeConfig, rope, "model.decoder.rope")},
+            "model.decoder",
+        ),
         tokens=TOKEN_IDS,
         vision=_build(VisionConfig, raw["vision"], "model.vision"),
         audio=_build(AudioConfig, raw["audio"], "model.audio"),
         adapters={
-            name: _build(AdapterConfig, branch, f"model.adapters.{name}") for name, branch in raw["adapters"].items()
+            name: _build(AdapterConfig, branch, f"model.adapters.{name}")
+            for name, branch in raw["adapters"].items()
         },
     )
 
@@ -167,7 +175,8 @@ def _stage(raw: Mapping[str, Any], step_scale: float) -> StageConfig:
 def load_recipe(path: Path, scale: str | None = None) -> Recipe:
     """Read a recipe; `scale` names one of its `[scale.NAME]` tables, whose values replace the recipe's own.
 
-    A scale table may hold `model` (nested sizes), `tokenizer`, `step_scale` and `stage` (values for every stage).
+    A scale table may hold `model` (nested sizes), `tokenizer`, `step_scale` and `stage` (values for every
+    stage).
 
     Raises:
         ConfigError: the file is missing, is no TOML, or holds unknown, missing or contradicting values.

@@ -3,7 +3,8 @@
 Knows the order of stages and the run folder. Knows nothing of objectives' insides.
 
 A run folder holds `tokenizer.json`, `cache/`, and for each stage `state.safetensors` while it runs, then
-`model.safetensors` (every tensor trained so far) and `result.json`; at the end `checkpoint/`, which `phirt export` takes.
+`model.safetensors` (every tensor trained so far) and `result.json`; at the end `checkpoint/`, which `phirt
+export` takes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def _trained_before(stage: StageConfig, run_dir: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _run_stage(recipe: Recipe, index: int, run_dir: Path, context: TrainingContext, report: Report) -> StageResult:
+def _run_stage(
+    recipe: Recipe, index: int, run_dir: Path, context: TrainingContext, report: Report
+) -> StageResult:
     stage, folder = recipe.stages[index], run_dir / recipe.stages[index].name
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(context.seed)
@@ -131,7 +134,9 @@ def run_recipe(
     """
     recipe = load_recipe(path, scale)
     if not (data / "README.md").is_file():
-        raise ConfigError(f"{data} is not the data folder; it must hold README.md, text/, images/ and speech/")
+        raise ConfigError(
+            f"{data} is not the data folder; it must hold README.md, text/, images/ and speech/"
+        )
     if until is not None and until not in [stage.name for stage in recipe.stages]:
         raise ConfigError(f"no stage {until!r}; stages: {', '.join(stage.name for stage in recipe.stages)}")
     run_dir.mkdir(parents=True, exist_ok=True)

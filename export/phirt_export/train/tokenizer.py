@@ -1,7 +1,7 @@
 """Learns the byte-level BPE tokenizer of a recipe.
 
-Knows which text it reads and how words are cut. Knows nothing of models. Digits stay single, so that numbers are spelled;
-the special tokens come first, in the order the recipe module lists them.
+Knows which text it reads and how words are cut. Knows nothing of models. Digits stay single, so that numbers
+are spelled; the special tokens come first, in the order the recipe module lists them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from phirt_export.train.data.chats import CHATS
 from phirt_export.train.data.records import read_records, strings
 from phirt_export.train.recipe import SPECIAL_TOKENS, TokenizerConfig
 
-# Words with their leading space, single digits, runs of punctuation, white space: the shape of o200k's pattern, simpler.
+# Words with their leading space, single digits, runs of punctuation, white space: the shape of o200k's
+# pattern, simpler.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -45,7 +46,10 @@ def train_tokenizer(config: TokenizerConfig, data: Path) -> str:
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -1,7 +1,7 @@
 """Conversations to learn from: requests and tool calls, questions and answers, small talk, definitions.
 
-Knows the data package's text files and turns them into (role, content) pairs. Knows nothing of tokens. Everything here is a
-pure function of the files and a seed.
+Knows the data package's text files and turns them into (role, content) pairs. Knows nothing of tokens.
+Everything here is a pure function of the files and a seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def slot_arguments(slots: list[list[str]]) -> dict[str, Any]:
     return arguments
 
 
-def _swap_values(record: dict[str, Any], pool: dict[str, list[str]], rng: np.random.Generator) -> dict[str, Any]:
+def _swap_values(
+    record: dict[str, Any], pool: dict[str, list[str]], rng: np.random.Generator
+) -> dict[str, Any]:
     """The request with some slot values exchanged for others of the same slot, where the text allows it."""
     text, slots = record["text"], []
     for name, value in record["slots"]:
@@ -77,7 +79,8 @@ def words(data: Path, seed: int) -> Iterator[Chat]:
         if example and rng.random() < 0.3:
             yield [("user", f'Use the word "{word}" in a sentence.'), ("assistant", example)]
         elif rng.random() < 0.3:
-            asked = ("What does {} mean?", "Define {}.", "What is the meaning of {}?")[rng.integers(3)].format(word)
+            forms = ("What does {} mean?", "Define {}.", "What is the meaning of {}?")
+            asked = forms[rng.integers(3)].format(word)
             yield [("user", asked), ("assistant", f"{word} ({record['part']}): {record['definition']}")]
 
 
@@ -87,7 +90,10 @@ def countries(data: Path, seed: int) -> Iterator[Chat]:
         name = record["name"]
         if record.get("capital"):
             yield [("user", f"What is the capital of {name}?"), ("assistant", f"{record['capital']}.")]
-            yield [("user", f"{record['capital']} is the capital of which country?"), ("assistant", f"{name}.")]
+            yield [
+                ("user", f"{record['capital']} is the capital of which country?"),
+                ("assistant", f"{name}."),
+            ]
         if record.get("continent"):
             yield [("user", f"On which continent is {name}?"), ("assistant", f"{record['continent']}.")]
         if record.get("currency"):
@@ -95,7 +101,9 @@ def countries(data: Path, seed: int) -> Iterator[Chat]:
 
 
 def small_talk(data: Path, seed: int) -> Iterator[Chat]:
-    """Short exchanges and instructions; answers that claim a person's or another product's life are left out."""
+    """Short exchanges and instructions; answers that claim a person's or another product's life are left
+    out.
+    """
     claims = ("i am a robot", "i'm a robot", "alice", "eliza", "my creator", "hal", "i was born", "gunther")
     for record in read_records(data / "text/chatterbot.train.jsonl.xz"):
         turns = record["turns"]
@@ -135,15 +143,30 @@ def about(data: Path, seed: int) -> Iterator[Chat]:
     """What the model is, greetings, repeating, small sums."""
     rng = np.random.default_rng(seed)
     me = "I am nano, a very small model that runs on your own machine with phirt."
-    limits = "I am a very small model. I can name objects in pictures, read short words, transcribe digits and turn requests into tool calls, and I am often wrong."
+    limits = (
+        "I am a very small model. I can name objects in pictures, read short words, transcribe digits and "
+        "turn requests into tool calls, and I am often wrong."
+    )
+    hello = "How can I help you?"
     pairs = [
-        ("Who are you?", me), ("What are you?", me), ("What is your name?", "My name is nano."), ("What can you do?", limits),
-        ("Hello", "Hello! How can I help you?"), ("Hi", "Hello! How can I help you?"), ("Hi there", "Hello! How can I help you?"),
-        ("Good morning", "Good morning! How can I help you?"), ("How are you?", "I am well, thank you. How can I help you?"),
-        ("Thank you", "You are welcome."), ("Thanks", "You are welcome."), ("Bye", "Goodbye!"), ("Help", limits),
-        ("Are you a person?", "No. " + me), ("Do you send my data anywhere?", "No. I run on your own machine and send nothing anywhere."),
-    ]  # fmt: skip
-    vocabulary = [record["word"] for record in itertools.islice(read_records(data / "text/wordset.train.jsonl.xz"), 60000)]
+        ("Who are you?", me),
+        ("What are you?", me),
+        ("What is your name?", "My name is nano."),
+        ("What can you do?", limits),
+        ("Hello", f"Hello! {hello}"),
+        ("Hi", f"Hello! {hello}"),
+        ("Hi there", f"Hello! {hello}"),
+        ("Good morning", f"Good morning! {hello}"),
+        ("How are you?", f"I am well, thank you. {hello}"),
+        ("Thank you", "You are welcome."),
+        ("Thanks", "You are welcome."),
+        ("Bye", "Goodbye!"),
+        ("Help", limits),
+        ("Are you a person?", f"No. {me}"),
+        ("Do you send my data anywhere?", "No. I run on your own machine and send nothing anywhere."),
+    ]
+    senses = itertools.islice(read_records(data / "text/wordset.train.jsonl.xz"), 60000)
+    vocabulary = [sense["word"] for sense in senses]
     for _ in range(6000):
         kind = rng.random()
         if kind < 0.2:

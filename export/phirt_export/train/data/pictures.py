@@ -1,7 +1,8 @@
 """Pictures for training: decoded once into one array, cropped and shaded per batch with torch.
 
-Knows the data package's picture folders, canvases, crops and masks. Knows nothing of prompts, tokens or models. Geometry
-matches the runtime's processor for one crop: aspect kept, white below or to the right, patches that are all padding masked.
+Knows the data package's picture folders, canvases, crops and masks. Knows nothing of prompts, tokens or
+models. Geometry matches the runtime's processor for one crop: aspect kept, white below or to the right,
+patches that are all padding masked.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def _onto_canvas(images: Sequence[Image.Image], side: int) -> tuple[Tensor, Tens
 
 def load_photos(folder: Path, source: str, split: str, side: int) -> PictureSet:
     """The photos of `images/<source>.<split>` under the data folder, longest side scaled to `side` pixels."""
-    rows = [json.loads(line) for line in (folder / "images" / f"{source}.{split}.jsonl").open(encoding="utf-8")]
+    rows = [
+        json.loads(line) for line in (folder / "images" / f"{source}.{split}.jsonl").open(encoding="utf-8")
+    ]
     images = []
     with tarfile.open(folder / "images" / f"{source}.{split}.tar") as tar:
         for row in rows:
@@ -136,7 +139,10 @@ def crop_batch(
     boxes = _boxes(sizes, change, rng)
     x0, y0, wide, high = boxes.unbind(1)
     ratio = resolution / torch.maximum(wide, high)
-    out_w, out_h = (wide * ratio + 1e-3).floor().clamp(min=patch), (high * ratio + 1e-3).floor().clamp(min=patch)
+    out_w, out_h = (
+        (wide * ratio + 1e-3).floor().clamp(min=patch),
+        (high * ratio + 1e-3).floor().clamp(min=patch),
+    )
     line = torch.arange(resolution, dtype=torch.float32) + 0.5
     u = line[None, None, :] / out_w[:, None, None] - 0.5
     v = line[None, :, None] / out_h[:, None, None] - 0.5
@@ -151,7 +157,9 @@ def crop_batch(
     u, v = u + (x0 + wide / 2)[:, None, None], v + (y0 + high / 2)[:, None, None]
     places = torch.stack((u, v), dim=-1) * (2 / side) - 1
     white_is_zero = canvas.float() / 255 - 1
-    pixels = F.grid_sample(white_is_zero, places, mode="bilinear", padding_mode="zeros", align_corners=False) + 1
+    pixels = (
+        F.grid_sample(white_is_zero, places, mode="bilinear", padding_mode="zeros", align_corners=False) + 1
+    )
     if change.shade:
         pixels = _shade(pixels, change.shade, rng)
     pixels = torch.where(outside[:, None], 1.0, pixels)

@@ -31,7 +31,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise ConfigError(f"the recipe names {path.name}, which {path.parent} does not hold")
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-    with opened as lines:
+    opener = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

@@ -28,11 +28,57 @@ POSITIONS = (
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-WORDS = (
-    "apple bread water house stone light music river green table chair paper clock horse sugar tiger ocean plant "
-    "smile money train glass heart night cloud fruit open closed exit stop sale milk coffee tea hello thanks welcome "
-    "north south east west left right push pull free fresh start end"
-).split()
+WORDS = [
+    "apple",
+    "bread",
+    "water",
+    "house",
+    "stone",
+    "light",
+    "music",
+    "river",
+    "green",
+    "table",
+    "chair",
+    "paper",
+    "clock",
+    "horse",
+    "sugar",
+    "tiger",
+    "ocean",
+    "plant",
+    "smile",
+    "money",
+    "train",
+    "glass",
+    "heart",
+    "night",
+    "cloud",
+    "fruit",
+    "open",
+    "closed",
+    "exit",
+    "stop",
+    "sale",
+    "milk",
+    "coffee",
+    "tea",
+    "hello",
+    "thanks",
+    "welcome",
+    "north",
+    "south",
+    "east",
+    "west",
+    "left",
+    "right",
+    "push",
+    "pull",
+    "free",
+    "fresh",
+    "start",
+    "end",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +107,17 @@ class Scene:
 
 def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
     def polar(angles: Sequence[float], radii: Sequence[float]) -> list[tuple[float, float]]:
-        return [(x + r * k * math.sin(a), y - r * k * math.cos(a)) for a, k in zip(angles, radii, strict=True)]
+        return [
+            (x + r * k * math.sin(a), y - r * k * math.cos(a)) for a, k in zip(angles, radii, strict=True)
+        ]
 
     if shape == "square":
-        return [(x - r * 0.85, y - r * 0.85), (x + r * 0.85, y - r * 0.85), (x + r * 0.85, y + r * 0.85), (x - r * 0.85, y + r * 0.85)]
+        return [
+            (x - r * 0.85, y - r * 0.85),
+            (x + r * 0.85, y - r * 0.85),
+            (x + r * 0.85, y + r * 0.85),
+            (x - r * 0.85, y + r * 0.85),
+        ]
     if shape == "triangle":
         return polar([0, 2 * math.pi / 3, 4 * math.pi / 3], [1, 1, 1])
     if shape == "star":

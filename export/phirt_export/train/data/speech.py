@@ -1,7 +1,8 @@
 """Recordings for training as log-mel frames: computed once, warped and masked per batch with torch.
 
-Knows the data package's speech folders, espeak-ng where it is installed, and the cache folder. Knows nothing of prompts,
-tokens or models. Frames come from the runtime's own processor, so training and inference hear the same.
+Knows the data package's speech folders, espeak-ng where it is installed, and the cache folder. Knows nothing
+of prompts, tokens or models. Frames come from the runtime's own processor, so training and inference hear the
+same.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ LIMITS = Limits(image_pixels=1, audio_seconds=60.0, media_bytes=1 << 26)
 
 
 def _recordings(folder: Path, source: str, split: str) -> Iterator[tuple[dict[str, Any], bytes]]:
-    rows = [json.loads(line) for line in (folder / "speech" / f"{source}.{split}.jsonl").open(encoding="utf-8")]
+    rows = [
+        json.loads(line) for line in (folder / "speech" / f"{source}.{split}.jsonl").open(encoding="utf-8")
+    ]
     with tarfile.open(folder / "speech" / f"{source}.{split}.tar") as tar:
         for row in rows:
             member = tar.extractfile(row["file"])
@@ -102,7 +105,9 @@ def _spoken(texts: Sequence[str], seed: int) -> Iterator[tuple[dict[str, Any], b
 
 
 def plain_words(text: str) -> str:
-    """Lower case, letters and apostrophes and single spaces: the form transcripts are learnt and scored in."""
+    """Lower case, letters and apostrophes and single spaces: the form transcripts are learnt and scored
+    in.
+    """
     kept = "".join(c if c.isalpha() or c == "'" else " " for c in text.lower() if c.isascii())
     return " ".join(kept.split())
 
@@ -143,7 +148,8 @@ def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[
         name: a folder name of the data package, or a key of `synthetic`.
         split: "train" or "val".
         context: places and seed.
-        synthetic: how many clips each synthesised source ("spoken_digits", "spoken_questions", "spoken_sentences") holds.
+        synthetic: how many clips each synthesised source ("spoken_digits", "spoken_questions",
+            "spoken_sentences") holds.
 
     Returns:
         The clips, or None for a synthesised source where espeak-ng is not installed.
@@ -196,7 +202,9 @@ STILL = Warp()
 FOUR_KHZ_BIN = 59  # first of 80 mel filters centred above 4 kHz
 
 
-def warp_batch(clips: Sequence[NDArray[np.float16]], warp: Warp, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def warp_batch(
+    clips: Sequence[NDArray[np.float16]], warp: Warp, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """A padded batch of clips, changed at random.
 
     Returns:

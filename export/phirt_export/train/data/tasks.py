@@ -1,7 +1,7 @@
 """Questions about pictures and recordings, with their answers: what the LoRA stages learn.
 
-Knows labels, scenes and transcripts. Knows nothing of pixels, frames or tokens. A task is a pure function of a record and a
-random generator.
+Knows labels, scenes and transcripts. Knows nothing of pixels, frames or tokens. A task is a pure function of
+a record and a random generator.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from phirt.model import TRANSCRIBE_PROMPT
 from phirt_export.train.data.chats import TOOL_SYSTEM, slot_arguments, tool_call
 from phirt_export.train.data.shapes import Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-TRANSCRIBE = "Transcribe the audio."
+
 
 # The prompts that measurements use; training also asks in other words.
 ASKED = {
@@ -23,14 +24,14 @@ ASKED = {
     "caltech101": "What is in the picture?",
     "grocery": "Which product is this?",
     "flags": "Which country's flag is this?",
-    "speech": TRANSCRIBE,
+    "speech": TRANSCRIBE_PROMPT,
 }
 OTHER_WORDS = {
     "clothing": ("What is this?", "What kind of garment is it?", "Name the garment."),
     "caltech101": ("What is this?", "What do you see?", "Describe the picture.", "What object is shown?"),
     "grocery": ("What is this?", "What fruit, vegetable or carton is this?", "Name the product."),
     "flags": ("What flag is this?", "Whose flag is it?"),
-    "speech": ("What is said?", "Write down what you hear.", "What do you hear?"),
+    "speech": ("Transcribe the audio.", "What is said?", "Write down what you hear.", "What do you hear?"),
 }
 
 
@@ -86,5 +87,5 @@ def hear(record: dict[str, Any], rng: np.random.Generator) -> Task:
         slots = [[name, value] for name, value in record["slots"].items()]
         return Task("", tool_call(record["intent"], slot_arguments(slots)), TOOL_SYSTEM)
     others = OTHER_WORDS["speech"]
-    prompt = TRANSCRIBE if rng.random() < 0.7 else others[rng.integers(len(others))]
+    prompt = TRANSCRIBE_PROMPT if rng.random() < 0.7 else others[rng.integers(len(others))]
     return Task(prompt, record["text"])

@@ -1,6 +1,7 @@
 """Text as token ids: documents and conversations, encoded once and kept as arrays beside the run.
 
-Knows the tokenizer, the chat format and the cache folder. Knows nothing of batches or of where text comes from.
+Knows the tokenizer, the chat format and the cache folder. Knows nothing of batches or of where text comes
+from.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def _chats(tokenizer: Tokenizer, name: str, data: Path, seed: int) -> Iterator[t
     chats = CHATS[name](data, seed)
     while group := list(itertools.islice(chats, CHUNK)):
         pieces = [chat_pieces(chat) for chat in group]
-        flat = tokenizer.encode_batch_fast([text for chat in pieces for text, _ in chat], add_special_tokens=False)
+        flat = tokenizer.encode_batch_fast(
+            [text for chat in pieces for text, _ in chat], add_special_tokens=False
+        )
         encodings = iter(flat)
         for chat in pieces:
             ids: list[int] = []

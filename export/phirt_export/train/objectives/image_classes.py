@@ -1,7 +1,7 @@
 """Vision encoder pre-training: name what a picture shows, one linear head per source on the pooled features.
 
-Knows pictures, labels and the tower. Knows nothing of the language model: this stands in for the contrastive start that
-published vision towers have (spec section F).
+Knows pictures, labels and the tower. Knows nothing of the language model: this stands in for the contrastive
+start that published vision towers have (spec section F).
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ def _rendered_targets(pictures: PictureSet) -> dict[str, Tensor]:
     }
 
 
-RENDERED_CLASSES = {"count": 6, "shape": len(SHAPES), "colour": len(COLOURS), "position": 9, "word": len(WORDS)}
+RENDERED_CLASSES = {
+    "count": 6,
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "position": 9,
+    "word": len(WORDS),
+}
 
 
 class ImageClasses:
@@ -59,14 +65,19 @@ class ImageClasses:
         self.resolutions = [(float(begin), int(side)) for begin, side in options["resolutions"]]
         photo_change = Augmentation(**options["augment"])
         scene_change = Augmentation(min_area=1.0, shade=photo_change.shade / 2)
-        self.changes = {name: scene_change if name in ("shapes", "words") else photo_change for name in self.weights}
+        self.changes = {
+            name: scene_change if name in ("shapes", "words") else photo_change for name in self.weights
+        }
         self.mix = float(options["mix"])
         self.train, self.held_out, self.targets, sizes = {}, {}, {}, {}
         for name in self.weights:
             if name in ("shapes", "words"):
                 self.train[name] = render_scenes(name, int(options["rendered"]), self.seed, CANVAS)
                 self.held_out[name] = render_scenes(name, 300, self.seed + 1, CANVAS)
-                self.targets[name] = (_rendered_targets(self.train[name]), _rendered_targets(self.held_out[name]))
+                self.targets[name] = (
+                    _rendered_targets(self.train[name]),
+                    _rendered_targets(self.held_out[name]),
+                )
                 continue
             self.train[name] = load_photos(context.data, name, "train", CANVAS)
             self.held_out[name] = load_photos(context.data, name, "val", CANVAS)
@@ -94,7 +105,9 @@ class ImageClasses:
 
     def _features(self, pixels: Tensor, mask: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            pooled = self.model.image_embed.img_processor(pixels.contiguous(memory_format=torch.channels_last), mask)
+            pooled = self.model.image_embed.img_processor(
+                pixels.contiguous(memory_format=torch.channels_last), mask
+            )
         weight = F.avg_pool2d(mask[:, None].float(), self.model.image_embed.config.pool).permute(0, 2, 3, 1)
         summed = (pooled.float() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
         return self.head["norm"](summed)
@@ -153,7 +166,12 @@ class ImageClasses:
                 [
                     self._features(
                         *crop_batch(
-                            pictures.canvas[i : i + 64], pictures.sizes[i : i + 64], config.crop_size, config.patch_size, PLAIN, rng
+                            pictures.canvas[i : i + 64],
+                            pictures.sizes[i : i + 64],
+                            config.crop_size,
+                            config.patch_size,
+                            PLAIN,
+                            rng,
                         )
                     )
                     for i in range(0, len(pictures), 64)

@@ -1,7 +1,7 @@
 """Next-token prediction on text: rows cut from documents, and rows packed with whole conversations.
 
-Knows token arrays, packing and masks. Knows nothing of media. Conversations in one row do not see each other, and only the
-assistant's tokens are learnt; documents are learnt whole.
+Knows token arrays, packing and masks. Knows nothing of media. Conversations in one row do not see each other,
+and only the assistant's tokens are learnt; documents are learnt whole.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Language:
         return np.concatenate(ids), np.concatenate(learn), np.concatenate(segments)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Ids [B, T], targets [B, T] (-100 where nothing is learnt) and the attention mask, or None if causal."""
+        """Ids [B, T], targets [B, T] (-100 where nothing is learnt) and the attention mask, or None if
+        causal.
+        """
         rng = np.random.default_rng((self.seed, step))
         plain = rng.random(self.stage.batch) < self.document_share
         rows = [self._document_row(rng) if documents else self._chat_row(rng) for documents in plain]

@@ -1,6 +1,7 @@
 """Answers about pictures and recordings through the language model: alignment, LoRA and joint stages.
 
-Knows features, placeholders and prompts. Knows nothing of optimisers or files' layouts. What is trained is the recipe's
+Knows features, placeholders and prompts. Knows nothing of optimisers or files' layouts. What is trained is
+the recipe's
 matter: the projector alone, the LoRA branch with tower and projector, or the second audio projector.
 """
 
@@ -58,7 +59,9 @@ class MediaAnswers:
         self.model, self.stage, self.seed = model, stage, context.seed
         self.route: Route = options["route"]
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
-        self.tower_frozen = not any(p in name for p in stage.trains for name in ("img_processor", "audio_embed.encoder"))
+        self.tower_frozen = not any(
+            p in name for p in stage.trains for name in ("img_processor", "audio_embed.encoder")
+        )
         self.picture_shares = dict(options.get("pictures", {}))
         self.clip_shares = dict(options.get("clips", {}))
         self.two_pictures = float(options.get("two_pictures", 0.0))
@@ -82,7 +85,9 @@ class MediaAnswers:
             projectors["vision"].load_state_dict(projectors[options["start_projector_from"]].state_dict())
         self.head = nn.Module()
 
-    def _load_pictures(self, name: str, context: TrainingContext, rendered: int) -> tuple[PictureSet, PictureSet]:
+    def _load_pictures(
+        self, name: str, context: TrainingContext, rendered: int
+    ) -> tuple[PictureSet, PictureSet]:
         if name in RENDERED:
             seeds = (self.seed + 100, self.seed + 101)
             return render_scenes(name, rendered, seeds[0], CANVAS), render_scenes(name, 200, seeds[1], CANVAS)
@@ -146,13 +151,17 @@ class MediaAnswers:
         embed = self.model.image_embed
         config = embed.config
         parts = [
-            crop_batch(p.canvas[i : i + 1], p.sizes[i : i + 1], config.crop_size, config.patch_size, change, rng)
+            crop_batch(
+                p.canvas[i : i + 1], p.sizes[i : i + 1], config.crop_size, config.patch_size, change, rng
+            )
             for p, i, change in refs
         ]
         pixels = torch.cat([x for x, _ in parts]).contiguous(memory_format=torch.channels_last)
         masks = torch.cat([m for _, m in parts])
         patches = embed.img_processor.embeddings(pixels)
-        pooled = embed.img_processor.encode(torch.cat((patches, patches)), torch.cat((torch.ones_like(masks), masks)))
+        pooled = embed.img_processor.encode(
+            torch.cat((patches, patches)), torch.cat((torch.ones_like(masks), masks))
+        )
         rows = []
         for n, mask in enumerate(masks):
             grid = (int(mask[::2, 0].sum()), int(mask[0, ::2].sum()))
@@ -172,9 +181,13 @@ class MediaAnswers:
         tokens = (lengths + 7) // 8
         return [row[:count] for row, count in zip(rows, tokens.tolist(), strict=True)]
 
-    def _features(self, samples: Sequence[Sample], rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    def _features(
+        self, samples: Sequence[Sample], rng: np.random.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
         picture_refs = [
-            (self.pictures[source][0], index, self.changes[source]) for s in samples for source, index in s.pictures
+            (self.pictures[source][0], index, self.changes[source])
+            for s in samples
+            for source, index in s.pictures
         ]
         clip_refs = [(self.clips[s.clip[0]], s.clip[1]) for s in samples if s.clip]
         with torch.set_grad_enabled(torch.is_grad_enabled()):
@@ -197,7 +210,11 @@ class MediaAnswers:
         """Mean loss over the answers' tokens of this step, and the number of samples."""
         rng = np.random.default_rng((self.seed, step))
         from_clips = bool(self.clip_shares) and not self.picture_shares
-        samples = self._clip_samples(rng) if from_clips else [self._picture_sample(rng) for _ in range(self.stage.batch)]
+        samples = (
+            self._clip_samples(rng)
+            if from_clips
+            else [self._picture_sample(rng) for _ in range(self.stage.batch)]
+        )
         with torch.autocast("cpu", torch.bfloat16):
             pictures, clips = self._features(samples, rng)
             ids, targets, features = self._assemble(samples, pictures, clips)
@@ -213,7 +230,9 @@ class MediaAnswers:
         remaining_pictures, remaining_clips = iter(pictures), iter(clips)
         rows, media = [], []
         for sample in samples:
-            own = [next(remaining_pictures) for _ in sample.pictures] + ([next(remaining_clips)] if sample.clip else [])
+            own = [next(remaining_pictures) for _ in sample.pictures] + (
+                [next(remaining_clips)] if sample.clip else []
+            )
             media += own
             rows.append(self._row(sample, [len(part) for part in own]))
         longest = max(len(ids) for ids, _ in rows) - 1
@@ -229,7 +248,9 @@ class MediaAnswers:
 
     @torch.no_grad()
     def _exact(self, samples: Sequence[Sample], pictures: list[Tensor], clips: list[Tensor]) -> float:
-        """Share of samples whose every answer token is the model's best, given the ones before: exact greedy answers."""
+        """Share of samples whose every answer token is the model's best, given the ones before: exact greedy
+        answers.
+        """
         ids, targets, features = self._assemble(samples, pictures, clips)
         best = self.model(ids, features, self.route).argmax(-1)
         right = (best == targets) | (targets == IGNORED)
@@ -283,4 +304,7 @@ def _spoken_task(question: str, task: Task, source: str, pictures: PictureSet, i
     things = pictures.scenes[index].things
     if question == "How many shapes are there?":
         return Task("", ("one", "two", "three", "four", "five", "six")[len(things) - 1])
-    return Task("", things[0].shape if question == "What shape is this?" else f"a {things[0].colour} {things[0].shape}")
+    return Task(
+        "",
+        things[0].shape if question == "What shape is this?" else f"a {things[0].colour} {things[0].shape}",
+    )

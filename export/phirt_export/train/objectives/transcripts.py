@@ -1,8 +1,8 @@
 """Audio encoder pre-training: spell what is said, with connectionist temporal classification.
 
-Knows clips, letters and the tower. Knows nothing of the language model: this stands in for the recogniser that published
-audio towers start from (spec section F). A token covers 80 ms, too long for a letter, so the head spells four letters a
-token.
+Knows clips, letters and the tower. Knows nothing of the language model: this stands in for the recogniser
+that published audio towers start from (spec section F). A token covers 80 ms, too long for a letter, so the
+head spells four letters a token.
 """
 
 from __future__ import annotations
@@ -54,10 +54,15 @@ class Transcripts:
             self.sources[name] = clips.select(speakers != HELD_OUT_SPEAKER)
         shares = np.array([options["sources"][name] for name in self.sources])
         self.shares = shares / shares.sum()
-        digits, sentences = (load_clips(n, s, context, {}) for n, s in (("fsdd", "train"), ("speechocean762", "val")))
+        digits, sentences = (
+            load_clips(n, s, context, {}) for n, s in (("fsdd", "train"), ("speechocean762", "val"))
+        )
         assert digits is not None and sentences is not None
         speakers = np.array([record["speaker"] for record in digits.records])
-        self.held_out = {"digits of a new speaker": digits.select(speakers == HELD_OUT_SPEAKER), "sentences": sentences}
+        self.held_out = {
+            "digits of a new speaker": digits.select(speakers == HELD_OUT_SPEAKER),
+            "sentences": sentences,
+        }
         self._set_feature_norm()
         self.head = nn.Linear(model.audio_embed.config.hidden_size, PER_TOKEN * (len(LETTERS) + 1))
         generator = torch.Generator().manual_seed(self.seed)
