@@ -1,0 +1,288 @@
+"""Saved conversations: going on equals never having stopped; nothing is lost; hostile files are refused."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import resource
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from tiny_bundle import Tiny, write_bundle
+
+import phirt
+from phirt import GenerationConfig
+from phirt.engine import Engine
+from phirt.errors import ConversationError
+from phirt.session import LazySession
+
+SHORT = GenerationConfig(max_new_tokens=8)
+
+
+@pytest.fixture
+def chat(model, photo, clip):
+    """A conversation that has seen a picture and heard a clip."""
+    chat = model.chat(system="be kind", tools=[{"name": "f"}])
+    chat.send("hear", audio=[clip], config=SHORT).text()
+    chat.send("see", images=[photo], config=SHORT).text()
+    return chat
+
+
+def test_going_on_equals_never_having_stopped(model, chat, tmp_path, monkeypatch):
+    path = tmp_path / "talk.phirt"
+    chat.save(path)
+    restored = model.load_chat(path)
+    assert [(m.role, m.content, m.ids) for m in restored.messages] == [
+        (m.role, m.content, m.ids) for m in chat.messages
+    ]
+    assert (restored.system, restored.tools, restored.route) == (chat.system, chat.tools, "vision")
+    expected = chat.send("go on", config=SHORT).result
+    ran = []
+    run = Engine._run_chunk
+    monkeypatch.setattr(
+        Engine, "_run_chunk", lambda self, ids, rows: (ran.append(len(ids)), run(self, ids, rows))[1]
+    )
+    monkeypatch.setattr(LazySession, "run", lambda *_: pytest.fail("an encoder ran again"))
+    result = restored.send("go on", config=SHORT).result
+    assert (result.ids, result.text, result.usage) == (expected.ids, expected.text, expected.usage)
+    assert sum(ran) == len(result.prompt_ids) - result.usage["cached_tokens"]
+    assert result.usage["cached_tokens"] > 59
+
+
+def test_audio_can_take_another_projector_after_restoring(model, clip, photo, tmp_path):
+    chat = model.chat()
+    chat.send("hear", audio=[clip], config=SHORT).text()
+    chat.save(tmp_path / "x")
+    restored = model.load_chat(tmp_path / "x")
+    model.encoder.cache.clear()
+    expected = chat.send("see", images=[photo], config=SHORT).result
+    model.encoder.cache.clear()
+    assert restored.send("see", images=[photo], config=SHORT).result.ids == expected.ids
+
+
+def test_an_empty_conversation_is_saved_too(model, tmp_path):
+    model.chat(system="x").save(tmp_path / "x")
+    restored = model.load_chat(tmp_path / "x")
+    assert (restored.messages, restored.system) == ((), "x")
+    assert (
+        restored.send("hi", config=SHORT).result.ids
+        == model.chat(system="x").send("hi", config=SHORT).result.ids
+    )
+
+
+def test_saving_ends_an_open_reply(model, tmp_path):
+    chat = model.chat()
+    reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
+    next(reply)
+    chat.save(tmp_path / "x")
+    assert reply.result.finish_reason == "cancelled"
+    assert model.load_chat(tmp_path / "x").messages[1].ids == reply.result.ids
+
+
+def test_turns_taken_back_are_not_in_the_file(model, photo, tmp_path):
+    chat = model.chat()
+    chat.send("one", config=SHORT).text()
+    chat.send("a secret phrase", images=[photo], config=SHORT).text()
+    chat.rewind()
+    chat.save(tmp_path / "x")
+    with zipfile.ZipFile(tmp_path / "x") as archive:
+        assert not [name for name in archive.namelist() if name.startswith("media")]
+        document = json.loads(archive.read("conversation.json"))
+    assert "secret" not in json.dumps(document)
+    assert document["cache"]["ids"] == []
+    assert model.load_chat(tmp_path / "x").send("x", config=SHORT).result.usage["new_tokens"] == 8
+
+
+def test_a_conversation_in_the_long_regime_goes_on(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    model = phirt.load(
+        write_bundle(folder, Tiny(context=256, original_context=48, long=4.0), vision=False, speech=False),
+        threads=1,
+    )
+    chat = model.chat()
+    chat.send("a question that is long enough to cross the border of the rotary regime", config=SHORT).text()
+    chat.save(tmp_path / "x")
+    restored = model.load_chat(tmp_path / "x")
+    assert restored.engine.long_regime
+    expected = chat.send("on", config=SHORT).result
+    result = restored.send("on", config=SHORT).result
+    assert (result.ids, result.usage) == (expected.ids, expected.usage)
+    assert result.usage["cached_tokens"] > 48
+
+
+def test_a_full_context_can_be_saved_and_read(model, tmp_path):
+    chat = model.chat()
+    chat.send("x" * 1000).text()
+    chat.save(tmp_path / "x")
+    assert model.load_chat(tmp_path / "x").messages[0].content == "x" * 1000
+
+
+def test_a_full_disk_keeps_the_older_file(model, chat, tmp_path):
+    path = tmp_path / "talk.phirt"
+    model.chat().save(path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5000, hard))
+    try:
+        with pytest.raises(ConversationError, match=r"cannot be saved to .*what was there is unchanged"):
+            chat.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["talk.phirt"]
+    chat.save(path)
+    assert len(model.load_chat(path).messages) == 4
+
+
+def test_no_space_at_the_last_moment(model, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConversationError, match="No space left on device"):
+        model.chat().save(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(model, tmp_path):
+    for place in (tmp_path / "missing" / "x", tmp_path):
+        with pytest.raises(ConversationError, match="cannot be saved"):
+            model.chat().save(place)
+
+
+def test_another_bundle_is_refused(model, chat, tmp_path, bundle):
+    chat.save(tmp_path / "x")
+    other = shutil.copytree(bundle, tmp_path / "other")
+    document = json.loads((other / "manifest.json").read_text())
+    document["description"] = "not the same"
+    (other / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(ConversationError, match="was held with another bundle than 'tiny'"):
+        phirt.load(other, threads=1).load_chat(tmp_path / "x")
+
+
+def rewritten(source, target, *, document=None, arrays=None, compression=zipfile.ZIP_STORED):
+    """A copy of a saved conversation with parts changed: `document` edits the JSON, `arrays` maps names
+    to bytes or None.
+    """
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "conversation.json" and document:
+                content = json.loads(data)
+                document(content)
+                data = json.dumps(content).encode()
+            if arrays and name in arrays:
+                if arrays[name] is None:
+                    continue
+                data = arrays[name]
+            new.writestr(name, data)
+    return target
+
+
+def npy(array, **options) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda d: d.update(version=9), "version 9 is not known, accepted: 1; update phirt"),
+        (lambda d: d.update(format="x"), "format is 'x'"),
+        (lambda d: d.pop("messages"), "'messages' is missing"),
+        (lambda d: d["messages"][0].update(role="root"), "role 'root' is not known"),
+        (lambda d: d["messages"][0].update(media=[5]), "'media'"),
+        (lambda d: d["messages"][0].update(content=None), "'content'"),
+        (lambda d: d["messages"][1].update(ids=[512]), "'ids'"),
+        (lambda d: d["messages"][1].update(ids=[1]), "media placeholders"),
+        (lambda d: d["messages"][1].update(ids=[2**70]), "'ids'"),
+        (lambda d: d["media"][0].update(tokens=10**9), "'tokens'"),
+        (lambda d: d["media"][0].update(tokens=7), "frames do not make 7 tokens|expected float32"),
+        (lambda d: d["media"][0].update(kind="video"), "'kind'"),
+        (lambda d: d["media"][0].update(projectors=["../../x"]), "projector '../../x'"),
+        (lambda d: d["media"][1].update(projectors=[]), "no features"),
+        (lambda d: d["cache"].update(route="fast"), "route 'fast' is not among"),
+        (lambda d: d["cache"].update(spans=[]), "do not stand at their placeholders"),
+        (lambda d: d["cache"]["spans"][0].update(start=0), "do not stand at their placeholders"),
+        (lambda d: d["cache"]["spans"][0].update(media=7), "'media'"),
+        (lambda d: d["cache"]["ids"].append(20), "expected float32"),
+        (lambda d: d["cache"].update(ids=[20] * 2000), "'ids'"),
+    ],
+)  # fmt: skip
+def test_altered_documents_are_refused(model, chat, tmp_path, edit, expected):
+    chat.save(tmp_path / "x")
+    with pytest.raises(ConversationError, match=expected):
+        model.load_chat(rewritten(tmp_path / "x", tmp_path / "y", document=edit))
+
+
+def test_altered_arrays_are_refused(model, chat, tmp_path):
+    chat.save(tmp_path / "x")
+    with zipfile.ZipFile(tmp_path / "x") as archive:
+        whole = np.load(io.BytesIO(archive.read("cache/0.key.npy")))
+    huge = npy(whole).replace(b"'shape': (1, 2, ", b"'shape': (9, 2, ")
+    cases = {
+        "missing": None,
+        "pickled": npy(np.array([{"a": 1}], dtype=object), allow_pickle=True),
+        "float64": npy(whole.astype(np.float64)),
+        "fortran": npy(np.asfortranarray(whole)),
+        "short": npy(whole)[:-4],
+        "long": npy(whole) + b"\0\0\0\0",
+        "shape": huge,
+        "version 2": npy(whole, version=(2, 0)),
+        "no array": b"hello",
+        "empty": b"",
+    }
+    for name, data in cases.items():
+        target = rewritten(tmp_path / "x", tmp_path / "y", arrays={"cache/0.key.npy": data})
+        with pytest.raises(ConversationError) as refused:
+            model.load_chat(target)
+        assert "cache/0.key.npy" in str(refused.value), name
+
+
+def test_compressed_parts_are_refused(model, chat, tmp_path):
+    chat.save(tmp_path / "x")
+    with pytest.raises(ConversationError, match="compressed parts"):
+        model.load_chat(rewritten(tmp_path / "x", tmp_path / "y", compression=zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18])
+def test_files_that_are_no_conversation(model, tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ConversationError):
+        model.load_chat(tmp_path / "x")
+
+
+def test_missing_files_and_folders(model, tmp_path):
+    for place in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ConversationError, match="is no file"):
+            model.load_chat(place)
+
+
+def test_a_file_cut_anywhere_is_refused(model, chat, tmp_path):
+    chat.save(tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.999):
+        (tmp_path / "y").write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ConversationError):
+            model.load_chat(tmp_path / "y")
+
+
+def test_flipped_bytes_are_refused_or_harmless(model, chat, tmp_path):
+    chat.save(tmp_path / "x")
+    data = bytearray((tmp_path / "x").read_bytes())
+    refused = 0
+    for position in np.random.default_rng(0).integers(0, len(data), 60):
+        altered = bytearray(data)
+        altered[position] ^= 0xFF
+        (tmp_path / "y").write_bytes(altered)
+        try:
+            model.load_chat(tmp_path / "y")
+        except ConversationError:
+            refused += 1
+    assert refused > 50
