@@ -182,7 +182,7 @@ def write_graphs(
     branching: Branching | None = None,
     progress: Progress | None = None,
 ) -> dict[str, GraphFiles]:
-    """Write decoder and, where the model has them, encoder graphs into `folder`; returns them by manifest name."""
+    """Write decoder and, where the model has them, encoder graphs; returns them by manifest name."""
     if progress is not None:
         source = _Observed(source, len(expected_shapes(config)), progress)
     width = config.decoder.hidden_size

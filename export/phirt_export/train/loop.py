@@ -163,7 +163,9 @@ class StageRun:
         states = {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter
-            tensors |= {f"moment.{name}/{key}": value for key, value in states[parameter].items()}
+            # A head whose question has not come up yet has no gradient and so no state.
+            moments = states.get(parameter, {})
+            tensors |= {f"moment.{name}/{key}": value for key, value in moments.items()}
         tensors |= {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
         tensors |= {f"average.{name}": average for name, average in self.averages.items()}
         position = {"step": self.step, "units": self.units, "seconds": self.seconds, "loss": self.loss}

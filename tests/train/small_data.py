@@ -1,0 +1,103 @@
+"""A data folder of the real layout with a few made-up records in every file, so that recipes run in seconds."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+SENTENCE = "The small river runs past the old stone house and into the wide green valley below the hills. "
+
+
+def write_small_data(folder: Path) -> Path:
+    """Fill `folder` and return it."""
+    for name in ("text", "images", "speech"):
+        (folder / name).mkdir(parents=True)
+    (folder / "README.md").write_text("a small stand-in\n")
+    _write_text(folder / "text")
+    rng = np.random.default_rng(5)
+    labels = {"clothing": ["shirt", "hat"], "caltech101": ["leopard", "chair"], "grocery": ["pear", "plum"]}
+    for source, names in labels.items():
+        for split in ("train", "val"):
+            _write_pictures(folder / "images" / f"{source}.{split}", names, rng)
+    _write_pictures(folder / "images/flags.train", ["Chad", "Peru"], rng)
+    digits = [{"text": "one", "speaker": "fsdd1"}, {"text": "two", "speaker": "fsdd5"}]
+    _write_clips(folder / "speech/fsdd.train", digits, 8000, rng)
+    read = [{"text": "the river runs", "speaker": "so1"}, {"text": "an old house", "speaker": "so2"}]
+    for split in ("train", "val"):
+        _write_clips(folder / f"speech/speechocean762.{split}", read, 16000, rng)
+    _write_clips(folder / "speech/letters.train", [{"text": "a", "speaker": "ms1"}], 16000, rng)
+    order = {"text": None, "speaker": None, "intent": "orderDrink", "slots": {"size": "large"}}
+    _write_clips(folder / "speech/speech_to_intent.train", [order], 16000, rng)
+    return folder
+
+
+def _write_text(folder: Path) -> None:
+    pages = [{"title": f"Valley {n}", "text": SENTENCE * 25} for n in range(6)]
+    request = {"text": "add blue song to my list", "intent": "Add", "slots": [["item", "blue song"]]}
+    call = {"name": "Find", "arguments": {"city": "Oslo"}}
+    turns = [
+        {"role": "user", "text": "Find a place."},
+        {"role": "assistant", "text": "Here.", "calls": [call]},
+    ]
+    files: dict[str, list[dict[str, Any]]] = {
+        "wikipedia.train": pages,
+        "wikipedia.val": pages[:2],
+        "stories.train": [{"title": "Wind", "pages": [SENTENCE * 12, "The wind roars. It is loud today."]}],
+        "snips.train": [
+            request,
+            {**request, "text": "add red song to my list", "slots": [["item", "red song"]]},
+        ],
+        "wordset.train": [
+            {"word": f"word{n}", "part": "noun", "definition": "a thing", "example": "it is a word"}
+            for n in range(40)
+        ],
+        "countries.train": [
+            {"name": "Norway", "capital": "Oslo", "continent": "Europe", "currency": "Krone"}
+        ],
+        "chatterbot.train": [{"category": "x", "turns": ["Hi there", "Hello to you"]}],
+        "rasbt_instructions.train": [{"instruction": "Say yes.", "input": "", "output": "Yes."}],
+        "trivia.train": [{"question": "Is it?", "answer": "Yes", "choices": ["Yes", "No"], "category": "x"}],
+        "sgd.train": [{"id": "1", "services": ["Find"], "turns": turns}],
+    }
+    for name, rows in files.items():
+        with lzma.open(folder / f"{name}.jsonl.xz", "wt", encoding="utf-8") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_tar(path: Path, rows: list[dict[str, Any]], media: list[bytes]) -> None:
+    path.with_name(path.name + ".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with tarfile.open(path.with_name(path.name + ".tar"), "w") as tar:
+        for row, content in zip(rows, media, strict=True):
+            member = tarfile.TarInfo(row["file"])
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def _write_pictures(path: Path, labels: list[str], rng: np.random.Generator) -> None:
+    rows, media = [], []
+    for index in range(6):
+        pixels = rng.integers(0, 256, (40 + 4 * index, 48, 3), dtype=np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        rows.append({"file": f"{index}.png", "label": labels[index % 2]})
+        media.append(out.getvalue())
+    _write_tar(path, rows, media)
+
+
+def _write_clips(path: Path, records: list[dict[str, Any]], rate: int, rng: np.random.Generator) -> None:
+    rows, media = [], []
+    for index in range(6):
+        samples = rng.normal(0, 0.1, int(rate * (0.5 + 0.1 * index))).astype(np.float32)
+        out = io.BytesIO()
+        soundfile.write(out, samples, rate, format="WAV")
+        rows.append({"file": f"{index}.wav", **records[index % len(records)]})
+        media.append(out.getvalue())
+    _write_tar(path, rows, media)
