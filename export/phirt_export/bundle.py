@@ -20,7 +20,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from phirt.errors import ConfigError
+from phirt.errors import BundleError, ConfigError
 from phirt.manifest import FORMAT, MANIFEST_NAME, load_manifest
 from phirt_export.graphs.lora import NO_ADAPTER, ROUTE_IDS
 from phirt_export.reference import ModelConfig
@@ -78,13 +78,16 @@ def staged_bundle(output: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `output` when the block ends without an error, and is removed otherwise.
 
     Raises:
-        ConfigError: `output` exists and is neither empty nor a bundle, so replacing it would lose something
-            else.
+        ConfigError: `output` exists and is neither empty nor a bundle, so replacing it would lose something.
+        BundleError: the disk is full or the place is not writable; a former bundle is still there.
     """
     output = output.absolute()
     _check_replaceable(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".staging", dir=output.parent))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".staging", dir=output.parent))
+    except OSError as error:
+        raise _unwritable(output, error) from error
     try:
         yield staging
         load_manifest(staging)
@@ -94,6 +97,8 @@ def staged_bundle(output: Path) -> Iterator[Path]:
         staging.chmod(0o755)
         _replace(staging, output)
         _sync(output.parent)
+    except OSError as error:
+        raise _unwritable(output, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -194,6 +199,12 @@ def _audio(config: ModelConfig) -> dict[str, Any] | None:
         "subsampling": audio.subsampling,
         "window_tokens": audio.window_tokens,
     }
+
+
+def _unwritable(output: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"{output} cannot be written: {error.strerror or error}; free space or choose another output"
+    )
 
 
 def _check_replaceable(output: Path) -> None:

@@ -141,8 +141,9 @@ def export_bundle(
         `output`.
 
     Raises:
-        ConfigError: unsupported settings, a checkpoint that does not fit its configuration, or an output in
-            use.
+        ConfigError: unsupported settings, a checkpoint that does not fit its configuration, or an output that
+            holds something other than a bundle.
+        BundleError: the output cannot be written.
     """
     if tuple(targets) != TARGETS:
         raise ConfigError(

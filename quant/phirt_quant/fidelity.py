@@ -1,0 +1,100 @@
+"""How close a quantized model's predictions are to the original's, from two streams of logits.
+
+Knows logits and target ids. Knows nothing of models, sessions or text. All sums are in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from phirt.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """Agreement over all positions seen.
+
+    Attributes:
+        positions: how many positions were compared.
+        mean_kl: mean of KL(reference || candidate), nats.
+        p99_kl: 99th percentile of the same.
+        top1_agreement: share of positions where both rank the same token first, 0 to 1.
+        reference_perplexity: exp of the reference's mean negative log-likelihood of the targets; None without
+            targets.
+        candidate_perplexity: the candidate's.
+    """
+
+    positions: int
+    mean_kl: float
+    p99_kl: float
+    top1_agreement: float
+    reference_perplexity: float | None
+    candidate_perplexity: float | None
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities, float64, over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def kl_divergence(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """KL(reference || candidate) in nats, float64 [n], of logits [n, vocab]."""
+    p, q = log_softmax(reference), log_softmax(candidate)
+    return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+class FidelityMeter:
+    """Accumulates comparisons chunk by chunk; a position costs a few bytes, whatever the vocabulary."""
+
+    def __init__(self) -> None:
+        self._kl: list[np.ndarray] = []
+        self._agreed = 0
+        self._losses = np.zeros(2, dtype=np.float64)
+        self._targets = 0
+
+    def add(self, reference: np.ndarray, candidate: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """Compare logits float [n, vocab] of the same n positions.
+
+        Args:
+            targets: int64 [n], the token that followed each position; -1 where none did.
+
+        Raises:
+            ConfigError: shapes differ, or logits are not finite.
+        """
+        if reference.shape != candidate.shape or reference.ndim != 2:
+            raise ConfigError(
+                f"logits of shapes {list(reference.shape)} and {list(candidate.shape)} cannot be compared; "
+                "both models need the same vocabulary and positions"
+            )
+        if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
+            raise ConfigError("the logits hold values that are not finite; one of the models is damaged")
+        self._kl.append(kl_divergence(reference, candidate))
+        self._agreed += int((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).sum())
+        if targets is not None:
+            known = np.flatnonzero(targets >= 0)
+            for i, logits in enumerate((reference, candidate)):
+                self._losses[i] -= log_softmax(logits[known])[np.arange(known.size), targets[known]].sum()
+            self._targets += known.size
+
+    def result(self) -> Fidelity:
+        """Figures over everything added so far.
+
+        Raises:
+            ConfigError: nothing was added.
+        """
+        kl = np.concatenate(self._kl) if self._kl else np.zeros(0)
+        if not kl.size:
+            raise ConfigError("no positions were compared; give at least one token of text")
+        perplexities = [math.exp(loss / self._targets) if self._targets else None for loss in self._losses]
+        return Fidelity(
+            positions=kl.size,
+            mean_kl=float(kl.mean()),
+            p99_kl=float(np.percentile(kl, 99)),
+            top1_agreement=self._agreed / kl.size,
+            reference_perplexity=perplexities[0],
+            candidate_perplexity=perplexities[1],
+        )

@@ -1,0 +1,59 @@
+"""Exported bundles of small random models, made once a session."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+# Tests are collected without packages, so a module beside this file is made importable by name.
+_NAME = "small_models"
+_spec = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name(f"{_NAME}.py"))
+sys.modules[_NAME] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules[_NAME])
+
+import small_models  # noqa: E402
+
+from phirt_export.exporter import export_bundle  # noqa: E402
+from phirt_export.reference import Model  # noqa: E402
+
+# The models are tiny; threads would only wait for each other.
+torch.set_num_threads(1)
+
+
+class Exported(NamedTuple):
+    """A reference model, its checkpoint, and its unquantized bundle."""
+
+    model: Model
+    checkpoint: Path
+    bundle: Path
+
+
+def _export(folder: Path, branching: str, **options) -> Exported:
+    model = small_models.random_model(small_models.config(**options))
+    checkpoint = small_models.save_checkpoint(model, folder / "checkpoint")
+    bundle = export_bundle(checkpoint, folder / "bundle", bits=32, branching=branching)
+    return Exported(model, checkpoint, bundle)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory) -> Exported:
+    """Convolutional stem, one rotary regime, one If around the stack."""
+    return _export(tmp_path_factory.mktemp("plain"), "per_route")
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory) -> Exported:
+    """Patch convolution, a long regime past 40 positions, an If at every projection."""
+    rotary = small_models.rope(original_context=40, context=160, long=True)
+    return _export(tmp_path_factory.mktemp("long"), "per_projection", stem=False, rotary=rotary)
+
+
+@pytest.fixture(scope="session", params=["plain", "long"])
+def exported(request) -> Exported:
+    """Each of the two."""
+    return request.getfixturevalue(request.param)

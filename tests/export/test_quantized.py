@@ -1,0 +1,132 @@
+"""Quantized bundles: near the reference over dequantized weights, small on disk, bounded in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_models import DecoderRunner, config, random_model, save_checkpoint, session
+
+from phirt_export.exporter import export_bundle
+from phirt_export.graphs import linear
+from phirt_export.graphs.builder import GraphBuilder
+from phirt_export.graphs.data_file import DataFile
+from phirt_export.graphs.linear import Matrix, WeightFormat, WeightStore
+from phirt_quant.blockwise import dequantize, quantize
+
+ROUTES = ("none", "vision", "speech")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(config())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    return save_checkpoint(model, tmp_path_factory.mktemp("quantized") / "checkpoint")
+
+
+def dequantized_model(bits: int):
+    """The reference with base weights and table at `bits`, LoRA matrices at 8, everything in blocks of 32 or
+    less.
+    """
+    model = random_model(config())
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            is_decoder = name.startswith("model.layers.") and tensor.dim() == 2
+            if is_decoder or name == "model.embed_tokens.weight":
+                is_lora = "lora" in name
+                block = 16 if is_lora and tensor.shape[1] <= 16 else 32
+                stored = quantize(tensor.numpy(), 8 if is_lora else bits, block)
+                tensor.copy_(torch.from_numpy(dequantize(stored)))
+    return model
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("branching", ["per_route", "per_projection"])
+def test_logits_follow_the_dequantized_weights(checkpoint, tmp_path, bits, branching):
+    bundle = export_bundle(checkpoint, tmp_path / "b", bits=bits, branching=branching)
+    graph, reference = session(bundle / "decoder.onnx"), dequantized_model(bits)
+    ids = [int(i) for i in np.random.default_rng(0).integers(3, 160, 40)]
+    for i, route in enumerate(ROUTES):
+        runner = DecoderRunner(graph, reference.config.decoder)
+        got = np.concatenate([runner.run(ids[:30], None, i), *(runner.run([t], None, i) for t in ids[30:])])
+        with torch.no_grad():
+            expected = reference(torch.tensor([ids]), None, route)[0].numpy()
+        # What remains is the rounding of activations to 8 bits, which these wild random weights amplify.
+        assert np.corrcoef(got.reshape(-1), expected.reshape(-1))[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_encoders_with_8_bits_stay_close(checkpoint, model, tmp_path, bits):
+    bundle = export_bundle(checkpoint, tmp_path / "b", encoder_bits=bits)
+    clip = np.random.default_rng(1).standard_normal((1, 200, 80)).astype(np.float32)
+    feeds = {"audio_embeds": clip, "projector": np.zeros(1, np.int64)}
+    (features,) = session(bundle / "speech.onnx").run(None, feeds)
+    with torch.no_grad():
+        expected = model.audio_embed(torch.from_numpy(clip), "speech")[0].numpy()
+    error = np.abs(features - expected).mean() / np.abs(expected).mean()
+    assert error < {4: 0.3, 8: 0.03}[bits]
+
+
+def external(path) -> dict[str, tuple[int, int]]:
+    """Initializer name -> (offset, length) over the main graph of a model."""
+    graph = onnx.load(path, load_external_data=False).graph
+    entries = {}
+    for tensor in graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if where:
+            entries[tensor.name] = (int(where["offset"]), int(where["length"]))
+    return entries
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_embedding_and_head_share_their_bytes(checkpoint, tmp_path, bits):
+    bundle = export_bundle(checkpoint, tmp_path / "b", bits=bits)
+    entries = external(bundle / "decoder.onnx")
+    part = "weight" if bits == 32 else "codes"
+    assert entries[f"embed.{part}"] == entries[f"head.{part}"]
+    assert entries[f"embed.{part}"][1] == 160 * 64 * bits // 8
+
+
+def test_both_layouts_of_branches_store_each_weight_once(checkpoint, tmp_path):
+    sizes = [
+        (export_bundle(checkpoint, tmp_path / layout, branching=layout) / "decoder.data").stat().st_size
+        for layout in ("per_route", "per_projection")
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+def test_the_table_can_keep_more_bits_than_the_projections(checkpoint, tmp_path):
+    bundle = export_bundle(checkpoint, tmp_path / "b", bits=4, embedding_bits=8)
+    assert external(bundle / "decoder.onnx")["head.codes"][1] == 160 * 64
+    runner = DecoderRunner(session(bundle / "decoder.onnx"), config().decoder)
+    assert np.isfinite(runner.run([5, 6, 7])).all()
+
+
+class _Generated:
+    """A weight too large to hold, made row by row."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return (1 << 16, 256)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return np.random.default_rng(start).standard_normal((stop - start, 256)).astype(np.float32)
+
+
+def test_memory_is_bounded_by_a_slab_and_not_by_the_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(linear, "_SLAB_ELEMENTS", 1 << 18)
+    tracemalloc.start()
+    try:
+        with DataFile(tmp_path / "w.data") as data:
+            store = WeightStore(GraphBuilder("w", data), _Generated())
+            stored = store.blocks(Matrix(store.source, "w"), WeightFormat(4, 128))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert stored.shape == (1 << 16, 2, 64)
+    assert peak < 16 << 20 < 4 * (1 << 24)
