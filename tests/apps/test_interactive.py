@@ -267,3 +267,34 @@ def test_json_needs_a_prompt(bundle: Path, terminal) -> None:
     screen = terminal("chat", "-m", bundle, "--json")
     assert screen.finish() == 2
     assert "--json needs a PROMPT" in screen.seen
+
+
+def test_answers_may_go_to_a_file_while_a_person_types(bundle: Path, tmp_path: Path, terminal) -> None:
+    answers = tmp_path / "answers.txt"
+    wrapper = ("sh", "-c", f'exec "$@" > "{answers}"', "sh")
+    screen = terminal("chat", "-m", bundle, "--max-new-tokens", "5", wrapper=wrapper)
+    screen.wait(r"> $")
+    screen.type("the quick\n")
+    screen.wait(r"cut at the limit(?s:.*)> $")
+    screen.type("/quit\n")
+    assert screen.finish() == 0
+    written = answers.read_text()
+    assert written.count("\n") == 1 and "> " not in written and "\x1b" not in written
+    assert written.strip() not in screen.seen
+
+
+def test_pasted_lines_are_one_message(bundle: Path, tmp_path: Path, terminal) -> None:
+    import readline
+
+    if readline._READLINE_LIBRARY_VERSION < "8.1":  # bracketed paste is on by default from there
+        pytest.skip("this readline takes pasted lines one by one")
+    saved = tmp_path / "talk.phirt"
+    screen = terminal("chat", "-m", bundle, "--max-new-tokens", "5")
+    screen.wait(r"> $")
+    screen.type("\x1b[200~first line\nsecond line\x1b[201~\n")
+    screen.wait(r"cut at the limit(?s:.*)> $")
+    screen.type(f"/save {saved}\n")
+    screen.wait("saved to")
+    screen.type("/quit\n")
+    assert screen.finish() == 0
+    assert phirt.load(bundle).load_chat(saved).messages[0].content == "first line\nsecond line"
