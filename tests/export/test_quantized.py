@@ -15,6 +15,7 @@ from phirt_export.graphs import linear
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.graphs.linear import Matrix, WeightFormat, WeightStore
+from phirt_export.train.quantize_aware import to_grid
 from phirt_quant.blockwise import dequantize, quantize
 
 ROUTES = ("none", "vision", "speech")
@@ -130,3 +131,11 @@ def test_memory_is_bounded_by_a_slab_and_not_by_the_tensor(tmp_path, monkeypatch
         tracemalloc.stop()
     assert stored.shape == (1 << 16, 2, 64)
     assert peak < 16 << 20 < 4 * (1 << 24)
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_training_on_the_grid_sees_the_values_that_are_exported(block_size):
+    weight = np.random.default_rng(7).standard_normal((64, 96)).astype(np.float32)
+    trained_on = to_grid(torch.from_numpy(weight), block_size).numpy()
+    np.testing.assert_array_equal(trained_on, dequantize(quantize(weight, 4, block_size)))
+    np.testing.assert_array_equal(trained_on, dequantize(quantize(trained_on, 4, block_size)))

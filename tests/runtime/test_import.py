@@ -67,15 +67,16 @@ def test_telemetry_is_off_unless_somebody_decided_otherwise():
     assert run(code.format("os.environ['ORT_DISABLE_TELEMETRY'] = '0'")) == "0"
 
 
+# CPU seconds, so that a busy machine does not decide.
 def test_importing_takes_less_than_0_3_seconds_beyond_onnxruntime():
     times = [
         float(
             run(
                 """
                 import onnxruntime, time
-                begin = time.perf_counter()
+                begin = time.process_time()
                 import phirt; phirt.load, phirt.Chat, phirt.GenerationConfig
-                print(time.perf_counter() - begin)
+                print(time.process_time() - begin)
                 """
             )
         )

@@ -42,11 +42,12 @@ def rope_tables(rope: RopeConfig, length: int) -> tuple[Tensor, Tensor]:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first 2·cos.shape[-1] dimensions of x [B, heads, T, head_dim] in half-split pairs; the rest
-    pass.
+    pass. The result has the dtype of x.
     """
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(part.to(x.dtype) for part in turned), rest), dim=-1)
 
 
 class RoutedLinear(nn.Module):
@@ -105,7 +106,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        y = F.scaled_dot_product_attention(q, k.to(q.dtype), v, attn_mask=mask, is_causal=mask is None)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1), adapter)
 
 
@@ -137,21 +138,3 @@ class Layer(nn.Module):
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, adapter)
         return x + self.mlp(self.post_attention_layernorm(x), adapter)
-
-
-def run_layers(
-    layers: nn.ModuleList,
-    norm: nn.RMSNorm,
-    rope: RopeConfig,
-    x: Tensor,
-    mask: Tensor | None,
-    adapter: str | None,
-) -> Tensor:
-    """Hidden states [B, T, hidden] of embeddings x [B, T, hidden] after all layers and the final norm.
-
-    `mask` (bool, True = may attend, broadcastable to [B, heads, T, T]) replaces the causal mask when given.
-    """
-    cos, sin = (table.to(x.device) for table in rope_tables(rope, x.shape[1]))
-    for layer in layers:
-        x = layer(x, cos, sin, mask, adapter)
-    return norm(x)

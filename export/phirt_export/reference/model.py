@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from phirt_export.reference.audio import AudioEmbed
 from phirt_export.reference.config import ModelConfig
-from phirt_export.reference.decoder import Layer, WeightTransform, run_layers
+from phirt_export.reference.decoder import Layer, WeightTransform, rope_tables
 from phirt_export.reference.vision import ImageEmbed
 
 Route = Literal["none", "vision", "speech"]
@@ -55,6 +55,18 @@ class Backbone(nn.Module):
         self.embed_tokens_extend = MediaEmbeds(config)
         self.layers = nn.ModuleList(Layer(decoder, config.adapters) for _ in range(decoder.num_layers))
         self.norm = nn.RMSNorm(decoder.hidden_size, eps=decoder.norm_eps)
+        # Tables of the short regime, kept: a compiled forward pass would compute them in every kernel.
+        cos, sin = rope_tables(decoder.rope, decoder.rope.original_context)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.rope = decoder.rope
+
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [length, rotary_dim / 2] for a sequence of this total length."""
+        if length <= self.rope.original_context:
+            return self.rope_cos[:length], self.rope_sin[:length]
+        cos, sin = rope_tables(self.rope, length)
+        return cos.to(self.rope_cos.device), sin.to(self.rope_sin.device)
 
 
 class Model(nn.Module):
@@ -104,10 +116,10 @@ class Model(nn.Module):
         if media_features is not None:
             placeholders = self.is_media(input_ids)[..., None].expand_as(x)
             x = x.masked_scatter(placeholders, media_features.to(x.dtype))
-        backbone = self.model
-        return run_layers(
-            backbone.layers, backbone.norm, self.config.decoder.rope, x, mask, ROUTES[route].adapter
-        )
+        cos, sin = self.model.rotary(input_ids.shape[1])
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, mask, ROUTES[route].adapter)
+        return self.model.norm(x)
 
     def forward(
         self,
