@@ -112,7 +112,7 @@ def log_mel(samples: Samples, rate: int, num_mels: int) -> npt.NDArray[np.float3
     window, hop, size = rate // 40, rate // 100, _FFT_AT_16K * rate // 16000
     frames = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64), window)[::hop]
     previous = np.roll(frames, 1, axis=1)
-    pass
+    previous[:, 0] = previous[:, 1]
     emphasised = (frames - 0.97 * previous) * 32768.0
     spectrum = np.abs(np.fft.rfft(emphasised * np.hamming(window), n=size, axis=1)) ** 2
     bins = min(
