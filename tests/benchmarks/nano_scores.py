@@ -2,8 +2,8 @@
 
     python tests/benchmarks/nano_scores.py [BUNDLE] [--data ../shared/data] [--json] [--limit N]
 
-Sources: the validation splits of the data package, and for digits the speaker that training leaves out. Nothing here
-imports torch; the answers are what a user of the bundle gets.
+Sources: the validation splits of the data package, and for digits the speaker that training leaves out.
+Nothing here imports torch; the answers are what a user of the bundle gets.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ def requests(model: phirt.Model, data: Path, limit: int | None) -> dict[str, flo
 
 
 def bits_per_byte(model: phirt.Model, data: Path, limit: int | None) -> dict[str, float]:
-    """Bits per UTF-8 byte on the first 512 tokens of each validation page, each token scored by its own step."""
+    """Bits per UTF-8 byte on the first 512 tokens of each validation page, each token scored by its own
+    step.
+    """
     nats, size = 0.0, 0
     for record in records(data / "text/wikipedia.val.jsonl.xz")[: 40 if limit is None else limit]:
         text = f"{record['title']}\n\n{record['text']}"

@@ -1,4 +1,6 @@
-"""A data folder of the real layout with a few made-up records in every file, so that recipes run in seconds."""
+"""A data folder of the real layout with a few made-up records in every file, so that recipes run in
+seconds.
+"""
 
 from __future__ import annotations
 

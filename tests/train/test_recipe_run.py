@@ -1,4 +1,6 @@
-"""The nano recipe at its tiny scale: runs whole, and an interrupted run ends with the weights of an uninterrupted one."""
+"""The nano recipe at its tiny scale: runs whole, and an interrupted run ends with the weights of an
+uninterrupted one.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,154 @@
+"""The embedded model on real media: every kind of request, and a conversation that mixes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import phirt
+from phirt.model import TRANSCRIBE_PROMPT
+
+SHORT = phirt.GenerationConfig(max_new_tokens=24)
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[phirt.Model]:
+    loaded = phirt.load(verify=True)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def samples(shared_data: Path) -> Path:
+    return shared_data / "samples"
+
+
+def ask(model: phirt.Model, text: str, **media: list[Path]) -> phirt.Result:
+    return model.chat().send(text, config=SHORT, **media).result
+
+
+def test_text(model: phirt.Model) -> None:
+    result = ask(model, "Who are you?")
+    assert "nano" in result.text
+    assert (result.route, result.finish_reason) == ("none", "stop")
+
+
+def test_text_to_a_tool_call(model: phirt.Model) -> None:
+    chat = model.chat(system="Turn the request into a tool call.")
+    config = phirt.GenerationConfig(max_new_tokens=80)
+    (call,) = chat.send("What is the weather in Paris tomorrow?", config=config).result.tool_calls
+    assert call["name"] == "GetWeather"
+    assert call["arguments"]["city"] == "Paris"
+
+
+def test_the_example_picture(model: phirt.Model) -> None:
+    result = ask(model, "What is in this picture?", images=[EXAMPLES / "shapes.png"])
+    assert result.route == "vision"
+    assert result.text.strip()
+
+
+def test_one_photo(model: phirt.Model, samples: Path) -> None:
+    result = ask(model, "What piece of clothing is this?", images=[samples / "tshirt.jpg"])
+    assert result.text.strip().lower() in ("t-shirt", "longsleeve", "shirt")
+    assert result.route == "vision"
+    assert result.usage["image_tokens"] == len(
+        [i for i in result.prompt_ids if i == model.manifest.tokens.image]
+    )
+
+
+def test_two_photos_in_one_turn(model: phirt.Model, samples: Path) -> None:
+    photos = [samples / "tshirt.jpg", samples / "apples.jpg"]
+    result = ask(model, "What is in the second picture?", images=photos)
+    alone = ask(model, "What is in the second picture?", images=photos[:1])
+    assert result.text.strip()
+    assert result.usage["image_tokens"] > alone.usage["image_tokens"]
+
+
+def test_a_second_photo_in_a_later_turn_is_seen(model: phirt.Model, samples: Path) -> None:
+    chat = model.chat()
+    first = chat.send("What is this?", images=[samples / "tshirt.jpg"], config=SHORT).result
+    second = chat.send("What is this?", images=[samples / "apples.jpg"], config=SHORT).result
+    assert second.usage["cached_tokens"] >= len(first.prompt_ids)
+    assert second.usage["image_tokens"] > first.usage["image_tokens"]
+    assert second.text != first.text
+
+
+def test_a_recording(model: phirt.Model, samples: Path) -> None:
+    result = ask(model, TRANSCRIBE_PROMPT, audio=[samples / "seven.flac"])
+    assert result.text.strip() == "seven"
+    assert result.route == "speech"
+
+
+def test_a_long_recording_is_heard_to_its_end(model: phirt.Model, samples: Path) -> None:
+    result = ask(model, TRANSCRIBE_PROMPT, audio=[samples / "jfk.flac"])
+    assert result.usage["audio_tokens"] == 138  # 11 s: 1,098 frames, eight a token
+    assert result.text.strip()
+
+
+def test_a_photo_and_a_recording(model: phirt.Model, samples: Path) -> None:
+    result = ask(model, "", images=[samples / "apples.jpg"], audio=[samples / "seven.flac"])
+    assert result.route == "vision"
+    assert result.usage["image_tokens"] > 0 and result.usage["audio_tokens"] > 0
+    assert result.text.strip()
+
+
+def test_a_conversation_of_text_photo_recording_and_text(model: phirt.Model, samples: Path) -> None:
+    chat = model.chat()
+    routes, cached = [], []
+    for text, media in (
+        ("Hello", {}),
+        ("What is this?", {"images": [samples / "tshirt.jpg"]}),
+        ("And what is said here?", {"audio": [samples / "seven.flac"]}),
+        ("Thanks", {}),
+    ):
+        result = chat.send(text, config=SHORT, **media).result
+        assert result.finish_reason in ("stop", "length")
+        routes.append(result.route)
+        cached.append(result.usage["cached_tokens"])
+    assert routes == ["none", "vision", "vision", "vision"]
+    # The change of route runs the history again; after it, only new tokens are run.
+    assert cached[1] == 0 and 0 < cached[2] < cached[3]
+    assert [message.role for message in chat.messages] == ["user", "assistant"] * 4
+
+
+def test_the_routes_differ_at_every_decode_step(model: phirt.Model) -> None:
+    ids = model.tokenizer.encode_content("The river runs through the old town and into the sea.")
+    steps: dict[str, list[np.ndarray]] = {}
+    for route in ("none", "vision", "speech"):
+        engine = model.new_engine()
+        steps[route] = [engine.prefill(ids[:4], route=route).copy()]
+        steps[route] += [engine.decode_step(token).copy() for token in ids[4:]]
+    for one, other in (("none", "vision"), ("none", "speech"), ("vision", "speech")):
+        for a, b in zip(steps[one], steps[other], strict=True):
+            assert np.abs(a - b).max() > 1e-2
+
+
+def test_greedy_answers_repeat_and_seeded_ones_follow_their_seed(model: phirt.Model) -> None:
+    assert ask(model, "Hello").ids == ask(model, "Hello").ids
+    warm = [phirt.GenerationConfig(max_new_tokens=24, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (model.chat().send("Tell me a story.", config=config).result.ids for config in warm)
+    assert first == again != other
+
+
+def test_a_saved_conversation_goes_on_without_running_again(
+    model: phirt.Model, samples: Path, tmp_path: Path
+) -> None:
+    chat = model.chat()
+    chat.send("What is this?", images=[samples / "apples.jpg"], config=SHORT).result  # noqa: B018
+    chat.save(tmp_path / "talk.phirt")
+    expected = chat.send("Thanks", config=SHORT).result
+    resumed = phirt.load().load_chat(tmp_path / "talk.phirt").send("Thanks", config=SHORT).result
+    assert resumed.ids == expected.ids
+    assert resumed.usage["cached_tokens"] == expected.usage["cached_tokens"] > 0
+
+
+def test_the_bundle_is_small_and_has_its_card(model: phirt.Model) -> None:
+    folder = model.manifest.path("MODEL_CARD.md").parent
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 25 * 2**20
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for part in ("## Data and licences", "## Recipe", "## Results", "## Limits"):
+        assert part in card
