@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[phirt.Model]:
-    loaded = phirt.load(verify=True)
-    yield loaded
-    loaded.close()
+def model() -> phirt.Model:
+    return phirt.load(verify=True)
 
 
 @pytest.fixture(scope="module")

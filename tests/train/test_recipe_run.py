@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+import phirt
 from phirt.errors import ConfigError
 from phirt_export.checkpoint import Checkpoint
+from phirt_export.exporter import export_bundle
 from phirt_export.reference import load_config
 from phirt_export.train.loop import Interrupted, Progress, StageRun
 from phirt_export.train.runner import run_recipe
@@ -56,6 +59,17 @@ def test_a_run_ends_with_a_checkpoint_that_export_accepts(finished: Path) -> Non
     tokenizer = Tokenizer.from_file(str(finished / "checkpoint/tokenizer.json"))
     assert tokenizer.token_to_id("<|endoftext10|>") == config.tokens.image
     assert tokenizer.token_to_id("<|endoftext11|>") == config.tokens.audio
+
+
+def test_the_checkpoint_answers_through_the_runtime(finished: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(finished / "checkpoint", tmp_path / "bundle", block_size=32)
+    model = phirt.load(bundle, verify=True)
+    config = phirt.GenerationConfig(max_new_tokens=4)
+    picture = Image.new("RGB", (50, 40), "red")
+    result = model.chat().send("What is this?", images=[picture], config=config).result
+    assert result.route == "vision"
+    assert result.usage["image_tokens"] == 2 * 2 + 2 + 1 + 4 + 2
+    assert len(result.ids) <= 4
 
 
 def test_the_table_names_every_stage_with_its_held_out_figures(finished: Path) -> None:
