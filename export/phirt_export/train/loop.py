@@ -146,13 +146,13 @@ class StageRun:
             for name, buffer in self.buffers.items():
                 buffer.copy_(tensors[f"buffer.{name}"])
             for name in self.averages:
-                self.averages[name] = tensors[f"average.{name}"]
+                self.averages[name].copy_(tensors[f"average.{name}"])
         names = {parameter: name for name, parameter in self.parameters.items()}
         for optimizer in self.optimizers:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 prefix = f"moment.{names[parameter]}/"
                 optimizer.state[parameter] = {
-                    key.removeprefix(prefix): tensor
+                    key.removeprefix(prefix): tensor.to(parameter.device)
                     for key, tensor in tensors.items()
                     if key.startswith(prefix)
                 }

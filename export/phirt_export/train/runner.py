@@ -65,7 +65,9 @@ def _run_stage(
     initialize(model, recipe.seed)
     before = _trained_before(stage, run_dir)
     _load_into(model, before)
+    model.to(context.device)
     objective: Objective = OBJECTIVES[stage.objective](model, stage, context)
+    objective.head.to(context.device)
     if stage.quantize_aware:
         set_weight_grid(model, stage.quantize_aware)
     run = StageRun(model, objective, stage, folder)
@@ -143,13 +145,14 @@ def run_recipe(
     tokenizer = run_dir / "tokenizer.json"
     if not tokenizer.is_file():
         _write_text(tokenizer, train_tokenizer(recipe.tokenizer, data))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: list[StageResult] = []
     for index, stage in enumerate(recipe.stages):
         done = run_dir / stage.name / "result.json"
         if done.is_file():
             results.append(StageResult(**json.loads(done.read_text(encoding="utf-8"))))
         else:
-            context = TrainingContext(recipe.seed + index, data, run_dir / "cache", tokenizer)
+            context = TrainingContext(recipe.seed + index, data, run_dir / "cache", tokenizer, device)
             results.append(_run_stage(recipe, index, run_dir, context, report))
             _write_text(run_dir / "results.md", result_table(results))
         if stage.name == until:

@@ -60,7 +60,7 @@ class ImageClasses:
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
         options: Mapping[str, Any] = stage.data
-        self.model, self.stage, self.seed = model, stage, context.seed
+        self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
         self.weights: dict[str, float] = dict(options["sources"])
         self.resolutions = [(float(begin), int(side)) for begin, side in options["resolutions"]]
         photo_change = Augmentation(**options["augment"])
@@ -104,6 +104,7 @@ class ImageClasses:
                     parameter.zero_()
 
     def _features(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        pixels, mask = pixels.to(self.device), mask.to(self.device)
         with torch.autocast(pixels.device.type, torch.bfloat16):
             pooled = self.model.image_embed.img_processor(
                 pixels.contiguous(memory_format=torch.channels_last), mask
@@ -149,7 +150,7 @@ class ImageClasses:
                 wanted = target[picks]
                 if (wanted == -100).all():
                     continue
-                scores = self.head[head](rows)
+                scores, wanted = self.head[head](rows), wanted.to(self.device)
                 first = F.cross_entropy(scores, wanted, label_smoothing=0.1, reduction="sum")
                 second = F.cross_entropy(scores, wanted[partner], label_smoothing=0.1, reduction="sum")
                 total = total + share * first + (1 - share) * second
@@ -180,6 +181,6 @@ class ImageClasses:
             for head, target in self.targets[name][1].items():
                 known = target != -100
                 if known.any():
-                    right = self.head[head](features[known]).argmax(1) == target[known]
+                    right = self.head[head](features[known]).argmax(1).cpu() == target[known]
                     figures[f"{head} accuracy"] = right.float().mean().item()
         return figures

@@ -7,6 +7,7 @@ and only the assistant's tokens are learnt; documents are learnt whole.
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Language:
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
         options = stage.data
-        self.model, self.stage, self.seed = model, stage, context.seed
+        self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
         self.length = int(options["row_tokens"])
         self.documents = {name: load_sequences(name, context) for name in options.get("documents", {})}
         self.chats = {name: load_sequences(name, context) for name in options.get("chats", {})}
@@ -38,7 +39,8 @@ class Language:
         self.held_out = load_sequences("wikipedia.val", context)
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
         self.head = nn.Module()
-        self._forward = torch.compile(self._row_loss) if stage.compile else self._row_loss
+        compiles = stage.compile and (self.device.type != "cpu" or shutil.which("g++") is not None)
+        self._forward = torch.compile(self._row_loss) if compiles else self._row_loss
 
     def _row_loss(self, ids: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
         with torch.autocast(ids.device.type, torch.bfloat16):
@@ -84,7 +86,8 @@ class Language:
     def loss(self, step: int) -> tuple[Tensor, int]:
         """Mean loss over the learnt tokens of this step, and the number of tokens read."""
         ids, targets, mask = self.batch(step)
-        return self._forward(ids, targets, mask), ids.numel()
+        mask = None if mask is None else mask.to(self.device)
+        return self._forward(ids.to(self.device), targets.to(self.device), mask), ids.numel()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -94,7 +97,7 @@ class Language:
             ids = torch.from_numpy(self.held_out[index][0].astype(np.int64))
             size += len(self.tokenizer.decode(ids[:-1].tolist()).encode())
             for begin in range(0, len(ids) - 1, self.length):
-                row = ids[begin : begin + self.length + 1]
+                row = ids[begin : begin + self.length + 1].to(self.device)
                 nats += self._row_loss(row[None, :-1], row[None, 1:], None).item() * (len(row) - 1)
         return {"bits per byte": nats / math.log(2) / size}
 

@@ -56,12 +56,9 @@ class MediaAnswers:
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
         options = stage.data
-        self.model, self.stage, self.seed = model, stage, context.seed
+        self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
         self.route: Route = options["route"]
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
-        self.tower_frozen = not any(
-            p in name for p in stage.trains for name in ("img_processor", "audio_embed.encoder")
-        )
         self.picture_shares = dict(options.get("pictures", {}))
         self.clip_shares = dict(options.get("clips", {}))
         self.two_pictures = float(options.get("two_pictures", 0.0))
@@ -158,9 +155,9 @@ class MediaAnswers:
         ]
         pixels = torch.cat([x for x, _ in parts]).contiguous(memory_format=torch.channels_last)
         masks = torch.cat([m for _, m in parts])
-        patches = embed.img_processor.embeddings(pixels)
+        patches = embed.img_processor.embeddings(pixels.to(self.device))
         pooled = embed.img_processor.encode(
-            torch.cat((patches, patches)), torch.cat((torch.ones_like(masks), masks))
+            torch.cat((patches, patches)), torch.cat((torch.ones_like(masks), masks)).to(self.device)
         )
         rows = []
         for n, mask in enumerate(masks):
@@ -177,7 +174,8 @@ class MediaAnswers:
             return []
         pieces = [clips.frames[clips.starts[i] : clips.starts[i + 1]] for clips, i in refs]
         frames, lengths = warp_batch(pieces, warp, rng)
-        rows = self.model.audio_embed(frames, ROUTES[self.route].audio_projector, lengths)
+        projector = ROUTES[self.route].audio_projector
+        rows = self.model.audio_embed(frames.to(self.device), projector, lengths.to(self.device))
         tokens = (lengths + 7) // 8
         return [row[:count] for row, count in zip(rows, tokens.tolist(), strict=True)]
 
@@ -190,8 +188,7 @@ class MediaAnswers:
             for source, index in s.pictures
         ]
         clip_refs = [(self.clips[s.clip[0]], s.clip[1]) for s in samples if s.clip]
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            return self.picture_features(picture_refs, rng), self.clip_features(clip_refs, self.warp, rng)
+        return self.picture_features(picture_refs, rng), self.clip_features(clip_refs, self.warp, rng)
 
     # Rows
 
@@ -215,7 +212,7 @@ class MediaAnswers:
             if from_clips
             else [self._picture_sample(rng) for _ in range(self.stage.batch)]
         )
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             pictures, clips = self._features(samples, rng)
             ids, targets, features = self._assemble(samples, pictures, clips)
             hidden = self.model.hidden_states(ids, features, self.route)
@@ -242,7 +239,7 @@ class MediaAnswers:
             line, known = torch.tensor(ids), torch.tensor(learn)
             ids_out[n, : len(ids) - 1] = line[:-1]
             targets[n, : len(ids) - 1] = torch.where(known[1:], line[1:], IGNORED)
-        return ids_out, targets, torch.cat(media)
+        return ids_out.to(self.device), targets.to(self.device), torch.cat(media)
 
     # Measuring
 

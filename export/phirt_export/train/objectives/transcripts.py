@@ -42,7 +42,7 @@ class Transcripts:
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
         options = stage.data
-        self.model, self.stage, self.seed = model, stage, context.seed
+        self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
         self.warp = Warp(**options["warp"])
         synthetic = dict(options["synthetic"])
         self.sources: dict[str, Clips] = {}
@@ -77,8 +77,8 @@ class Transcripts:
 
     def _log_probabilities(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """[B, 4·tokens, letters + 1], the blank last."""
-        with torch.autocast(frames.device.type, torch.bfloat16):
-            features = self.model.audio_embed.encoder(frames, lengths)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            features = self.model.audio_embed.encoder(frames.to(self.device), lengths.to(self.device))
             scores = self.head(features)
         return F.log_softmax(scores.float().unflatten(-1, (PER_TOKEN, -1)).flatten(1, 2), dim=-1)
 
@@ -103,7 +103,7 @@ class Transcripts:
         steps = PER_TOKEN * ((lengths + 7) // 8)
         loss = F.ctc_loss(
             log_probabilities.transpose(0, 1),
-            torch.tensor(list(itertools.chain.from_iterable(targets))),
+            torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.device),
             steps,
             torch.tensor([len(target) for target in targets]),
             blank=len(LETTERS),
