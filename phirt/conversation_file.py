@@ -84,8 +84,13 @@ def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
 
 
 def save(chat: Chat, path: str | Path) -> None:
-    """Writes `chat` to `path`, all or nothing: on ConversationError an older file stays as it was."""
+    """Writes `chat` to `path`, all or nothing: on ConversationError an older file stays as it was.
+
+    Replaces a saved conversation, but no other file and no device.
+    """
     path = Path(path)
+    if path.exists() and not _is_conversation(path):
+        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
     media = list(dict.fromkeys(item for message in chat.messages for item in message.media))
     cached = _useful_cache(chat)
     document = json.dumps(_describe(chat, media, cached))
@@ -116,6 +121,13 @@ def load(model: Model, path: str | Path) -> Chat:
             return _Reader(model, archive, path).read()
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
+
+
+def _is_conversation(path: Path) -> bool:
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return _DOCUMENT in archive.namelist()
 
 
 def _useful_cache(chat: Chat) -> Prompt:

@@ -45,7 +45,7 @@ class TokenCount:
 class Model:
     """A loaded bundle. Conversations share its graphs; encoders open on first use.
 
-    `close` gives all memory back; conversations of a closed model cannot go on.
+    `release_encoders` gives their memory back; the rest goes with the object.
     """
 
     def __init__(self, manifest: Manifest, config: SessionConfig) -> None:

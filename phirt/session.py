@@ -26,6 +26,7 @@ from phirt.manifest import GraphSpec, Manifest
 ort.disable_telemetry_events()
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+_REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})
 _SUFFIX = "ExecutionProvider"
 _LOG_NOTHING_BUT_FATAL = 4  # what goes wrong is raised; onnxruntime would print it a second time
 _MAX_THREADS = 1024
@@ -56,8 +57,11 @@ class SessionConfig:
 
 
 def devices() -> tuple[str, ...]:
-    """The execution providers that this installation of onnxruntime offers, in its order of preference."""
-    return tuple(ort.get_available_providers())
+    """The execution providers that this installation of onnxruntime offers, in its order of preference.
+
+    Remote ones are left out: nothing leaves this machine.
+    """
+    return tuple(name for name in ort.get_available_providers() if name not in _REMOTE_PROVIDERS)
 
 
 def resolve_providers(names: Sequence[str] | None) -> tuple[str, ...]:

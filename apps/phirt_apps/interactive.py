@@ -7,13 +7,12 @@ they were.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from phirt.errors import ConversationError, PhirtError
+from phirt.errors import PhirtError
 
 from .ask import Request, ask, figures
 from .lines import LineReader, typed_path
@@ -181,7 +180,6 @@ class Session:
 
     def _save(self, argument: str) -> None:
         path = typed_path(argument)
-        _check_target(path)
         self._chat.save(path)
         self._out.hint(f"saved to {path}")
 
@@ -205,9 +203,3 @@ class Session:
 
     def _quit(self, argument: str) -> None:
         self._open = False
-
-
-def _check_target(path: Path) -> None:
-    """Keeps a slip of the finger from replacing a photo, or a device, by a conversation."""
-    if path.exists() and not (path.is_file() and zipfile.is_zipfile(path)):
-        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")

@@ -151,7 +151,7 @@ def test_no_space_at_the_last_moment(model, tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(model, tmp_path):
     for place in (tmp_path / "missing" / "x", tmp_path):
-        with pytest.raises(ConversationError, match="cannot be saved"):
+        with pytest.raises(ConversationError, match="cannot be saved|is no saved conversation"):
             model.chat().save(place)
 
 
@@ -286,3 +286,21 @@ def test_flipped_bytes_are_refused_or_harmless(model, chat, tmp_path):
         except ConversationError:
             refused += 1
     assert refused > 50
+
+
+def test_saving_replaces_a_conversation_and_nothing_else(model, tmp_path):
+    chat = model.chat()
+    for name in ("photo.jpg", "other.zip"):
+        path = tmp_path / name
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("letter.txt", "mine")
+        else:
+            path.write_bytes(b"\xff\xd8 a photo")
+        before = path.read_bytes()
+        with pytest.raises(ConversationError, match="exists and is no saved conversation"):
+            chat.save(path)
+        assert path.read_bytes() == before
+    chat.save(tmp_path / "talk")
+    chat.save(tmp_path / "talk")
+    assert model.load_chat(tmp_path / "talk").messages == ()

@@ -111,3 +111,9 @@ def test_without_an_embedded_bundle_load_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(BundleError, match="has no embedded bundle"):
         phirt.load()
+
+
+def test_no_remote_provider_is_offered():
+    assert "AzureExecutionProvider" not in phirt.devices()
+    with pytest.raises(ProviderError, match="not available here"):
+        phirt.load(providers=["AzureExecutionProvider"])
