@@ -24,6 +24,7 @@ import numpy as np
 import phirt
 from phirt.engine import Prompt
 from phirt.model import TRANSCRIBE_PROMPT
+from phirt_quant.word_errors import word_errors
 
 HELD_OUT_SPEAKER = "fsdd5"
 TOOL_SYSTEM = "Turn the request into a tool call."
@@ -91,17 +92,6 @@ def digits(model: phirt.Model, data: Path, limit: int | None) -> dict[str, float
         text = answer(model, TRANSCRIBE_PROMPT, audio=[media]).text
         scores[name].append(normalise(text) == record["text"])
     return {name: float(np.mean(right)) for name, right in scores.items()}
-
-
-def word_errors(wanted: str, heard: str) -> int:
-    """Levenshtein distance in words."""
-    a, b = wanted.split(), heard.split()
-    row = list(range(len(b) + 1))
-    for i, word in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 def sentences(model: phirt.Model, data: Path, limit: int | None) -> dict[str, float]:

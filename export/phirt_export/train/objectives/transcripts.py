@@ -18,20 +18,10 @@ from phirt_export.reference import Model
 from phirt_export.train.context import TrainingContext
 from phirt_export.train.data.speech import HELD_OUT_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
 from phirt_export.train.recipe import StageConfig
+from phirt_quant.word_errors import word_errors
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 PER_TOKEN = 4
-
-
-def word_errors(wanted: str, heard: str) -> int:
-    """Levenshtein distance in words."""
-    a, b = wanted.split(), heard.split()
-    row = list(range(len(b) + 1))
-    for i, word in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 class Transcripts:
