@@ -151,7 +151,7 @@ def test_no_space_at_the_last_moment(model, tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(model, tmp_path):
     for place in (tmp_path / "missing" / "x", tmp_path):
-        with pytest.raises(ConversationError, match="cannot be saved|is no saved conversation"):
+        with pytest.raises(ConversationError, match=r"cannot be saved|is no saved conversation"):
             model.chat().save(place)
 
 
