@@ -117,7 +117,6 @@ class DepthwiseSeparable(nn.Module):
         super().__init__()
         self.dw_conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size - 1, groups=channels)
         self.pw_conv = nn.Conv1d(channels, channels, 1)
-        self.tail = kernel_size - 1
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pw_conv(self.dw_conv(x)[:, :, : x.shape[2]])

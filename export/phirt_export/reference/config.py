@@ -143,6 +143,12 @@ class AudioConfig:
     norm_eps: float = 1e-5
     subsampling: int = 8
 
+    def __post_init__(self) -> None:
+        if self.subsampling != 8:
+            raise ConfigError(
+                f"subsampling {self.subsampling} cannot be built: three convolutions halve three times"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenConfig:

@@ -133,14 +133,19 @@ class Model(nn.Module):
 
 
 def initialize(model: Model, seed: int) -> None:
-    """Draw fresh weights: normal(0, 0.02), residual outputs scaled by depth, LoRA B zero, norms as
-    constructed.
+    """Draw fresh weights, a function of the seed alone.
+
+    Matrices normal(0, 0.02), residual outputs scaled by depth; convolutions, stem and LoRA A by their fan-in;
+    LoRA B and biases zero, norms as constructed.
     """
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.decoder.num_layers) ** -0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name or "norm" in name or parameter.dim() < 2 or name.endswith((".b1", ".b2")):
+            if "lora_B" in name or "norm" in name or name.endswith((".b1", ".b2")):
+                continue
+            if parameter.dim() < 2:
+                parameter.zero_()
                 continue
             if any(part in name for part in ("lora_A", "conv", "stem", "patch_embedding")):
                 fan_in = parameter[0].numel()

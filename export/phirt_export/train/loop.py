@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from phirt.errors import ConfigError
 from phirt_export.train.recipe import Schedule, StageConfig
 
 
@@ -98,7 +99,9 @@ def _optimizers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list
 
     Muon's updates are scaled to AdamW's root mean square (Liu et al. 2025), so that one rate serves both.
     """
-    hidden = {n: p for n, p in parameters.items() if schedule.muon and p.dim() == 2 and ".layers." in n}
+    hidden = {}
+    if schedule.muon:
+        hidden = {n: p for n, p in parameters.items() if p.dim() == 2 and n.startswith("model.layers.")}
     rest = [p for n, p in parameters.items() if n not in hidden]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": schedule.weight_decay},
@@ -121,7 +124,10 @@ class StageRun:
 
     CHECKPOINT_SECONDS = 120.0
 
-    def __init__(self, model: nn.Module, objective: Objective, stage: StageConfig, folder: Path) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, stage: StageConfig, folder: Path, seed: int
+    ) -> None:
+        self.seed = seed
         self.model, self.objective, self.stage = model, objective, stage
         self.state_path = folder / "state.safetensors"
         self.parameters = _select(model, stage.trains)
@@ -177,6 +183,7 @@ class StageRun:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout draws from the global generator
         loss, units = self.objective.loss(self.step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm)
@@ -244,15 +251,25 @@ class StageRun:
                 )
 
 
-def _select(model: nn.Module, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """The parameters whose names begin with (or, written with a leading `*`, contain) one of the prefixes.
+def _select(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """The parameters whose names begin with (or, written with a leading `*`, contain) one of the patterns.
 
     All others are frozen.
+
+    Raises:
+        ConfigError: a pattern fits no parameter.
     """
+
+    def fits(name: str, pattern: str) -> bool:
+        return pattern[1:] in name if pattern.startswith("*") else name.startswith(pattern)
+
+    names = [name for name, _ in model.named_parameters()]
+    idle = [pattern for pattern in patterns if not any(fits(name, pattern) for name in names)]
+    if idle:
+        raise ConfigError(f"no parameter fits {', '.join(idle)}; names are like {names[0]} and {names[-1]}")
     chosen = {}
     for name, parameter in model.named_parameters():
-        trained = any(p[1:] in name if p.startswith("*") else name.startswith(p) for p in prefixes)
-        parameter.requires_grad_(trained)
-        if trained:
+        parameter.requires_grad_(any(fits(name, pattern) for pattern in patterns))
+        if parameter.requires_grad:
             chosen[name] = parameter
     return chosen

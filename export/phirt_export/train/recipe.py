@@ -46,14 +46,14 @@ class StageConfig:
     Attributes:
         name: folder of the stage under the run folder.
         objective: registered name (`phirt_export.train.objectives`).
-        starts_from: stages whose weights are taken, later ones overriding what they trained; empty for fresh
-            weights.
-        trains: prefixes of parameter names that are trained; all others stay frozen.
+        starts_from: stages whose weights are taken; empty for fresh weights.
+        trains: beginnings of the names of the parameters that are trained, or, with a leading `*`, any part
+            of them; all others stay frozen.
         steps, batch: length and items of a step.
         data: options of the objective: sources, weights, lengths.
         ema: decay of the averaged weights that the stage ends with; 0 keeps the last weights.
         quantize_aware: train the decoder's base weights on the int4 grid with this block size; 0 for off.
-        compile: let torch compile the stage's forward pass.
+        compile: let torch compile the forward pass, where the objective can and a compiler is at hand.
     """
 
     name: str
@@ -113,6 +113,9 @@ SPECIAL_TOKENS = (
 TOKEN_IDS = TokenConfig(bos=0, pad=0, eos=(0, SPECIAL_TOKENS.index("<|end|>")), image=1, audio=2)
 
 
+TOP_LEVEL = {"name", "seed", "chat_template", "model", "tokenizer", "stage"}
+
+
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the nested values of `changes` in place."""
     merged = dict(base)
@@ -168,8 +171,10 @@ def _stage(raw: Mapping[str, Any], step_scale: float) -> StageConfig:
     where = f"stage {raw.get('name', '?')}"
     fields = dict(raw)
     fields["schedule"] = _build(Schedule, fields.get("schedule", {}), f"{where}: schedule")
-    fields["steps"] = max(1, round(fields.get("steps", 0) * step_scale))
-    return _build(StageConfig, fields, where)
+    stage: StageConfig = _build(StageConfig, fields, where)
+    if not isinstance(stage.steps, int) or stage.steps < 1:
+        raise ConfigError(f"{where}: steps is {stage.steps!r}, accepted: a whole number from 1")
+    return dataclasses.replace(stage, steps=max(1, round(stage.steps * step_scale)))
 
 
 def load_recipe(path: Path, scale: str | None = None) -> Recipe:
@@ -194,6 +199,9 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
     step_scale = float(changes.pop("step_scale", 1.0))
     stage_changes = changes.pop("stage", {})
     raw = _merge(raw, changes)
+    unknown = set(raw) - TOP_LEVEL
+    if unknown:
+        raise ConfigError(f"{path}: unknown fields {sorted(unknown)}; known: {sorted(TOP_LEVEL)}")
     try:
         stages = tuple(_stage(_merge(stage, stage_changes), step_scale) for stage in raw["stage"])
         recipe = Recipe(
@@ -206,6 +214,11 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
         )
     except KeyError as error:
         raise ConfigError(f"{path} lacks the field {error}") from error
+    if recipe.tokenizer.vocab_size != recipe.model.decoder.vocab_size:
+        raise ConfigError(
+            f"{path}: the tokenizer learns {recipe.tokenizer.vocab_size} tokens, the decoder has "
+            f"{recipe.model.decoder.vocab_size}; give both the same vocab_size"
+        )
     _check_order(recipe)
     return recipe
 

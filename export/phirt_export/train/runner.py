@@ -49,9 +49,17 @@ def _load_into(model: Model, tensors: dict[str, Tensor]) -> None:
 
 
 def _trained_before(stage: StageConfig, run_dir: Path) -> dict[str, Tensor]:
+    """The tensors of the stages it starts from, which must agree where they overlap."""
     tensors: dict[str, Tensor] = {}
     for name in stage.starts_from:
-        tensors |= load_file(run_dir / name / "model.safetensors")
+        more = load_file(run_dir / name / "model.safetensors")
+        unlike = [key for key in more if key in tensors and not torch.equal(more[key], tensors[key])]
+        if unlike:
+            raise ConfigError(
+                f"stage {stage.name} starts from stages that trained {unlike[0]} apart; "
+                "start from the later one alone"
+            )
+        tensors |= more
     return tensors
 
 
@@ -70,7 +78,7 @@ def _run_stage(
     objective.head.to(context.device)
     if stage.quantize_aware:
         set_weight_grid(model, stage.quantize_aware)
-    run = StageRun(model, objective, stage, folder)
+    run = StageRun(model, objective, stage, folder, context.seed)
     result = run.run(report)
     if stage.quantize_aware:
         snap_weights(model)

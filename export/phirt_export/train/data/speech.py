@@ -31,7 +31,8 @@ from phirt_export.train.context import TrainingContext
 from phirt_export.train.data.records import read_records
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HELD_OUT_SPEAKER = "fsdd5"
+HELD_OUT_SPEAKER = "fsdd5"  # in no training stage: what a digit score on a new speaker is measured with
+NEW_SPEAKER = "new speaker"
 VOICES = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan")
 VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5")
 
@@ -146,7 +147,8 @@ def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[
 
     Args:
         name: a folder name of the data package, or a key of `synthetic`.
-        split: "train" or "val".
+        split: "train" (without the speaker who is left out), "val", or NEW_SPEAKER (that speaker's clips
+            alone).
         context: places and seed.
         synthetic: how many clips each synthesised source ("spoken_digits", "spoken_questions",
             "spoken_sentences") holds.
@@ -155,14 +157,15 @@ def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[
         The clips, or None for a synthesised source where espeak-ng is not installed.
     """
     context.cache.mkdir(parents=True, exist_ok=True)
-    path = context.cache / f"{name}.{split}.mel.npz"
+    stored = "train" if split == NEW_SPEAKER else split
+    path = context.cache / f"{name}.{stored}.mel.npz"
     if not path.is_file():
         if name in synthetic and shutil.which("espeak-ng") is None:
             return None
         found = (
             _spoken(_spoken_texts(name, synthetic, context.data, context.seed), context.seed)
             if name in synthetic
-            else _recordings(context.data, name, split)
+            else _recordings(context.data, name, stored)
         )
         records, frames = [], []
         for record, recording in found:
@@ -174,7 +177,11 @@ def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[
         np.savez(staging, frames=np.concatenate(frames), starts=starts, records=np.array(json.dumps(records)))
         staging.replace(path)
     with np.load(path, allow_pickle=False) as arrays:
-        return Clips(arrays["frames"], arrays["starts"], tuple(json.loads(str(arrays["records"]))))
+        clips = Clips(arrays["frames"], arrays["starts"], tuple(json.loads(str(arrays["records"]))))
+    left_out = np.array([record.get("speaker") == HELD_OUT_SPEAKER for record in clips.records])
+    if split == NEW_SPEAKER:
+        return clips.select(left_out)
+    return clips.select(~left_out) if left_out.any() else clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,16 +206,18 @@ class Warp:
 
 
 STILL = Warp()
-FOUR_KHZ_BIN = 59  # first of 80 mel filters centred above 4 kHz
+FOUR_KHZ_BIN = 62  # first of the 80 mel filters that an 8 kHz recording leaves empty
 
 
 def warp_batch(
-    clips: Sequence[NDArray[np.float16]], warp: Warp, rng: np.random.Generator
+    clips: Sequence[NDArray[np.float16]], warp: Warp, rng: np.random.Generator, fill: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A padded batch of clips, changed at random.
 
     Returns:
-        float32 [B, T, 80], zero (digital silence) after each clip's end, and the clips' frames, int64 [B].
+        float32 [B, T, 80], `fill` [80] after each clip's end, and the clips' frames, int64 [B]. Filled with
+        the tower's mean frame, which normalises to zero as a convolution's own padding, a clip in a batch
+        comes closest to the same clip alone.
     """
     n, longest = len(clips), max(len(clip) for clip in clips)
     x = torch.zeros(n, longest, clips[0].shape[1])
@@ -237,7 +246,7 @@ def warp_batch(
         high = low + torch.from_numpy(rng.integers(0, 13, n))
         bins = torch.arange(x.shape[2])
         x = x.masked_fill(((bins >= low[:, None]) & (bins < high[:, None]))[:, None, :], 0.0)
-    return x.masked_fill((line >= frames[:, None])[:, :, None], 0.0), frames
+    return torch.where((line < frames[:, None])[:, :, None], x, fill), frames
 
 
 def _resample(x: Tensor, frames: Tensor, speed: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:

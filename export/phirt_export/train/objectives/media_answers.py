@@ -27,7 +27,7 @@ from phirt_export.train.data.pictures import (
     load_photos,
     render_scenes,
 )
-from phirt_export.train.data.speech import HELD_OUT_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
+from phirt_export.train.data.speech import NEW_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
 from phirt_export.train.data.tasks import Task, about_scene, hear, name_it
 from phirt_export.train.data.tokens import encode_chat
 from phirt_export.train.objectives.language import IGNORED
@@ -63,9 +63,10 @@ class MediaAnswers:
         self.clip_shares = dict(options.get("clips", {}))
         self.two_pictures = float(options.get("two_pictures", 0.0))
         change = Augmentation(**options.get("augment", {}))
-        self.changes = {n: PLAIN if n in RENDERED else change for n in self.picture_shares}
+        # Mirrored or cut flags are other countries' flags.
+        self.changes = {n: PLAIN if n in (*RENDERED, "flags") else change for n in self.picture_shares}
         self.warp = Warp(**options.get("warp", {}))
-        self.pictures: dict[str, tuple[PictureSet, PictureSet]] = {}
+        self.pictures: dict[str, tuple[PictureSet, PictureSet | None]] = {}
         for name in self.picture_shares:
             self.pictures[name] = self._load_pictures(name, context, int(options.get("rendered", 0)))
         self.clips: dict[str, Clips] = {}
@@ -73,10 +74,9 @@ class MediaAnswers:
             clips = load_clips(name, "train", context, dict(options.get("synthetic", {})))
             if clips is None:
                 del self.clip_shares[name]
-                continue
-            speakers = np.array([record.get("speaker") for record in clips.records])
-            self.clips[name] = clips.select(speakers != HELD_OUT_SPEAKER)
-        self.held_out_digits = self._digits(context) if "fsdd" in self.clips else None
+            else:
+                self.clips[name] = clips
+        self.held_out_digits = load_clips("fsdd", NEW_SPEAKER, context, {}) if "fsdd" in self.clips else None
         if options.get("start_projector_from"):
             projectors = model.audio_embed.audio_projection
             projectors["vision"].load_state_dict(projectors[options["start_projector_from"]].state_dict())
@@ -84,18 +84,12 @@ class MediaAnswers:
 
     def _load_pictures(
         self, name: str, context: TrainingContext, rendered: int
-    ) -> tuple[PictureSet, PictureSet]:
+    ) -> tuple[PictureSet, PictureSet | None]:
         if name in RENDERED:
             seeds = (self.seed + 100, self.seed + 101)
             return render_scenes(name, rendered, seeds[0], CANVAS), render_scenes(name, 200, seeds[1], CANVAS)
         train = load_photos(context.data, name, "train", CANVAS)
-        return train, train if name == "flags" else load_photos(context.data, name, "val", CANVAS)
-
-    def _digits(self, context: TrainingContext) -> Clips:
-        clips = load_clips("fsdd", "train", context, {})
-        assert clips is not None
-        speakers = np.array([record["speaker"] for record in clips.records])
-        return clips.select(speakers == HELD_OUT_SPEAKER)
+        return train, None if name == "flags" else load_photos(context.data, name, "val", CANVAS)
 
     # Samples
 
@@ -173,7 +167,8 @@ class MediaAnswers:
         if not refs:
             return []
         pieces = [clips.frames[clips.starts[i] : clips.starts[i + 1]] for clips, i in refs]
-        frames, lengths = warp_batch(pieces, warp, rng)
+        mean_frame = self.model.audio_embed.encoder.encoder_embedding.global_mean.cpu()
+        frames, lengths = warp_batch(pieces, warp, rng, mean_frame)
         projector = ROUTES[self.route].audio_projector
         rows = self.model.audio_embed(frames.to(self.device), projector, lengths.to(self.device))
         tokens = (lengths + 7) // 8
@@ -259,7 +254,9 @@ class MediaAnswers:
         rng = np.random.default_rng(1)
         figures = {}
         asked_aloud = "spoken_questions" in self.clips
-        for name, (_, held_out) in {} if asked_aloud else self.pictures.items():
+        for name, (_, held_out) in self.pictures.items():
+            if held_out is None or asked_aloud:
+                continue
             scores = []
             for begin in range(0, len(held_out), 32):
                 picks = range(begin, min(begin + 32, len(held_out)))

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from phirt_export.reference import Model
 from phirt_export.train.context import TrainingContext
-from phirt_export.train.data.speech import HELD_OUT_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
+from phirt_export.train.data.speech import (
+    NEW_SPEAKER,
+    STILL,
+    Clips,
+    Warp,
+    load_clips,
+    plain_words,
+    warp_batch,
+)
 from phirt_export.train.recipe import StageConfig
 from phirt_quant.word_errors import word_errors
 
@@ -38,22 +46,19 @@ class Transcripts:
         self.sources: dict[str, Clips] = {}
         for name in options["sources"]:
             clips = load_clips(name, "train", context, synthetic)
-            if clips is None:
-                continue
-            speakers = np.array([record.get("speaker") for record in clips.records])
-            self.sources[name] = clips.select(speakers != HELD_OUT_SPEAKER)
+            if clips is not None:
+                self.sources[name] = clips
         shares = np.array([options["sources"][name] for name in self.sources])
         self.shares = shares / shares.sum()
         digits, sentences = (
-            load_clips(n, s, context, {}) for n, s in (("fsdd", "train"), ("speechocean762", "val"))
+            load_clips(name, split, context, {})
+            for name, split in (("fsdd", NEW_SPEAKER), ("speechocean762", "val"))
         )
         assert digits is not None and sentences is not None
-        speakers = np.array([record["speaker"] for record in digits.records])
-        self.held_out = {
-            "digits of a new speaker": digits.select(speakers == HELD_OUT_SPEAKER),
-            "sentences": sentences,
-        }
-        self._set_feature_norm()
+        self.held_out = {"digits of a new speaker": digits, "sentences": sentences}
+        if not stage.starts_from:
+            self._set_feature_norm()
+        self._mean_frame = model.audio_embed.encoder.encoder_embedding.global_mean.cpu()
         self.head = nn.Linear(model.audio_embed.config.hidden_size, PER_TOKEN * (len(LETTERS) + 1))
         generator = torch.Generator().manual_seed(self.seed)
         nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
@@ -87,8 +92,8 @@ class Transcripts:
         rng = np.random.default_rng((self.seed, step))
         picks = self._pick(rng)
         pieces = [clips.frames[clips.starts[i] : clips.starts[i + 1]] for clips, i in picks]
-        frames, lengths = warp_batch(pieces, self.warp, rng)
-        targets = [[LETTERS.index(c) for c in clips.records[i]["text"] if c in LETTERS] for clips, i in picks]
+        frames, lengths = warp_batch(pieces, self.warp, rng, self._mean_frame)
+        targets = [[LETTERS.index(c) for c in plain_words(clips.records[i]["text"])] for clips, i in picks]
         log_probabilities = self._log_probabilities(frames, lengths)
         steps = PER_TOKEN * ((lengths + 7) // 8)
         loss = F.ctc_loss(
@@ -103,7 +108,7 @@ class Transcripts:
 
     def _spell(self, clips: Clips, index: int) -> str:
         piece = clips.frames[clips.starts[index] : clips.starts[index + 1]]
-        frames, lengths = warp_batch([piece], STILL, np.random.default_rng(0))
+        frames, lengths = warp_batch([piece], STILL, np.random.default_rng(0), self._mean_frame)
         best = self._log_probabilities(frames, lengths)[0].argmax(-1).tolist()
         return "".join(LETTERS[i] for i, _ in itertools.groupby(best) if i < len(LETTERS)).strip()
 
