@@ -48,6 +48,7 @@ class GraphBuilder:
         self._outputs: list[ir.Value] = []
         self._root = self._new_graph(name)
         self._frames = [self._root]
+        self._outer: dict[object, ir.Value] = {}
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         if not op_type[0].isupper():
@@ -85,14 +86,20 @@ class GraphBuilder:
         """An initializer of the current frame: inline when small, in the data file when large."""
         array = np.ascontiguousarray(np.asarray(array, dtype=dtype))
         if array.nbytes <= _INLINE_BYTES:
-            return self._register(ir.tensor(array, name=self._unique(name)))
+            return self._register(ir.tensor(array, name=name), self._frames[-1])
         extent = self.data.append_array(array)
         return self.initializer(extent.tensor(name, ir.DataType.from_numpy(array.dtype), array.shape))
 
-    def initializer(self, tensor: ir.ExternalTensor) -> ir.Value:
-        """Register a stored tensor in the current frame under its scoped name."""
-        tensor.name = self._unique(tensor.name)
-        return self._register(tensor)
+    def initializer(self, tensor: ir.ExternalTensor, outer: bool = False) -> ir.Value:
+        """Register a stored tensor under its scoped name: in the current frame, or, if `outer`, in the main
+        graph, once for all branches that use the same bytes in the same shape.
+        """
+        if not outer:
+            return self._register(tensor, self._frames[-1])
+        key = (tensor.offset, tuple(tensor.shape))
+        if key not in self._outer:
+            self._outer[key] = self._register(tensor, self._root)
+        return self._outer[key]
 
     def if_else(
         self, condition: ir.Value, then_branch: Branch, else_branch: Branch, name: str
@@ -161,14 +168,15 @@ class GraphBuilder:
             value.name = f"{node.name}.out{i}"
         return tuple(node.outputs)
 
-    def _register(self, tensor: ir.TensorProtocol) -> ir.Value:
+    def _register(self, tensor: ir.TensorProtocol, frame: ir.Graph) -> ir.Value:
+        tensor.name = self._unique(tensor.name)
         value = ir.Value(
             name=tensor.name,
             type=ir.TensorType(tensor.dtype),
             shape=ir.Shape(tensor.shape),
             const_value=tensor,
         )
-        self._frames[-1].register_initializer(value)
+        frame.register_initializer(value)
         return value
 
     def _unique(self, name: str) -> str:

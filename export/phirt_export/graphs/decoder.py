@@ -202,7 +202,7 @@ class _Stack:
         return branches.apply(self._base(gated, down, "mlp.down"), gated, down, consume, "mlp.out")
 
     def _base(self, x: ir.Value, projection: str, name: str) -> ir.Value:
-        return self.store.linear(x, f"{projection}.base_layer.weight", self.form, name)
+        return self.store.linear(x, f"{projection}.base_layer.weight", self.form, name, outer=True)
 
     def _add_norm(self, residual: ir.Value, norm: str, name: str) -> Consumer:
         """x -> [RMSNorm(x + residual), x + residual], in one node; the norm's weight stays outside of

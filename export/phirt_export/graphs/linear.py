@@ -104,13 +104,14 @@ class Stored:
 
     tensor: ir.ExternalTensor
 
-    def value(self, g: GraphBuilder, name: str, shape: tuple[int, ...] | None = None) -> ir.Value:
-        """A new initializer of the current frame over these bytes, under another shape if given."""
+    def value(
+        self, g: GraphBuilder, name: str, shape: tuple[int, ...] | None = None, outer: bool = False
+    ) -> ir.Value:
+        """An initializer over these bytes, under another shape if given; see `GraphBuilder.initializer`."""
         t = self.tensor
         shape = tuple(int(d) for d in t.shape) if shape is None else shape
-        return g.initializer(
-            ir.ExternalTensor(t.location, t.offset, t.length, t.dtype, shape=ir.Shape(shape), name=name)
-        )
+        tensor = ir.ExternalTensor(t.location, t.offset, t.length, t.dtype, shape=ir.Shape(shape), name=name)
+        return g.initializer(tensor, outer=outer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,7 @@ class WeightStore:
 
     def __init__(self, g: GraphBuilder, source: WeightSource) -> None:
         self.g, self.source = g, source
+        self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
 
@@ -140,6 +142,7 @@ class WeightStore:
         *,
         bias: str | np.ndarray | None = None,
         factor: float = 1.0,
+        outer: bool = False,
     ) -> ir.Value:
         """x [..., K] -> `factor` · (W x + b) [..., N]: W the tensor [N, K], b the tensor named, or an array
         [N].
@@ -150,21 +153,33 @@ class WeightStore:
             array = self.source.tensor(bias) if isinstance(bias, str) else bias
             b = g.constant(array * np.float32(factor), f"{name}.bias")
         if form.is_quantized:
-            return self.multiply_blocks(x, weight, form, name, b)
-        y = g.MatMul(x, self.dense(weight, transposed=True).value(g, f"{name}.weight"), name=name)
+            return self.multiply_blocks(x, weight, form, name, b, outer)
+        stored = self.dense(weight, transposed=True)
+        y = g.MatMul(x, stored.value(g, f"{name}.weight", outer=outer), name=name)
         return y if b is None else g.Add(y, b, name=f"{name}.biased")
 
     def vector(self, tensor: str, name: str) -> ir.Value:
-        """A one-dimensional float32 initializer of the current frame."""
-        return self.g.constant(self.source.tensor(tensor).reshape(-1), name)
+        """A one-dimensional float32 initializer, stored once for all branches that use it."""
+        if tensor not in self._vectors:
+            array = self.source.tensor(tensor).reshape(-1)
+            extent = self.g.data.append_array(array)
+            self._vectors[tensor] = Stored(extent.tensor(tensor, ir.DataType.FLOAT, array.shape))
+        return self._vectors[tensor].value(self.g, name, outer=True)
 
     def multiply_blocks(
-        self, x: ir.Value, weight: Matrix, form: WeightFormat, name: str, bias: ir.Value | None = None
+        self,
+        x: ir.Value,
+        weight: Matrix,
+        form: WeightFormat,
+        name: str,
+        bias: ir.Value | None = None,
+        outer: bool = False,
     ) -> ir.Value:
         """x [..., K] -> [..., N] through a quantized matrix."""
         g, stored = self.g, self.blocks(weight, form)
         rows, columns = weight.shape
-        codes, scales = stored.codes.value(g, f"{name}.codes"), stored.scales.value(g, f"{name}.scales")
+        codes = stored.codes.value(g, f"{name}.codes", outer=outer)
+        scales = stored.scales.value(g, f"{name}.scales", outer=outer)
         optional = [] if bias is None else [None, None, bias]
         return g.MatMulNBits(
             x, codes, scales, *optional, name=name, N=rows, K=columns, bits=form.bits,
