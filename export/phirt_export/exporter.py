@@ -28,7 +28,7 @@ from phirt_export.bundle import (
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
-from phirt_export.graphs.decoder import Branching, build_decoder
+from phirt_export.graphs.decoder import build_decoder
 from phirt_export.graphs.linear import FLOAT_BITS, WeightFormat, WeightSource, WeightStore
 from phirt_export.graphs.speech import build_speech
 from phirt_export.graphs.vision import build_vision
@@ -113,7 +113,6 @@ def export_bundle(
     adapter_bits: int = 8,
     encoder_bits: int = 8,
     method: str = "rtn",
-    branching: Branching | None = None,
     name: str | None = None,
     description: str = "",
     progress: Progress | None = None,
@@ -132,7 +131,6 @@ def export_bundle(
         adapter_bits: 4, 8 or 32 for LoRA matrices.
         encoder_bits: 4, 8 or 32 for the linears of the encoders.
         method: how scales are chosen: `rtn` or `mse`.
-        branching: layout of the LoRA branches, `per_projection` or `per_route`; None lets the size decide.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
         progress: called with (tensor name, tensors begun, tensors in all) as weights are read.
@@ -159,7 +157,7 @@ def export_bundle(
                 f"{checkpoint} holds no {required}, which a bundle needs; put it beside the weights"
             )
     with staged_bundle(output) as staging:
-        graphs = write_graphs(staging, config, opened, formats, branching, progress)
+        graphs = write_graphs(staging, config, opened, formats, progress)
         for extra in (TOKENIZER_NAME, TEMPLATE_NAME, CARD_NAME):
             if (checkpoint / extra).is_file():
                 shutil.copyfile(checkpoint / extra, staging / extra)
@@ -180,7 +178,6 @@ def write_graphs(
     config: ModelConfig,
     source: WeightSource,
     formats: BundleFormats,
-    branching: Branching | None = None,
     progress: Progress | None = None,
 ) -> dict[str, GraphFiles]:
     """Write decoder and, where the model has them, encoder graphs; returns them by manifest name."""
@@ -189,7 +186,7 @@ def write_graphs(
     width = config.decoder.hidden_size
     parts: dict[str, Callable[[WeightStore], None]] = {
         "decoder": lambda store: build_decoder(
-            store, config, formats.base, formats.adapter, formats.embedding, branching
+            store, config, formats.base, formats.adapter, formats.embedding
         )
     }
     if (vision := config.vision) is not None:

@@ -25,7 +25,6 @@ import onnxruntime as ort
 
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import choose_formats, write_graphs
-from phirt_export.graphs.decoder import choose_branching
 from phirt_export.reference import AdapterConfig, DecoderConfig, ModelConfig, RopeConfig, TokenConfig
 
 Clock = Callable[[], float]
@@ -162,15 +161,15 @@ def summarize(loads: list[np.ndarray]) -> Ratio:
     return Ratio(float(median), (float(low), float(high)), float(routed), float(plain))
 
 
-def build(folder: Path, config: ModelConfig, scale: Scale, branching: str | None) -> Path:
+def build(folder: Path, config: ModelConfig, scale: Scale) -> Path:
     """Write the decoder of `config` into `folder`."""
     folder.mkdir()
     formats = choose_formats(scale.bits, scale.block_size, None, 8, 8, "rtn")
-    write_graphs(folder, config, RandomWeights(config), formats, branching)
+    write_graphs(folder, config, RandomWeights(config), formats)
     return folder / "decoder.onnx"
 
 
-def measure(scale: Scale, threads: int, pairs: int, branching: str | None, clock: Clock) -> dict[str, Ratio]:
+def measure(scale: Scale, threads: int, pairs: int, clock: Clock) -> dict[str, Ratio]:
     """Ratios of decode at a depth of 64 and of a prefill of one chunk."""
     decoder = scale.config.decoder
     shape = (1, decoder.num_kv_heads, 256, decoder.head_dim)
@@ -181,8 +180,8 @@ def measure(scale: Scale, threads: int, pairs: int, branching: str | None, clock
     with tempfile.TemporaryDirectory() as name:
         plain_config = dataclasses.replace(scale.config, adapters={})
         paths = {
-            "routed": build(Path(name) / "routed", scale.config, scale, branching),
-            "plain": build(Path(name) / "plain", plain_config, scale, None),
+            "routed": build(Path(name) / "routed", scale.config, scale),
+            "plain": build(Path(name) / "plain", plain_config, scale),
         }
         for order in (("routed", "plain"), ("plain", "routed")):
             runners = {part: Runner(paths[part], decoder, caches, threads, clock) for part in order}
@@ -204,7 +203,6 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, default=60, help="decode pairs of each load order (prefill: a quarter)"
     )
-    parser.add_argument("--branching", choices=["per_projection", "per_route"], help="default: by size")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--cpu-time", action="store_true", help="time of this thread, not of the wall clock")
     arguments = parser.parse_args()
@@ -214,14 +212,13 @@ def main() -> None:
     report = {}
     for name in arguments.scales:
         scale = SCALES[name]
-        ratios = measure(scale, arguments.threads, arguments.pairs, arguments.branching, clock)
+        ratios = measure(scale, arguments.threads, arguments.pairs, clock)
         report[name] = {
-            "branching": arguments.branching or choose_branching(scale.config.decoder),
             "target": scale.target,
             **{phase: dataclasses.asdict(ratio) for phase, ratio in ratios.items()},
         }
         if not arguments.json:
-            print(f"{name} ({report[name]['branching']}, target {scale.target}):")
+            print(f"{name} (target {scale.target}):")
             for phase, r in ratios.items():
                 spread = f"{r.quartiles[0]:.3f} to {r.quartiles[1]:.3f}"
                 micros = f"{r.routed_micros:.0f} against {r.plain_micros:.0f} µs a run"

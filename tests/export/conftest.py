@@ -33,24 +33,24 @@ class Exported(NamedTuple):
     bundle: Path
 
 
-def _export(folder: Path, branching: str, **options) -> Exported:
+def _export(folder: Path, **options) -> Exported:
     model = small_models.random_model(small_models.config(**options))
     checkpoint = small_models.save_checkpoint(model, folder / "checkpoint")
-    bundle = export_bundle(checkpoint, folder / "bundle", bits=32, branching=branching)
+    bundle = export_bundle(checkpoint, folder / "bundle", bits=32)
     return Exported(model, checkpoint, bundle)
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory) -> Exported:
-    """Convolutional stem, one rotary regime, one If around the stack."""
-    return _export(tmp_path_factory.mktemp("plain"), "per_route")
+    """Convolutional stem, one rotary regime."""
+    return _export(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="session")
 def long(tmp_path_factory) -> Exported:
-    """Patch convolution, a long regime past 40 positions, an If at every projection."""
+    """Patch convolution, a long regime past 40 positions."""
     rotary = small_models.rope(original_context=40, context=160, long=True)
-    return _export(tmp_path_factory.mktemp("long"), "per_projection", stem=False, rotary=rotary)
+    return _export(tmp_path_factory.mktemp("long"), stem=False, rotary=rotary)
 
 
 @pytest.fixture(scope="session", params=["plain", "long"])

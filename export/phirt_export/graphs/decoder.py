@@ -8,36 +8,15 @@ encoders.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.linear import TiedEmbedding, WeightFormat, WeightStore
-from phirt_export.graphs.lora import (
-    Branches,
-    BranchPerProjection,
-    Consumer,
-    FixedBranch,
-    LowRank,
-    RouteConditions,
-)
+from phirt_export.graphs.lora import Adapters, choose_route
 from phirt_export.graphs.rope import tables
 from phirt_export.reference.config import DecoderConfig, ModelConfig
-
-Branching = Literal["per_projection", "per_route"]
-# Base projections up to this many weights are prepacked once per route (see lora.py): at 4 bits 16 MB a
-# route.
-_PER_ROUTE_WEIGHTS = 32_000_000
-
-
-def choose_branching(config: DecoderConfig) -> Branching:
-    """The layout of LoRA branches that suits the decoder's size."""
-    layer = config.hidden_size * (
-        config.qkv_size + config.num_heads * config.head_dim + 3 * config.intermediate_size
-    )
-    return "per_route" if config.num_layers * layer <= _PER_ROUTE_WEIGHTS else "per_projection"
 
 
 def build_decoder(
@@ -46,7 +25,6 @@ def build_decoder(
     base: WeightFormat,
     adapter: WeightFormat,
     embedding: WeightFormat | None = None,
-    branching: Branching | None = None,
 ) -> None:
     """Append the whole decoder to the store's graph; inputs and outputs are those of the bundle's contract.
 
@@ -54,24 +32,15 @@ def build_decoder(
         base: format of the base projections.
         adapter: format of the LoRA matrices.
         embedding: format of the table shared by embedding and head; None for `base`.
-        branching: layout of the LoRA branches; None lets the size decide.
     """
     g, decoder = store.g, config.decoder
     inputs = _Inputs(g, decoder)
     table = TiedEmbedding(store, "model.embed_tokens.weight", embedding or base)
     embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens.image, config.tokens.audio)
-    low_rank = LowRank(store, config.adapters, adapter)
-    stack = _Stack(store, decoder, base, inputs)
-    if not config.adapters:
-        hidden, *present = stack.build(embedded, FixedBranch(low_rank, None))
-    else:
-        route = RouteConditions(g, list(config.adapters), inputs.route)
-        if (branching or choose_branching(decoder)) == "per_route":
-            hidden, *present = route.choose_route(
-                lambda adapter: stack.build(embedded, FixedBranch(low_rank, adapter)), "stack"
-            )
-        else:
-            hidden, *present = stack.build(embedded, BranchPerProjection(low_rank, route))
+    stack = _Stack(store, decoder, base, Adapters(store, config.adapters, adapter), inputs)
+    hidden, *present = choose_route(
+        g, inputs.route, list(config.adapters), lambda name: stack.build(embedded, name)
+    )
     g.output(table.score(hidden), "logits", "float32", [1, "logits", decoder.vocab_size])
     shape = [1, decoder.num_kv_heads, "capacity", decoder.head_dim]
     for i in range(decoder.num_layers):
@@ -117,12 +86,18 @@ class _Shared:
 
 
 class _Stack:
-    """The layers and the final norm."""
+    """The layers and the final norm, built once per route over the same base weights."""
 
     def __init__(
-        self, store: WeightStore, config: DecoderConfig, form: WeightFormat, inputs: _Inputs
+        self,
+        store: WeightStore,
+        config: DecoderConfig,
+        form: WeightFormat,
+        adapters: Adapters,
+        inputs: _Inputs,
     ) -> None:
-        self.store, self.config, self.form, self.inputs = store, config, form, inputs
+        self.store, self.config, self.form = store, config, form
+        self.adapters, self.inputs = adapters, inputs
         g = self.g = store.g
         cos, sin = tables(config.rope)
         length = g.Shape(inputs.ids, start=1, end=2, name="length")
@@ -134,9 +109,11 @@ class _Stack:
             first_asked=g.Sub(length, inputs.num_logits, name="asked.first"),
         )
 
-    def build(self, residual: ir.Value, branches: Branches) -> list[ir.Value]:
-        """[normalised hidden states of the asked positions, key 0, value 0, key 1, ...] of embeddings [1, T,
-        hidden].
+    def build(self, residual: ir.Value, adapter: str | None) -> list[ir.Value]:
+        """Layers with the branches of `adapter` over embeddings [1, T, hidden].
+
+        Returns:
+            Normalised hidden states of the asked positions, then key 0, value 0, key 1 and so on.
         """
         c = self.config
         present: list[ir.Value] = []
@@ -145,80 +122,57 @@ class _Stack:
             residual, weight, name="embed.normed", axis=-1, epsilon=c.norm_eps
         )
         for i in range(c.num_layers):
+            last = i + 1 == c.num_layers
+            layer = f"model.layers.{i}"
+            following = "model.norm.weight" if last else f"model.layers.{i + 1}.input_layernorm.weight"
             with self.g.scope(f"layers.{i}"):
-                attended, key, value = self._attend(i, normed, branches)
+                qkv = self._project(normed, f"{layer}.self_attn.qkv_proj", "attn.qkv", adapter)
+                attended, key, value = self._attend(i, qkv)
                 present += [key, value]
-                if i + 1 == c.num_layers:
+                if last:
                     attended, residual = self._asked(attended, "attn.asked"), self._asked(residual, "asked")
-                normed, residual = self._after_attention(i, attended, residual, branches)
-                normed, residual = self._feed_forward(i, normed, residual, branches)
+                out = self._project(attended, f"{layer}.self_attn.o_proj", "attn.o", adapter)
+                norm = f"{layer}.post_attention_layernorm.weight"
+                normed, residual = self._add_norm(out, residual, norm, "attn.normed")
+                both = self._project(normed, f"{layer}.mlp.gate_up_proj", "mlp.gate_up", adapter)
+                gated = self._swiglu(both)
+                down = self._project(gated, f"{layer}.mlp.down_proj", "mlp.down", adapter)
+                normed, residual = self._add_norm(down, residual, following, "mlp.normed")
         return [normed, *present]
 
-    def _attend(self, index: int, normed: ir.Value, branches: Branches) -> list[ir.Value]:
-        """[attention output, key, value]; present is written in place of past where both share a buffer."""
+    def _project(self, x: ir.Value, projection: str, name: str, adapter: str | None) -> ir.Value:
+        """The base projection, plus the adapter's share."""
+        y = self.store.linear(x, f"{projection}.base_layer.weight", self.form, name, outer=True)
+        if adapter is None:
+            return y
+        return self.g.Add(y, self.adapters.share(x, projection, adapter), name=f"{name}.sum")
+
+    def _attend(self, index: int, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """(attention output, key, value); present is written in place of past where both share a buffer."""
         c, inputs, shared = self.config, self.inputs, self.shared
         key, value = inputs.past[index]
-        projection = f"model.layers.{index}.self_attn.qkv_proj"
+        return self.g.GroupQueryAttention(
+            qkv, None, None, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin,
+            *([] if shared.positions is None else [shared.positions]),
+            name="attn.attend", outputs=3, num_heads=c.num_heads, kv_num_heads=c.num_kv_heads,
+            do_rotary=1, scale=c.head_dim**-0.5,
+        )  # fmt: skip
 
-        def attention(qkv: ir.Value) -> list[ir.Value]:
-            return self.g.GroupQueryAttention(
-                qkv, None, None, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin,
-                *([] if shared.positions is None else [shared.positions]),
-                name="attn.attend", outputs=3, num_heads=c.num_heads, kv_num_heads=c.num_kv_heads,
-                do_rotary=1, scale=c.head_dim**-0.5,
-            )  # fmt: skip
+    def _swiglu(self, both: ir.Value) -> ir.Value:
+        """silu(gate) · up of the two halves; QuickGelu with alpha 1 is silu in one node."""
+        g = self.g
+        gate, up = g.Split(both, name="mlp.halves", outputs=2, axis=-1, num_outputs=2)
+        return g.Mul(g.QuickGelu(gate, alpha=1.0, name="mlp.silu"), up, name="mlp.gated")
 
-        return branches.apply(
-            self._base(normed, projection, "attn.qkv"), normed, projection, attention, "attn"
-        )
-
-    def _after_attention(
-        self, index: int, attended: ir.Value, residual: ir.Value, branches: Branches
-    ) -> list[ir.Value]:
-        """[input of the feed-forward, residual]."""
-        layer = f"model.layers.{index}"
-        projection = f"{layer}.self_attn.o_proj"
-        consume = self._add_norm(residual, f"{layer}.post_attention_layernorm.weight", "attn.normed")
-        out = self._base(attended, projection, "attn.o")
-        return branches.apply(out, attended, projection, consume, "attn.out")
-
-    def _feed_forward(
-        self, index: int, normed: ir.Value, residual: ir.Value, branches: Branches
-    ) -> list[ir.Value]:
-        """[input of the next layer or of the head, residual]."""
-        g, layer = self.g, f"model.layers.{index}"
-        gate_up, down = f"{layer}.mlp.gate_up_proj", f"{layer}.mlp.down_proj"
-        last = index + 1 == self.config.num_layers
-        following = "model.norm.weight" if last else f"model.layers.{index + 1}.input_layernorm.weight"
-
-        def swiglu(both: ir.Value) -> list[ir.Value]:
-            gate, up = g.Split(both, name="mlp.halves", outputs=2, axis=-1, num_outputs=2)
-            # QuickGelu with alpha 1 is silu in one node.
-            return [g.Mul(g.QuickGelu(gate, alpha=1.0, name="mlp.silu"), up, name="mlp.gated")]
-
-        base = self._base(normed, gate_up, "mlp.gate_up")
-        (gated,) = branches.apply(base, normed, gate_up, swiglu, "mlp.act")
-        consume = self._add_norm(residual, following, "mlp.normed")
-        return branches.apply(self._base(gated, down, "mlp.down"), gated, down, consume, "mlp.out")
-
-    def _base(self, x: ir.Value, projection: str, name: str) -> ir.Value:
-        return self.store.linear(x, f"{projection}.base_layer.weight", self.form, name, outer=True)
-
-    def _add_norm(self, residual: ir.Value, norm: str, name: str) -> Consumer:
-        """x -> [RMSNorm(x + residual), x + residual], in one node; the norm's weight stays outside of
-        branches.
-        """
+    def _add_norm(self, x: ir.Value, residual: ir.Value, norm: str, name: str) -> tuple[ir.Value, ir.Value]:
+        """(RMSNorm(x + residual), x + residual) in one node."""
         weight = self.store.vector(norm, f"{name}.weight")
-
-        def add_norm(x: ir.Value) -> list[ir.Value]:
-            normed, *statistics, total = self.g.SkipSimplifiedLayerNormalization(
-                x, residual, weight, name=name, outputs=4, epsilon=self.config.norm_eps
-            )
-            for unused in statistics:
-                unused.name = ""
-            return [normed, total]
-
-        return add_norm
+        normed, *statistics, total = self.g.SkipSimplifiedLayerNormalization(
+            x, residual, weight, name=name, outputs=4, epsilon=self.config.norm_eps
+        )
+        for unused in statistics:
+            unused.name = ""
+        return normed, total
 
     def _asked(self, x: ir.Value, name: str) -> ir.Value:
         """The last `num_logits` positions of x [1, T, ...]: for the others the last layer computes keys and
