@@ -135,8 +135,8 @@ class Model(nn.Module):
 def initialize(model: Model, seed: int) -> None:
     """Draw fresh weights, a function of the seed alone.
 
-    Matrices normal(0, 0.02), residual outputs scaled by depth; convolutions, stem and LoRA A by their fan-in;
-    LoRA B and biases zero, norms as constructed.
+    Matrices normal(0, 0.02), residual outputs scaled by depth; convolutions, stem, LoRA A and the audio
+    encoder by their fan-in; LoRA B and biases zero, norms as constructed.
     """
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.decoder.num_layers) ** -0.5
@@ -147,7 +147,7 @@ def initialize(model: Model, seed: int) -> None:
             if parameter.dim() < 2:
                 parameter.zero_()
                 continue
-            if any(part in name for part in ("lora_A", "conv", "stem", "patch_embedding")):
+            if any(part in name for part in ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")):
                 fan_in = parameter[0].numel()
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
                 continue

@@ -94,29 +94,70 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     staging.replace(path)
 
 
-def _optimizers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+class HiddenMuon(torch.optim.Muon):
+    """Muon for hidden matrices and for convolutions, a convolution taken as the matrix of its flattened
+    filters.
 
-    Muon's updates are scaled to AdamW's root mean square (Liu et al. 2025), so that one rate serves both.
+    Its updates are scaled to AdamW's root mean square (Liu et al. 2025), so that one rate serves both.
     """
-    hidden = {}
-    if schedule.muon:
-        hidden = {n: p for n, p in parameters.items() if p.dim() == 2 and n.startswith("model.layers.")}
-    rest = [p for n, p in parameters.items() if n not in hidden]
+
+    MIN_INPUTS = 16
+
+    def __init__(self, sources: list[nn.Parameter], schedule: Schedule) -> None:
+        self.sources = sources
+        self.matrices = [nn.Parameter(source.detach().flatten(1)) for source in sources]
+        assert all(m.data_ptr() == s.data_ptr() for m, s in zip(self.matrices, sources, strict=True))
+        super().__init__(
+            self.matrices,
+            lr=schedule.peak,
+            weight_decay=schedule.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+    @classmethod
+    def suits(cls, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter maps a hidden vector to another: no table, no head, no depthwise filter."""
+        if name.startswith("head.") or "embed_tokens." in name or "position_embedding" in name:
+            return False
+        return parameter.dim() >= 2 and "bias_values" not in name and parameter[0].numel() >= cls.MIN_INPUTS
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for source, matrix in zip(self.sources, self.matrices, strict=True):
+            matrix.grad = None if source.grad is None else source.grad.flatten(1)
+        super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the parameters and of their matrices."""
+        super().zero_grad(set_to_none)
+        for source in self.sources:
+            source.grad = None
+
+
+def _optimizers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    hidden = [p for n, p in parameters.items() if schedule.muon and HiddenMuon.suits(n, p)]
+    taken = {id(p) for p in hidden}
+    rest = [p for p in parameters.values() if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": schedule.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=schedule.peak, betas=(0.9, schedule.beta2), fused=True)
-    if not hidden:
-        return [adamw]
-    muon = torch.optim.Muon(
-        list(hidden.values()),
-        lr=schedule.peak,
-        weight_decay=schedule.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [adamw, muon]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:
+        optimizers.append(
+            torch.optim.AdamW(groups, lr=schedule.peak, betas=(0.9, schedule.beta2), fused=True)
+        )
+    if hidden:
+        optimizers.append(HiddenMuon(hidden, schedule))
+    return optimizers
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Each parameter of the model with the one that the optimiser keeps its moments under."""
+    if isinstance(optimizer, HiddenMuon):
+        return list(zip(optimizer.sources, optimizer.matrices, strict=True))
+    return [(p, p) for group in optimizer.param_groups for p in group["params"]]
 
 
 class StageRun:
@@ -134,7 +175,12 @@ class StageRun:
         self.parameters |= {f"head.{n}": p for n, p in objective.head.named_parameters()}
         self.buffers = {n: b for n, b in model.named_buffers() if n.startswith(stage.trains)}
         self.optimizers = _optimizers(self.parameters, stage.schedule)
-        self.averages = {n: p.detach().clone() for n, p in self.parameters.items()} if stage.ema else {}
+        # Running statistics of batch norm belong to the weights that they were measured with: averaged too.
+        self.averaged: dict[str, Tensor] = {}
+        if stage.ema:
+            self.averaged |= self.parameters
+            self.averaged |= {n: b for n, b in self.buffers.items() if b.is_floating_point()}
+        self.averages = {n: tensor.detach().clone() for n, tensor in self.averaged.items()}
         self.step, self.units, self.seconds, self.loss = 0, 0, 0.0, float("nan")
         self._stop = False
         if self.state_path.is_file():
@@ -155,22 +201,26 @@ class StageRun:
                 self.averages[name].copy_(tensors[f"average.{name}"])
         names = {parameter: name for name, parameter in self.parameters.items()}
         for optimizer in self.optimizers:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            for parameter, key in _moments(optimizer):
                 prefix = f"moment.{names[parameter]}/"
-                optimizer.state[parameter] = {
-                    key.removeprefix(prefix): tensor.to(parameter.device)
-                    for key, tensor in tensors.items()
-                    if key.startswith(prefix)
+                optimizer.state[key] = {
+                    moment.removeprefix(prefix): tensor.to(parameter.device)
+                    for moment, tensor in tensors.items()
+                    if moment.startswith(prefix)
                 }
 
     def save(self) -> None:
         """Write everything a later start needs."""
         tensors: dict[str, Tensor] = {}
-        states = {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
+        states = {
+            parameter: optimizer.state.get(key, {})
+            for optimizer in self.optimizers
+            for parameter, key in _moments(optimizer)
+        }
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter
             # A head whose question has not come up yet has no gradient and so no state.
-            moments = states.get(parameter, {})
+            moments = states[parameter]
             tensors |= {f"moment.{name}/{key}": value for key, value in moments.items()}
         tensors |= {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
         tensors |= {f"average.{name}": average for name, average in self.averages.items()}
@@ -193,7 +243,7 @@ class StageRun:
         decay = min(self.stage.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             for name, average in self.averages.items():
-                average.lerp_(self.parameters[name], 1 - decay)
+                average.lerp_(self.averaged[name], 1 - decay)
         value = loss.item()
         self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
         self.units += units
@@ -216,7 +266,7 @@ class StageRun:
                 signal.signal(kind, handler)
         with torch.no_grad():
             for name, average in self.averages.items():
-                self.parameters[name].copy_(average)
+                self.averaged[name].copy_(average)
         self.model.eval()
         figures = self.objective.validate()
         stage = self.stage

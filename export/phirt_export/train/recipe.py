@@ -27,7 +27,7 @@ from phirt_export.reference.config import (
 class Schedule:
     """Learning rate over the steps: linear warm-up, then a cosine from `peak` to `final_ratio`·peak.
 
-    `muon` orthogonalises the updates of the decoder's matrices; everything else takes AdamW.
+    `muon` orthogonalises the updates of hidden matrices and convolutions; everything else takes AdamW.
     """
 
     peak: float

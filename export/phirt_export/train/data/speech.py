@@ -158,7 +158,8 @@ def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[
     """
     context.cache.mkdir(parents=True, exist_ok=True)
     stored = "train" if split == NEW_SPEAKER else split
-    path = context.cache / f"{name}.{stored}.mel.npz"
+    made = f"-{synthetic[name]}" if name in synthetic else ""
+    path = context.cache / f"{name}{made}.{stored}.mel.npz"
     if not path.is_file():
         if name in synthetic and shutil.which("espeak-ng") is None:
             return None
