@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from phirt.chat import Message
     from phirt.conversation import Chat, Reply, Result
+    from phirt.engine import Progress
     from phirt.errors import (
         BundleError,
         ConfigError,
@@ -42,6 +43,7 @@ __all__ = [
     "Message",
     "Model",
     "PhirtError",
+    "Progress",
     "ProviderError",
     "Reply",
     "Result",
@@ -62,6 +64,7 @@ _HOMES = {
     ),
     "chat": ("Message",),
     "conversation": ("Chat", "Reply", "Result"),
+    "engine": ("Progress",),
     "model": ("Model", "TokenCount", "load"),
     "sampling": ("GenerationConfig",),
     "session": ("devices",),
@@ -75,6 +78,7 @@ _MODULES = (
     "model",
     "processors",
     "sampling",
+    "sequence",
     "session",
     "tokenizer",
 )

@@ -2,10 +2,10 @@
 
 Knows roles, templates and media placeholders. Knows nothing of encoders, the decoder or sampling.
 
-The template never sees content. It is rendered with private marks in its place, and content is encoded on its
-own, without control tokens, where its mark ended up. So typed control tokens and typed `<|image_1|>` markers
-stay plain text, and an answer's ids return to the next prompt exactly as they were generated, which keeps the
-cache valid.
+The template never sees content. It is rendered with private marks in its place; control tokens are recognised
+in what the template itself wrote and nowhere else, and the text between two of them is encoded in one piece,
+as if the whole prompt were. So typed control tokens and typed `<|image_1|>` markers stay plain text, and an
+answer's ids return to the next prompt exactly as they were generated, which keeps the cache valid.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy.typing as npt
 from phirt.errors import BundleError, ConfigError
 from phirt.manifest import Tokens
 from phirt.media import Media
-from phirt.tokenizer import Tokenizer
+from phirt.tokenizer import WHITESPACE, Tokenizer
 
-Role = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "user", "assistant", "tool", "tool_response"]
 
 CALL_OPEN, CALL_CLOSE = "<|tool_call|>", "<|/tool_call|>"
 # They belong in an answer's text whether or not the tokenizer calls them special.
@@ -68,50 +68,80 @@ class ChatTemplate:
             )
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise_from_template
+        environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise BundleError(f"the chat template is broken: {error}; export the bundle again") from error
         self._tokenizer = tokenizer
         self._placeholders = {"image": tokens.image, "audio": tokens.audio}
+        self._names = {
+            "bos_token": tokenizer.name_of(tokens.bos),
+            # Of several ids that end an answer, the one that ends a text; Phi-4 begins texts with it as well.
+            "eos_token": tokenizer.name_of(tokens.bos if tokens.bos in tokens.eos else tokens.eos[0]),
+        }
+
+    @property
+    def tool_role(self) -> Role:
+        """The role of a turn with tools' results: "tool_response" where the tokenizer has
+        `<|tool_response|>`, as Phi-4's has, else "tool", which other families' templates know.
+        """
+        return "tool" if self._tokenizer.id_of("<|tool_response|>") is None else "tool_response"
 
     def encode(self, messages: Sequence[Message], tools: str | None = None) -> Encoded:
         """Ids of the conversation up to where the assistant answers."""
         pieces = _Pieces()
-        text = self._render([pieces.as_dict(message, tools) for message in messages])
-        parts = pieces.split(text)
+        parts = pieces.split(self._render([pieces.as_dict(message, tools) for message in messages]))
         wanted = [item for message in messages for item in message.media]
         if [part for part in parts if isinstance(part, Media)] != wanted:
             raise BundleError("the chat template drops, repeats or reorders media; export the bundle again")
+        if not pieces.each_found_once:
+            raise BundleError(
+                "the chat template drops or repeats a message, or the tools; leave out what it has no place for "
+                "(a system message, tools), or export the bundle with another template"
+            )
         ids: list[int] = []
         media = []
-        for index, part in enumerate(parts):
+        for part in self._joined(parts):
             if isinstance(part, Media):
                 media.append((len(ids), part))
                 placeholder = self._placeholders[part.kind]
                 assert placeholder is not None
                 ids.extend([placeholder] * part.num_tokens)
-            elif isinstance(part, _Content):
-                ids.extend(self._encode_content(part.text, ids, parts[index + 1 :]))
-            elif isinstance(part, tuple):
-                ids.extend(part)
+            elif isinstance(part, str):
+                ids.extend(self._tokenizer.encode_content(part))
             else:
-                ids.extend(self._tokenizer.encode_control(part))
+                ids.extend(part)
         return Encoded(np.array(ids, dtype=np.int64), tuple(media))
 
-    def _encode_content(self, content: str, before: list[int], after: list[_Part]) -> list[int]:
-        """Encodes content as in the whole text: some control tokens swallow the whitespace beside them."""
-        if before and self._tokenizer.trims_after(before[-1]):
-            content = content.lstrip()
-        if after and isinstance(after[0], str):
-            following = self._tokenizer.encode_control(after[0])
-            if following and self._tokenizer.trims_before(following[0]):
-                content = content.rstrip()
-        return self._tokenizer.encode_content(content)
+    def _joined(self, parts: Sequence[_Part]) -> list[_Joined]:
+        """The parts with the template's control tokens as ids and everything between them as one text.
+
+        Some control tokens swallow the whitespace beside them, whoever wrote it.
+        """
+        joined: list[_Joined] = []
+        for part in parts:
+            for piece in self._tokenizer.split_control(part) if isinstance(part, str) else (part,):
+                text = piece.text if isinstance(piece, _Content) else piece
+                if isinstance(text, int):
+                    if joined and isinstance(joined[-1], str) and self._tokenizer.trims_before(text):
+                        joined[-1] = joined[-1].rstrip(WHITESPACE)
+                    joined.append((text,))
+                elif isinstance(text, str):
+                    last = joined[-1] if joined else ""
+                    if isinstance(last, tuple) and self._tokenizer.trims_after(last[-1]):
+                        text = text.lstrip(WHITESPACE)
+                    if isinstance(last, str) and joined:
+                        joined[-1] = last + text
+                    elif text:
+                        joined.append(text)
+                elif text:
+                    joined.append(text)
+        return joined
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True)
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._names)
         except Exception as error:  # whatever expressions in a template can raise
             raise BundleError(f"the chat template fails: {error}; export the bundle again") from error
 
@@ -125,6 +155,7 @@ class _Content:
 
 _Piece = _Content | Media | tuple[int, ...]  # what a mark stands for
 _Part = str | _Piece
+_Joined = str | Media | tuple[int, ...]
 
 
 class _Pieces:
@@ -134,6 +165,7 @@ class _Pieces:
         # Private-use characters around a random number: content cannot contain a mark that it does not know.
         self._nonce = secrets.token_hex(8)
         self._pieces: list[_Piece] = []
+        self._found: list[int] = []
 
     def as_dict(self, message: Message, tools: str | None) -> dict[str, str]:
         """The message as the template sees it: true role, marks for everything else."""
@@ -152,10 +184,16 @@ class _Pieces:
         parts: list[_Part] = []
         for index, part in enumerate(re.split(f"\ue000{self._nonce}:([0-9]+)\ue001", text)):
             if index % 2:
+                self._found.append(int(part))
                 parts.append(self._pieces[int(part)])
             elif part:
                 parts.append(part)
         return parts
+
+    @property
+    def each_found_once(self) -> bool:
+        """Whether `split` has found every mark, and none twice."""
+        return sorted(self._found) == list(range(len(self._pieces)))
 
     def _mark(self, piece: _Piece) -> str:
         self._pieces.append(piece)
@@ -164,6 +202,11 @@ class _Pieces:
 
 def _raise_from_template(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """The filter `tojson` as chat templates expect it: plain JSON, not jinja's own, which escapes for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def tools_to_json(tools: Sequence[Mapping[str, Any]] | None) -> str | None:
@@ -181,6 +224,22 @@ def tools_to_json(tools: Sequence[Mapping[str, Any]] | None) -> str | None:
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"tools cannot be written as JSON: {error}; use plain dicts, lists and values"
+        ) from error
+
+
+def results_to_json(results: Sequence[Any], count: int) -> str:
+    """The JSON list of what `count` calls returned. Raises ConfigError for another number, or for no JSON."""
+    if isinstance(results, str | bytes | Mapping) or not isinstance(results, Sequence):
+        raise ConfigError(f"results is a {type(results).__name__}, accepted: a list, one value for each call")
+    if not count:
+        raise ConfigError("the last answer calls no tool, so there is nothing to give results for; send text")
+    if len(results) != count:
+        raise ConfigError(f"{len(results)} results for {count} calls; give one for each call, in their order")
+    try:
+        return json.dumps(list(results), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the results cannot be written as JSON: {error}; use plain dicts, lists and values"
         ) from error
 
 

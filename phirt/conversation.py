@@ -12,12 +12,13 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phirt.chat import Message, parse_tool_calls
-from phirt.engine import Engine, Prompt
+from phirt.chat import Message, parse_tool_calls, results_to_json
+from phirt.engine import Engine, OnProgress
 from phirt.errors import ConfigError
 from phirt.processors.audio import AudioSource
-from phirt.processors.image import ImageSource
+from phirt.processors.image import ImageDetail, ImageSource
 from phirt.sampling import Chooser, GenerationConfig
+from phirt.sequence import Prompt
 from phirt.tokenizer import StopStrings, StreamDecoder
 
 if TYPE_CHECKING:
@@ -62,11 +63,17 @@ class Reply(Iterator[str]):
     """
 
     def __init__(
-        self, chat: Chat, prompt: Prompt, config: GenerationConfig, counts: Mapping[str, int]
+        self,
+        chat: Chat,
+        prompt: Prompt,
+        config: GenerationConfig,
+        counts: Mapping[str, int],
+        on_progress: OnProgress | None = None,
     ) -> None:
         self._chat = chat
         self._prompt = prompt
         self._config = config
+        self._on_progress = on_progress
         self._cancel = threading.Event()
         self._decoder = StreamDecoder(chat.model.tokenizer)
         self._stops = StopStrings(config.stop)
@@ -174,6 +181,7 @@ class Reply(Iterator[str]):
             max_new_tokens=self._config.max_new_tokens,
             eos=manifest.tokens.eos,
             cancel=self._cancel,
+            on_progress=self._on_progress,
         )
 
     def _timed_step(self, steps: Generator[int, None, str]) -> int:
@@ -237,27 +245,60 @@ class Chat:
         *,
         images: Sequence[ImageSource] = (),
         audio: Sequence[AudioSource] = (),
+        image_detail: ImageDetail = "auto",
         config: GenerationConfig = _DEFAULTS,
+        on_progress: OnProgress | None = None,
     ) -> Reply:
         """Adds a user turn and returns its answer, which streams when it is iterated.
 
         Media are read and encoded here, so whatever is wrong with them shows at once: MediaError,
         ContextError (the prompt does not fit), ConfigError, BundleError. After an error the conversation is
         as it was. A reply that is still open is ended first: see `Reply.settle`.
+
+        `image_detail` bounds what each of `images` costs: "low" one crop, "auto" a dozen, "high" as many as
+        the model takes (see `phirt.processors.image.cap_crops`). `on_progress` is called with a
+        `phirt.Progress` while the prompt is run, and again should the conversation outgrow the model's
+        original context in the middle of the answer, where all of it is run once more.
         """
         if not isinstance(text, str):
             raise ConfigError(f"text is a {type(text).__name__}, accepted: a string")
-        if not isinstance(config, GenerationConfig):
-            raise ConfigError(f"config is a {type(config).__name__}, accepted: a GenerationConfig")
+        self._require_config(config)
         self._settle()
         begin = time.perf_counter()
-        media = self.model.prepare_media(images, audio)
-        messages = (*self._messages, Message("user", text, media))
+        media = self.model.prepare_media(images, audio, image_detail)
+        return self._answer(Message("user", text, media), config, on_progress, begin)
+
+    def send_tool_results(
+        self,
+        results: Sequence[Any],
+        *,
+        config: GenerationConfig = _DEFAULTS,
+        on_progress: OnProgress | None = None,
+    ) -> Reply:
+        """Adds a turn with what the tools returned, and returns the model's answer to it.
+
+        `results` has one JSON value for each of the last answer's `tool_calls`, in their order; they reach the
+        model as one JSON list in a turn of the tool's role (`<|tool_response|>` for Phi-4). Raises
+        ConfigError where the last answer called no tool or another number of them, and for what is no JSON.
+        """
+        self._require_config(config)
+        self._settle()
+        begin = time.perf_counter()
+        last = self._messages[-1] if self._messages else None
+        calls = parse_tool_calls(last.content) if last is not None and last.role == "assistant" else ()
+        content = results_to_json(results, len(calls))
+        return self._answer(Message(self.model.tool_role, content), config, on_progress, begin)
+
+    def _answer(
+        self, message: Message, config: GenerationConfig, on_progress: OnProgress | None, begin: float
+    ) -> Reply:
+        """The reply to the conversation with `message` at its end; `begin` is when work on it began."""
+        messages = (*self._messages, message)
         prompt = self.model.encode_prompt(messages, self.system, self.tools)
         counts = {"image": 0, "audio": 0}
         for item in (item for message in messages for item in message.media):
             counts[item.kind] += item.num_tokens
-        reply = Reply(self, prompt, config, counts)
+        reply = Reply(self, prompt, config, counts, on_progress)
         reply.timings["media"] = time.perf_counter() - begin
         self._messages, self._pending = messages, reply
         return reply
@@ -310,6 +351,11 @@ class Chat:
         if self._pending is reply:
             self._pending = None
             self._messages = self._messages[:-1]
+
+    @staticmethod
+    def _require_config(config: object) -> None:
+        if not isinstance(config, GenerationConfig):
+            raise ConfigError(f"config is a {type(config).__name__}, accepted: a GenerationConfig")
 
     def _settle(self) -> None:
         if self._pending is not None:

@@ -23,11 +23,12 @@ import numpy.typing as npt
 from phirt.adapters import PROJECTOR_IDS
 from phirt.chat import Message, Role
 from phirt.conversation import Chat
-from phirt.engine import Engine, MediaSpan, Prompt, common_prefix
+from phirt.engine import Engine
 from phirt.errors import ContextError, ConversationError
 from phirt.fields import Fields, parse_json
 from phirt.manifest import Manifest
 from phirt.media import IMAGE_PROJECTOR, Media
+from phirt.sequence import MediaSpan, Prompt, common_prefix
 
 if TYPE_CHECKING:
     from phirt.model import Model

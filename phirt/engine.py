@@ -13,69 +13,42 @@ import dataclasses
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from phirt.errors import ContextError
 from phirt.kv_cache import KVCache
 from phirt.manifest import Manifest
+from phirt.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, feature_rows
 from phirt.session import Session, ort_value
 
 PREFILL_CHUNK = (
     128  # onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
 )
 
-Ids = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.float32]
+Reason = Literal["prompt", "long_context", "short_context", "route"]
 
 
 class CancelledError(Exception):
     """Raised inside the engine when the caller's event is set; what was run so far stays cached."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MediaSpan:
-    """A run of placeholder ids: where it starts, its features float32 [N, hidden], and a key that names the
-    content.
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a prefill is: `done` of the `total` positions that it runs.
+
+    `reason` says why they are run: "prompt" for positions that are new; "long_context" where the sequence has
+    outgrown `rope.original_context`, so that what was cached under the short rotary factors is run again
+    under the long ones; "short_context" for the way back; "route" where another adapter has become active.
     """
 
-    start: int
-    features: Rows
-    key: str
-
-    @property
-    def stop(self) -> int:
-        """The position after the run."""
-        return self.start + len(self.features)
-
-    def same_as(self, other: MediaSpan) -> bool:
-        """Whether both put the same content at the same positions."""
-        return (self.start, self.stop, self.key) == (other.start, other.stop, other.key)
+    reason: Reason
+    done: int
+    total: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
-    """A whole sequence to be cached: ids int64 [T], the media behind its placeholders in order, and the
-    route.
-    """
-
-    ids: Ids
-    spans: tuple[MediaSpan, ...] = ()
-    route: str = "none"
-
-
-def common_prefix(old: Prompt, new: Prompt) -> int:
-    """Positions at the start that mean the same in both: equal ids and, under placeholders, equal media."""
-    shortest = min(len(old.ids), len(new.ids))
-    differing = np.flatnonzero(old.ids[:shortest] != new.ids[:shortest])
-    length = int(differing[0]) if len(differing) else shortest
-    for one, other in ((old, new), (new, old)):
-        for span in one.spans:
-            if span.start < length and not any(span.same_as(candidate) for candidate in other.spans):
-                length = span.start
-    return length
+OnProgress = Callable[[Progress], None]
 
 
 class Engine:
@@ -162,11 +135,14 @@ class Engine:
             return 0
         return min(common_prefix(self.cached, prompt), len(prompt.ids) - 1)
 
-    def prefill_prompt(self, prompt: Prompt, cancel: threading.Event | None = None) -> Rows:
+    def prefill_prompt(
+        self, prompt: Prompt, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
+    ) -> Rows:
         """Makes the cache hold exactly `prompt`, running only what it does not hold yet.
 
-        Returns the logits float32 [vocab] after the last position, valid until the next call. Raises
-        ContextError if the prompt does not fit, CancelledError between chunks.
+        Returns the logits float32 [vocab] after the last position, valid until the next call. `on_progress`
+        is called before the first chunk and after each. Raises ContextError if the prompt does not fit,
+        CancelledError between chunks.
         """
         total = len(prompt.ids)
         assert total > 0
@@ -175,16 +151,20 @@ class Engine:
                 f"{total} positions are needed, the model's context has {self._geometry.context}; "
                 "shorten the prompt, use fewer media, or start a new conversation"
             )
-        keep = self.reusable(prompt)
+        keep, reason = self.reusable(prompt), self._reason(prompt)
         self._cache.truncate(keep)
         self._spans, self._route, self._long = prompt.spans, prompt.route, self._is_long(total)
         self._reserve(total)
         for start in range(keep, total, self._chunk):
+            if on_progress is not None:
+                on_progress(Progress(reason, start - keep, total - keep))
             _check(cancel)
             stop = min(start + self._chunk, total)
             self._run_chunk(
-                prompt.ids[start:stop], _feature_rows(prompt.spans, start, stop, self._io.no_media)
+                prompt.ids[start:stop], feature_rows(prompt.spans, start, stop, self._io.no_media)
             )
+        if on_progress is not None:
+            on_progress(Progress(reason, total - keep, total - keep))
         return self._io.last_logits
 
     def prefill(
@@ -194,6 +174,7 @@ class Engine:
         route: str = "none",
         *,
         cancel: threading.Event | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Rows:
         """Appends `ids` to what is cached; `media_features` [M, hidden] are the rows of their placeholders,
         in order.
@@ -208,13 +189,18 @@ class Engine:
             else media_features
         )
         spans = known.spans + self._anonymous_spans(new, rows, len(known.ids))
-        return self.prefill_prompt(Prompt(np.concatenate([known.ids, new]), spans, route), cancel)
+        return self.prefill_prompt(
+            Prompt(np.concatenate([known.ids, new]), spans, route), cancel, on_progress
+        )
 
-    def decode_step(self, token: int, cancel: threading.Event | None = None) -> Rows:
+    def decode_step(
+        self, token: int, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
+    ) -> Rows:
         """Appends one id, which must not be a media placeholder. Returns the logits [vocab], valid until the
         next call.
 
-        Crossing the rotary regime runs everything again, which `cancel` can stop like any prefill.
+        Crossing into the other rotary regime runs everything again: a prefill, with its `cancel` and its
+        `on_progress`.
         """
         total = self._cache.length + 1
         if total > self._geometry.context:
@@ -222,7 +208,7 @@ class Engine:
                 f"the context of {self._geometry.context} positions is full; start a new conversation"
             )
         if self._is_long(total) != self._long:  # every cached key was rotated by factors that no longer hold
-            return self.prefill([token], route=self._route, cancel=cancel)
+            return self.prefill([token], route=self._route, cancel=cancel, on_progress=on_progress)
         self._reserve(total)
         self._store_ids(total - 1, np.array([token], dtype=np.int64))
         if self._decode_binding is None:
@@ -241,6 +227,7 @@ class Engine:
         max_new_tokens: int,
         eos: Sequence[int],
         cancel: threading.Event | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Generator[int, None, str]:
         """Prefills `prompt`, then yields chosen ids until one of `eos` (which is not yielded).
 
@@ -248,7 +235,7 @@ class Engine:
         run only when the next one is asked for, so a consumer that stops early leaves a consistent cache.
         """
         try:
-            logits = self.prefill_prompt(prompt, cancel)
+            logits = self.prefill_prompt(prompt, cancel, on_progress)
         except CancelledError:
             return "cancelled"
         for count in range(1, max_new_tokens + 1):
@@ -264,10 +251,19 @@ class Engine:
                 return "context"
             try:
                 _check(cancel)
-                logits = self.decode_step(token, cancel)
+                logits = self.decode_step(token, cancel, on_progress)
             except CancelledError:
                 return "cancelled"
         return "length"
+
+    def _reason(self, prompt: Prompt) -> Reason:
+        """Why `prompt` has positions to run."""
+        if self._cache.length:
+            if prompt.route != self._route:
+                return "route"
+            if self._is_long(len(prompt.ids)) != self._long:
+                return "short_context" if self._long else "long_context"
+        return "prompt"
 
     def _is_long(self, total: int) -> bool:
         return self._geometry.has_long_regime and total > self._geometry.rope.original_context
@@ -331,16 +327,6 @@ class Engine:
             key = hashlib.sha256(features.tobytes()).hexdigest()
             spans.append(MediaSpan(offset + int(positions[run[0]]), features, key))
         return tuple(spans)
-
-
-def _feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Rows) -> Rows:
-    """The rows that stand at positions `start` to `stop`; spans are in order and do not overlap."""
-    parts = [
-        span.features[max(start - span.start, 0) : stop - span.start]
-        for span in spans
-        if span.start < stop and span.stop > start
-    ]
-    return np.concatenate(parts) if parts else empty
 
 
 class _StaticIO:

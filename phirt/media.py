@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from phirt import adapters
 from phirt.errors import BundleError
-from phirt.manifest import Manifest
+from phirt.manifest import ImageSpec, Manifest
 from phirt.processors import audio as audio_processor
 from phirt.processors import image as image_processor
 from phirt.processors.audio import AudioSource
-from phirt.processors.image import ImageInputs, ImageSource
+from phirt.processors.image import ImageDetail, ImageInputs, ImageSource
+from phirt.processors.source import content_key
 from phirt.session import LazySession, SessionConfig
 
 Kind = Literal["image", "audio"]
@@ -107,18 +108,21 @@ class MediaEncoder:
         for session in self._sessions.values():
             session.release()
 
-    def prepare_image(self, source: ImageSource) -> Media:
-        """Reads and processes a picture. Raises MediaError; BundleError where the bundle takes no images."""
-        adapters.choose_route(self._manifest, images=1, audio=0)
-        spec = self._manifest.image
-        assert spec is not None
-        image, key, name = image_processor.open_image(source, self._manifest.limits)
+    def prepare_image(self, source: ImageSource, detail: ImageDetail = "auto") -> Media:
+        """Reads and processes a picture with as many crops as `detail` allows. Raises MediaError; BundleError
+        where the bundle takes no images.
+        """
+        spec = self._image_spec(detail)
+        image, content, name = image_processor.open_image(source, self._manifest.limits)
+        size = image_processor.upright_size(image)
+        across, down = image_processor.choose_crops(size, spec)
+        # The same picture in another grid of crops has other features.
+        key = content_key(content.encode(), f"{across}x{down}".encode())
         known = self.cache.get(key, IMAGE_PROJECTOR)
         if known is not None:
             return Media("image", key, len(known), None, {IMAGE_PROJECTOR: known})
         inputs = image_processor.process_image(image, spec, name)
-        tokens = image_processor.count_tokens(image_processor.upright_size(image), spec, name)
-        return Media("image", key, tokens, inputs)
+        return Media("image", key, image_processor.count_tokens(size, spec, name), inputs)
 
     def prepare_audio(self, source: AudioSource) -> Media:
         """Reads and processes a recording. Raises MediaError; BundleError where the bundle takes no audio."""
@@ -128,13 +132,17 @@ class MediaEncoder:
         frames, key = audio_processor.process_audio(source, spec, self._manifest.limits)
         return Media("audio", key, audio_processor.count_tokens(len(frames), spec), frames)
 
-    def count_image_tokens(self, source: ImageSource) -> int:
+    def count_image_tokens(self, source: ImageSource, detail: ImageDetail = "auto") -> int:
         """What a picture costs, from its header alone."""
-        adapters.choose_route(self._manifest, images=1, audio=0)
-        spec = self._manifest.image
-        assert spec is not None
+        spec = self._image_spec(detail)
         image, _, name = image_processor.open_image(source, self._manifest.limits)
         return image_processor.count_tokens(image_processor.upright_size(image), spec, name)
+
+    def _image_spec(self, detail: ImageDetail) -> ImageSpec:
+        """The bundle's image constants with the crops that `detail` allows."""
+        adapters.choose_route(self._manifest, images=1, audio=0)
+        assert self._manifest.image is not None
+        return image_processor.cap_crops(self._manifest.image, detail)
 
     def projector(self, media: Media, route: str) -> str:
         """The projector that `media` takes in a conversation on `route`."""

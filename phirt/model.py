@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from phirt import adapters
-from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message, tools_to_json
+from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message, Role, tools_to_json
 from phirt.conversation import Chat
-from phirt.engine import Engine, MediaSpan, Prompt
+from phirt.engine import Engine
 from phirt.errors import BundleError, ConfigError, ContextError
 from phirt.manifest import Manifest, load_manifest, require_intact
 from phirt.media import Media, MediaEncoder
 from phirt.processors.audio import AudioSource
-from phirt.processors.image import ImageSource
+from phirt.processors.image import ImageDetail, ImageSource
 from phirt.sampling import GenerationConfig
+from phirt.sequence import MediaSpan, Prompt
 from phirt.session import Session, SessionConfig, check_threads, resolve_providers
 from phirt.tokenizer import Tokenizer
 
@@ -80,9 +81,12 @@ class Model:
         images: Sequence[ImageSource] = (),
         audio: Sequence[AudioSource] = (),
         system: str | None = None,
+        image_detail: ImageDetail = "auto",
     ) -> TokenCount:
         """What `text` with media would cost as the first turn; runs no graph. Raises as `Chat.send` does."""
-        pictures = [self.encoder.count_image_tokens(source) for source in _as_sequence(images, "images")]
+        pictures = [
+            self.encoder.count_image_tokens(source, image_detail) for source in _as_sequence(images, "images")
+        ]
         clips = [self.encoder.prepare_audio(source).num_tokens for source in _as_sequence(audio, "audio")]
         media = tuple(Media("image", "", count, None) for count in pictures)
         media += tuple(Media("audio", "", count, None) for count in clips)
@@ -95,6 +99,11 @@ class Model:
             audio=tuple(clips),
             route=self.route_of(messages),
         )
+
+    @property
+    def tool_role(self) -> Role:
+        """The role of a turn that brings what tools returned, as the bundle's tokenizer names it."""
+        return self._template.tool_role
 
     def release_encoders(self) -> None:
         """Gives the encoders' memory back; they open again when needed."""
@@ -109,9 +118,16 @@ class Model:
         kinds = [media.kind for message in messages for media in message.media]
         return adapters.choose_route(self.manifest, images=kinds.count("image"), audio=kinds.count("audio"))
 
-    def prepare_media(self, images: Sequence[ImageSource], audio: Sequence[AudioSource]) -> tuple[Media, ...]:
+    def prepare_media(
+        self,
+        images: Sequence[ImageSource],
+        audio: Sequence[AudioSource],
+        image_detail: ImageDetail = "auto",
+    ) -> tuple[Media, ...]:
         """Reads and processes the media of one turn, images first."""
-        pictures = [self.encoder.prepare_image(source) for source in _as_sequence(images, "images")]
+        pictures = [
+            self.encoder.prepare_image(source, image_detail) for source in _as_sequence(images, "images")
+        ]
         clips = [self.encoder.prepare_audio(source) for source in _as_sequence(audio, "audio")]
         return (*pictures, *clips)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,26 @@ from typing import Any
 from tokenizers import Tokenizer as _Tokenizer
 
 from phirt.errors import BundleError
+
+# What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space, which Python's str.strip exceeds.
+WHITESPACE = "".join(
+    map(
+        chr,
+        [
+            *range(9, 14),
+            32,
+            0x85,
+            0xA0,
+            0x1680,
+            *range(0x2000, 0x200B),
+            0x2028,
+            0x2029,
+            0x202F,
+            0x205F,
+            0x3000,
+        ],
+    )
+)
 
 _MAX_BYTES = 256 << 20
 
@@ -48,10 +69,19 @@ class Tokenizer:
                 f"{path} has ids up to {highest}, the decoder's vocabulary ends at {vocab_size - 1}"
             )
         self._visible = frozenset(visible)
+        self._id_of = {str(token.content): index for index, token in self._added.items()}
+        # The longest name first, as the library finds them.
+        names = sorted(self._id_of, key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
 
     def encode_control(self, text: str) -> list[int]:
         """Ids of text that the template wrote: control tokens are recognised."""
         return list(self._control.encode(text, add_special_tokens=False).ids)
+
+    def split_control(self, text: str) -> list[str | int]:
+        """Text of a template cut at its control tokens, which are replaced by their ids."""
+        pieces = self._names.split(text)
+        return [self._id_of.get(piece, piece) for piece in pieces if piece]
 
     def encode_content(self, text: str) -> list[int]:
         """Ids of text from outside: it never yields a control token. Lone surrogates become U+FFFD."""
@@ -74,6 +104,10 @@ class Tokenizer:
         """The id of a token by its exact name."""
         found: int | None = self._control.token_to_id(token)
         return found
+
+    def name_of(self, token: int) -> str:
+        """The exact name of an id; empty for one that has none."""
+        return str(self._control.id_to_token(token) or "")
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that an id stands for in an answer; none for control tokens that stay invisible."""

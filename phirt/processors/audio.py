@@ -29,6 +29,7 @@ _BLOCK = 1 << 16
 _SILENCE = 10 ** (-90 / 20)  # peak below -90 dBFS: less than one step of a 16-bit recording
 _FFT_AT_16K = 512
 _MEL_TOP = 7690.0  # Hz
+_FRAMES_AT_ONCE = 512  # bounds the memory of half an hour's frames, and keeps them in the processor's cache
 _LAST_BIN = 245  # the original leaves out bin 246, though its triangle would still touch it
 _ACCEPTED = "WAV, FLAC, OGG or MP3"
 
@@ -109,17 +110,27 @@ def log_mel(samples: Samples, rate: int, num_mels: int) -> npt.NDArray[np.float3
     Pre-emphasis works within each frame. At 8 kHz the upper half of the spectrum is zero ("fillzero").
     """
     assert rate in (8000, 16000)
-    window, hop, size = rate // 40, rate // 100, _FFT_AT_16K * rate // 16000
-    frames = np.lib.stride_tricks.sliding_window_view(samples.astype(np.float64), window)[::hop]
+    window, hop = rate // 40, rate // 100
+    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
+    mel = np.empty((len(frames), num_mels), dtype=np.float32)
+    for start in range(0, len(frames), _FRAMES_AT_ONCE):
+        part = slice(start, start + _FRAMES_AT_ONCE)
+        mel[part] = _log_mel_of(frames[part].astype(np.float64), rate, num_mels)
+    return mel
+
+
+def _log_mel_of(frames: npt.NDArray[np.float64], rate: int, num_mels: int) -> npt.NDArray[np.float64]:
+    """[frames, num_mels] from the samples of frames [frames, window]."""
     previous = np.roll(frames, 1, axis=1)
     previous[:, 0] = previous[:, 1]
     emphasised = (frames - 0.97 * previous) * 32768.0
-    spectrum = np.abs(np.fft.rfft(emphasised * np.hamming(window), n=size, axis=1)) ** 2
-    bins = min(
-        spectrum.shape[1] - (rate == 8000), _LAST_BIN + 1
-    )  # the 8 kHz Nyquist bin is dropped, zeros follow
+    size = _FFT_AT_16K * rate // 16000
+    spectrum = np.abs(np.fft.rfft(emphasised * np.hamming(frames.shape[1]), n=size, axis=1)) ** 2
+    # At 8 kHz the bins from Nyquist up count as zero; the filters of bins that are not there weigh nothing.
+    bins = min(spectrum.shape[1] - (rate == 8000), _LAST_BIN + 1)
     mel = spectrum[:, :bins] @ mel_filters(num_mels)[:bins]
-    return np.log(np.maximum(mel, 1.0)).astype(np.float32)
+    logarithms: npt.NDArray[np.float64] = np.log(np.maximum(mel, 1.0))
+    return logarithms
 
 
 @lru_cache(maxsize=4)

@@ -11,14 +11,20 @@ import io
 import math
 import warnings
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from phirt.errors import MediaError
+from phirt.errors import ConfigError, MediaError
 from phirt.manifest import ImageSpec, Limits
 from phirt.processors.source import content_key, read_source
+
+ImageDetail = Literal["low", "auto", "high"]
+# At most this many crops of a picture. A dozen keeps any one picture of Phi-4-multimodal below 3,600 tokens, within
+# the decoder's original context of 4096.
+DETAIL_CROPS = {"low": 1, "auto": 12, "high": None}
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ImageSource = str | Path | bytes | Image.Image
@@ -108,18 +114,19 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 def build_inputs(picture: Image.Image, layout: Layout, spec: ImageSpec) -> ImageInputs:
     """The inputs for an upright RGB picture placed as `layout` says."""
-    canvas = Image.new("RGB", layout.canvas, (255, 255, 255))
-    canvas.paste(picture.resize(layout.resized, Image.Resampling.BILINEAR))
-    pixels = np.asarray(canvas, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-    pixels = (pixels - np.float32(0.5)) / np.float32(0.5)
-    across, down = layout.crops
-    size, grid = spec.crop_size, spec.grid
-    crops = pixels.reshape(3, down, size, across, size).transpose(1, 3, 0, 2, 4).reshape(-1, 3, size, size)
+    pixels = np.asarray(_on_canvas(picture, layout))
+    (across, down), size, grid = layout.crops, spec.crop_size, spec.grid
+    values = np.empty((1 + across * down, 3, size, size), dtype=np.float32)
+    _normalise(resize_bicubic(pixels, size), out=values[0])
+    for index, out in enumerate(values[1:]):
+        row, column = divmod(index, across)
+        top, left = row * size, column * size
+        _normalise(pixels[top : top + size, left : left + size], out=out)
     mask = patch_mask(layout, spec)
     masks = mask.reshape(down, grid, across, grid).transpose(0, 2, 1, 3).reshape(-1, grid, grid)
     masks = np.concatenate([np.ones((1, grid, grid), dtype=bool), masks])
     return ImageInputs(
-        pixel_values=np.concatenate([resize_bicubic(pixels, size)[None], crops]),
+        pixel_values=values,
         patch_mask=masks.reshape(len(masks), -1),
         position_ids=np.stack([position_ids(one) for one in masks]),
         crop_grid=np.array([down, across], dtype=np.int64),
@@ -127,11 +134,43 @@ def build_inputs(picture: Image.Image, layout: Layout, spec: ImageSpec) -> Image
     )
 
 
+def _on_canvas(picture: Image.Image, layout: Layout) -> Image.Image:
+    """The picture resized (bilinear, antialiased where it shrinks), with white to its right or below it."""
+    resized = picture.resize(layout.resized, Image.Resampling.BILINEAR)
+    if layout.resized == layout.canvas:
+        return resized
+    canvas = Image.new("RGB", layout.canvas, (255, 255, 255))
+    canvas.paste(resized)
+    return canvas
+
+
+def _normalise(pixels: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
+    """Writes (x/255 - 0.5) / 0.5 of [H, W, 3] to `out` [3, H, W], in place: a crop stays in the processor's
+    cache.
+    """
+    out[...] = pixels.transpose(2, 0, 1)
+    out /= 255
+    out -= 0.5
+    out /= 0.5
+
+
 def count_tokens(size: tuple[int, int], spec: ImageSpec, name: str) -> int:
     """Placeholders for an upright picture of `size` (width, height): U*V + U + 1 + g*g + g."""
     rows, columns = feature_grid(patch_mask(plan(size, spec, name), spec), spec)
     pooled = spec.grid // spec.pool
     return rows * columns + rows + 1 + pooled * pooled + pooled
+
+
+def cap_crops(spec: ImageSpec, detail: ImageDetail) -> ImageSpec:
+    """`spec` with the crops that `detail` allows: "low" one beside the global view, "auto" twelve, "high" the
+    model's own maximum.
+
+    For Phi-4-multimodal a picture then costs at most 545, 3,537 or 10,065 tokens. Raises ConfigError.
+    """
+    if detail not in DETAIL_CROPS:
+        raise ConfigError(f"image_detail is {detail!r}, accepted: {', '.join(DETAIL_CROPS)}")
+    cap = DETAIL_CROPS[detail]
+    return spec if cap is None else dataclasses.replace(spec, max_crops=min(cap, spec.max_crops))
 
 
 def choose_crops(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
@@ -207,32 +246,36 @@ def position_ids(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return ids.reshape(-1)
 
 
-def resize_bicubic(pixels: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
-    """[C, H, W] to [C, size, size] by cubic convolution (a = -0.75), no antialiasing, half-pixel centres,
-    clamped borders.
+def resize_bicubic(pixels: npt.NDArray[Any], size: int) -> npt.NDArray[np.float32]:
+    """[H, W, C] to float32 [size, size, C] by cubic convolution (a = -0.75), no antialiasing, half-pixel
+    centres, clamped borders.
 
     The same as torch's `interpolate(mode="bicubic", align_corners=False)`; sizes that already fit pass
-    unchanged.
+    unchanged. The kernel's weights add up to 1, so normalising before or after gives the same.
     """
-    for axis in (1, 2):
+    for axis in (0, 1):
         if pixels.shape[axis] != size:
             pixels = _cubic_along(pixels, axis, size)
-    return pixels
+    return np.asarray(pixels, dtype=np.float32)
 
 
-def _cubic_along(pixels: npt.NDArray[np.float32], axis: int, size: int) -> npt.NDArray[np.float32]:
+def _cubic_along(pixels: npt.NDArray[Any], axis: int, size: int) -> npt.NDArray[np.float32]:
     length = pixels.shape[axis]
     position = (np.arange(size) + 0.5) * (length / size) - 0.5
     first = np.floor(position)
     offset = position - first
-    shape = [1, 1, 1]
-    shape[axis] = size
-    result = np.zeros((), dtype=np.float32)
+    shape = [size if each == axis else 1 for each in range(3)]
+    result: npt.NDArray[np.float32] | None = None
     for tap in range(-1, 3):
         index = np.clip(first.astype(np.int64) + tap, 0, length - 1)
-        weight = _cubic_weight(np.abs(offset - tap)).astype(np.float32).reshape(shape)
-        result = result + np.take(pixels, index, axis=axis) * weight
-    return np.asarray(result, dtype=np.float32)
+        part = np.take(pixels, index, axis=axis).astype(np.float32, copy=False)
+        part *= _cubic_weight(np.abs(offset - tap)).astype(np.float32).reshape(shape)
+        if result is None:
+            result = part
+        else:
+            result += part
+    assert result is not None
+    return result
 
 
 def _cubic_weight(x: npt.NDArray[np.float64], a: float = -0.75) -> npt.NDArray[np.float64]:

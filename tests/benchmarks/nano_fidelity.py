@@ -23,8 +23,8 @@ import numpy as np
 
 import phirt
 from phirt.chat import Message
-from phirt.engine import Prompt
 from phirt.model import TRANSCRIBE_PROMPT
+from phirt.sequence import Prompt
 from phirt_quant.fidelity import Fidelity, FidelityMeter
 
 STEPS = 16

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_bundle import Tiny, write_bundle
 
-from phirt.engine import CancelledError, Engine, MediaSpan, Prompt, common_prefix
+from phirt.engine import CancelledError, Engine
 from phirt.errors import ContextError
 from phirt.manifest import load_manifest
 from phirt.sampling import Chooser, GenerationConfig
+from phirt.sequence import MediaSpan, Prompt, common_prefix
 from phirt.session import Session, SessionConfig
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}

@@ -1,0 +1,67 @@
+"""What a decoder sequence means: ids, the media behind placeholders, the route; and where two sequences agree.
+
+Knows positions, features and content keys. Knows nothing of sessions, caches or text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MediaSpan:
+    """A run of placeholder ids: where it starts, its features float32 [N, hidden], and a key that names the
+    content.
+    """
+
+    start: int
+    features: Rows
+    key: str
+
+    @property
+    def stop(self) -> int:
+        """The position after the run."""
+        return self.start + len(self.features)
+
+    def same_as(self, other: MediaSpan) -> bool:
+        """Whether both put the same content at the same positions."""
+        return (self.start, self.stop, self.key) == (other.start, other.stop, other.key)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """A whole sequence to be cached: ids int64 [T], the media behind its placeholders in order, and the
+    route.
+    """
+
+    ids: Ids
+    spans: tuple[MediaSpan, ...] = ()
+    route: str = "none"
+
+
+def common_prefix(old: Prompt, new: Prompt) -> int:
+    """Positions at the start that mean the same in both: equal ids and, under placeholders, equal media."""
+    shortest = min(len(old.ids), len(new.ids))
+    differing = np.flatnonzero(old.ids[:shortest] != new.ids[:shortest])
+    length = int(differing[0]) if len(differing) else shortest
+    for one, other in ((old, new), (new, old)):
+        for span in one.spans:
+            if span.start < length and not any(span.same_as(candidate) for candidate in other.spans):
+                length = span.start
+    return length
+
+
+def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Rows) -> Rows:
+    """The rows that stand at positions `start` to `stop`; spans are in order and do not overlap."""
+    parts = [
+        span.features[max(start - span.start, 0) : stop - span.start]
+        for span in spans
+        if span.start < stop and span.stop > start
+    ]
+    return np.concatenate(parts) if parts else empty
