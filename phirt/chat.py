@@ -97,8 +97,8 @@ class ChatTemplate:
             raise BundleError("the chat template drops, repeats or reorders media; export the bundle again")
         if not pieces.each_found_once:
             raise BundleError(
-                "the chat template drops or repeats a message, or the tools; leave out what it has no place for "
-                "(a system message, tools), or export the bundle with another template"
+                "the chat template drops or repeats a message, or the tools; leave out what it has no place "
+                "for (a system message, tools), or export the bundle with another template"
             )
         ids: list[int] = []
         media = []
@@ -205,7 +205,7 @@ def _raise_from_template(message: str) -> NoReturn:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """The filter `tojson` as chat templates expect it: plain JSON, not jinja's own, which escapes for HTML."""
+    """The filter `tojson` as chat templates expect it: plain JSON; jinja's own escapes for HTML."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

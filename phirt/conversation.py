@@ -277,8 +277,8 @@ class Chat:
     ) -> Reply:
         """Adds a turn with what the tools returned, and returns the model's answer to it.
 
-        `results` has one JSON value for each of the last answer's `tool_calls`, in their order; they reach the
-        model as one JSON list in a turn of the tool's role (`<|tool_response|>` for Phi-4). Raises
+        `results` has one JSON value for each of the last answer's `tool_calls`, in their order; they reach
+        the model as one JSON list in a turn of the tool's role (`<|tool_response|>` for Phi-4). Raises
         ConfigError where the last answer called no tool or another number of them, and for what is no JSON.
         """
         self._require_config(config)
@@ -296,7 +296,7 @@ class Chat:
         messages = (*self._messages, message)
         prompt = self.model.encode_prompt(messages, self.system, self.tools)
         counts = {"image": 0, "audio": 0}
-        for item in (item for message in messages for item in message.media):
+        for item in (item for turn in messages for item in turn.media):
             counts[item.kind] += item.num_tokens
         reply = Reply(self, prompt, config, counts, on_progress)
         reply.timings["media"] = time.perf_counter() - begin

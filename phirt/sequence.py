@@ -1,4 +1,4 @@
-"""What a decoder sequence means: ids, the media behind placeholders, the route; and where two sequences agree.
+"""What a decoder sequence means: ids, the media behind placeholders, the route; where two sequences agree.
 
 Knows positions, features and content keys. Knows nothing of sessions, caches or text.
 """

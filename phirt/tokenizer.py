@@ -10,6 +10,7 @@ typing one.
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer as _Tokenizer
 
 from phirt.errors import BundleError
 
-# What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space, which Python's str.strip exceeds.
+# What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space; Python's str.strip takes more.
 WHITESPACE = "".join(
     map(
         chr,
@@ -43,8 +44,19 @@ WHITESPACE = "".join(
 _MAX_BYTES = 256 << 20
 
 
+@dataclasses.dataclass(frozen=True)
+class ControlToken:
+    """An added token: its name, whether answers hide it (`special`), which whitespace beside it vanishes."""
+
+    name: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+
+
 class Tokenizer:
-    """A byte-level BPE tokenizer with control tokens. Raises BundleError if the file cannot serve.
+    """A BPE tokenizer with control tokens, of the byte-level kind (Phi-4, Llama 3, Qwen) or with byte
+    fallback (Phi-3, Llama 2). Raises BundleError if the file cannot serve.
 
     `vocab_size` bounds the ids that the decoder accepts. `visible` names control tokens whose text belongs in
     answers.
@@ -53,30 +65,26 @@ class Tokenizer:
     def __init__(self, path: Path, vocab_size: int, visible: Iterable[str] = ()) -> None:
         document = _read(path)
         try:
-            self._control = _Tokenizer.from_str(json.dumps(document))
+            self._added = _control_tokens(document)
             self._content = _Tokenizer.from_str(json.dumps(_without_control_tokens(document)))
+            highest = max([*document["model"].get("vocab", {}).values(), *self._added], default=0)
         except Exception as error:  # the library raises plain Exception
             raise BundleError(
                 f"{path} is not a usable tokenizer: {error}; export the bundle again"
             ) from error
-        for tokenizer in (self._control, self._content):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-        self._added = self._control.get_added_tokens_decoder()
-        highest = max(self._control.get_vocab(with_added_tokens=True).values(), default=0)
+        self._content.no_padding()
+        self._content.no_truncation()
         if highest >= vocab_size:
             raise BundleError(
                 f"{path} has ids up to {highest}, the decoder's vocabulary ends at {vocab_size - 1}"
             )
         self._visible = frozenset(visible)
-        self._id_of = {str(token.content): index for index, token in self._added.items()}
+        self._id_of = {token.name: index for index, token in self._added.items()}
         # The longest name first, as the library finds them.
         names = sorted(self._id_of, key=len, reverse=True)
         self._names = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
-
-    def encode_control(self, text: str) -> list[int]:
-        """Ids of text that the template wrote: control tokens are recognised."""
-        return list(self._control.encode(text, add_special_tokens=False).ids)
+        self._bytes_of = _bytes_by_level if _is_byte_level(document) else _bytes_by_fallback
+        self.leading_space = not _is_byte_level(document)
 
     def split_control(self, text: str) -> list[str | int]:
         """Text of a template cut at its control tokens, which are replaced by their ids."""
@@ -94,31 +102,29 @@ class Tokenizer:
 
     def trims_after(self, token: int) -> bool:
         """Whether whitespace after this control token vanishes (its `rstrip`)."""
-        return token in self._added and bool(self._added[token].rstrip)
+        return token in self._added and self._added[token].rstrip
 
     def trims_before(self, token: int) -> bool:
         """Whether whitespace before this control token vanishes (its `lstrip`)."""
-        return token in self._added and bool(self._added[token].lstrip)
+        return token in self._added and self._added[token].lstrip
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its exact name."""
-        found: int | None = self._control.token_to_id(token)
+        found: int | None = self._id_of.get(token, self._content.token_to_id(token))
         return found
 
     def name_of(self, token: int) -> str:
         """The exact name of an id; empty for one that has none."""
-        return str(self._control.id_to_token(token) or "")
+        if token in self._added:
+            return self._added[token].name
+        return str(self._content.id_to_token(token) or "")
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that an id stands for in an answer; none for control tokens that stay invisible."""
-        if token in self._added:
-            content = str(self._added[token].content)
-            hidden = bool(self._added[token].special) and content not in self._visible
-            return b"" if hidden else content.encode()
-        name = self._control.id_to_token(token)
-        if name is None:
-            return b""
-        return bytes(_BYTE_OF[char] for char in name if char in _BYTE_OF)
+        control = self._added.get(token)
+        if control is None:
+            return self._bytes_of(self.name_of(token))
+        return b"" if control.special and control.name not in self._visible else control.name.encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a whole answer, equal to what StreamDecoder yields for it in pieces."""
@@ -130,16 +136,21 @@ class StreamDecoder:
     """Turns ids into text as they come: never half a character, never a changed space.
 
     Bytes wait until their character is complete; bytes that cannot become one turn into U+FFFD. What is still
-    incomplete when the answer ends carries no character and is dropped.
+    incomplete when the answer ends carries no character and is dropped, and so is the space before the first
+    word where the tokenizer writes one before every word (`leading_space`).
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begins = tokenizer.leading_space
 
     def feed(self, token: int) -> str:
         """The characters that this id completes; often none, sometimes several."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        data = self._tokenizer.token_bytes(token)
+        if data and self._begins:
+            self._begins, data = False, data.removeprefix(b" ")
+        return self._decoder.decode(data)
 
 
 class StopStrings:
@@ -189,13 +200,31 @@ def _read(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} cannot be read as JSON: {error}; export the bundle again") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} is not a tokenizer.json; export the bundle again")
-    if document["model"].get("type", "BPE") != "BPE" or "ByteLevel" not in json.dumps(
-        document.get("decoder")
-    ):
+    is_bpe = document["model"].get("type", "BPE") == "BPE"
+    if not (is_bpe and (_is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder")))):
         raise BundleError(
-            f"{path}: accepted are BPE models with a ByteLevel decoder; export the bundle again"
+            f"{path}: accepted are BPE models with a ByteLevel decoder or byte fallback; export the bundle "
+            "again"
         )
     return document
+
+
+def _is_byte_level(document: dict[str, Any]) -> bool:
+    return "ByteLevel" in json.dumps(document.get("decoder"))
+
+
+def _control_tokens(document: dict[str, Any]) -> dict[int, ControlToken]:
+    """The added tokens by id. Raises KeyError, TypeError or ValueError for entries that are none."""
+    tokens = {}
+    for entry in document.get("added_tokens") or []:
+        index, name = entry["id"], entry["content"]
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise ValueError(f"an added token has the id {index!r}")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the added token {index} has the name {name!r}")
+        flags = (entry.get(flag) is True for flag in ("special", "lstrip", "rstrip"))
+        tokens[index] = ControlToken(name, *flags)
+    return tokens
 
 
 def _without_control_tokens(document: dict[str, Any]) -> dict[str, Any]:
@@ -209,8 +238,18 @@ def _without_control_tokens(document: dict[str, Any]) -> dict[str, Any]:
         **document,
         "added_tokens": [],
         "post_processor": None,
+        "pre_tokenizer": _nothing_first(document.get("pre_tokenizer")),
         "model": {**document["model"], "vocab": vocab},
     }
+
+
+def _nothing_first(pre_tokenizer: Any) -> Any:
+    """A Metaspace that writes its space only before the very first word of a text writes none: content stands
+    behind a control token.
+    """
+    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("prepend_scheme") == "first":
+        return {**pre_tokenizer, "prepend_scheme": "never"}
+    return pre_tokenizer
 
 
 def _has_surrogate(text: str) -> bool:
@@ -231,3 +270,15 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 _BYTE_OF = _bytes_of_characters()
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _bytes_by_level(name: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for."""
+    return bytes(_BYTE_OF[char] for char in name if char in _BYTE_OF)
+
+
+def _bytes_by_fallback(name: str) -> bytes:
+    """What a token of a vocabulary with byte fallback stands for: one byte, or text with "▁" for a space."""
+    byte = _BYTE_NAME.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()

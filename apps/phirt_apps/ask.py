@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,6 +18,9 @@ from .show import Output, one_line
 
 if TYPE_CHECKING:
     import phirt
+    from phirt.processors.image import ImageDetail
+
+_WORTH_A_BAR = 512  # positions; fewer are read while one looks
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,40 @@ class Request:
     config: phirt.GenerationConfig
     images: tuple[Path, ...] = ()
     audio: tuple[Path, ...] = ()
+    image_detail: ImageDetail = "auto"
+
+    def send(self, chat: phirt.Chat, on_progress: Callable[[phirt.Progress], None]) -> phirt.Reply:
+        """The reply, not begun yet."""
+        return chat.send(
+            self.text,
+            images=self.images,
+            audio=self.audio,
+            image_detail=self.image_detail,
+            config=self.config,
+            on_progress=on_progress,
+        )
+
+    @property
+    def label(self) -> str:
+        """What is going on, for whoever waits."""
+        parts = []
+        for verb, paths in (("looking at", self.images), ("listening to", self.audio)):
+            if paths:
+                parts.append(f"{verb} {', '.join(one_line(path.name) for path in paths)}")
+        return ", ".join(parts) or "thinking"
+
+
+@dataclass(frozen=True)
+class ToolResults:
+    """A turn with what the tools returned that the last answer called."""
+
+    values: list[Any]
+    config: phirt.GenerationConfig
+    label: str = "thinking"
+
+    def send(self, chat: phirt.Chat, on_progress: Callable[[phirt.Progress], None]) -> phirt.Reply:
+        """The reply, not begun yet."""
+        return chat.send_tool_results(self.values, config=self.config, on_progress=on_progress)
 
 
 @dataclass(frozen=True)
@@ -69,34 +107,49 @@ class StopOnInterrupt:
         self._reply.cancel()
 
 
-def ask(chat: phirt.Chat, request: Request, out: Output, *, silent: bool = False) -> Answer:
+def ask(chat: phirt.Chat, request: Request | ToolResults, out: Output, *, silent: bool = False) -> Answer:
     """Sends the request and writes the answer to stdout as it comes (nothing of it when `silent`).
 
     The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the
     conversation is then as it was before.
     """
     last = "\n"
-    try:
-        with StopOnInterrupt() as interrupt, out.busy(_label(request)) as ready:
-            reply = chat.send(request.text, images=request.images, audio=request.audio, config=request.config)
+    with StopOnInterrupt() as interrupt, out.busy(request.label) as busy:
+
+        def on_progress(step: phirt.Progress) -> None:
+            if step.done == 0 and step.reason in ("long_context", "short_context"):
+                busy.stop()
+                if last != "\n":
+                    out.break_line()
+                out.hint(_regime_notice(step, chat.model.manifest.geometry.rope.original_context))
+            if step.reason != "prompt" or step.total >= _WORTH_A_BAR:
+                busy.advance("reading", step.done, step.total)
+
+        try:
+            reply = request.send(chat, on_progress)
             interrupt.cancels(reply)
             for piece in reply:
                 if piece and not silent:
-                    ready()
+                    busy.stop()
                     out.answer(piece)
                     last = piece[-1]
             return Answer(reply.result, interrupt.pressed)
-    finally:
-        if last != "\n":
-            out.answer("\n")
+        finally:
+            busy.stop()
+            if last != "\n":
+                out.answer("\n")
 
 
-def _label(request: Request) -> str:
-    parts = []
-    for verb, paths in (("looking at", request.images), ("listening to", request.audio)):
-        if paths:
-            parts.append(f"{verb} {', '.join(one_line(path.name) for path in paths)}")
-    return ", ".join(parts) or "thinking"
+def _regime_notice(step: phirt.Progress, original_context: int) -> str:
+    if step.reason == "long_context":
+        return (
+            f"the conversation has grown past {original_context} tokens, the model's original context: "
+            f"it is read once more in the model's way for long texts ({step.total} tokens)"
+        )
+    return (
+        f"the conversation is back within {original_context} tokens, the model's original context: "
+        f"it is read once more in the model's way for short texts ({step.total} tokens)"
+    )
 
 
 def as_object(result: phirt.Result) -> dict[str, Any]:

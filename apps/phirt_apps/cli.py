@@ -23,6 +23,8 @@ from .show import Output
 if TYPE_CHECKING:
     import phirt
 
+    from .interactive import Setup
+
 app = typer.Typer(
     name="phirt",
     cls=Border,
@@ -92,6 +94,7 @@ def chat(
     bundle: options.Bundle = None,
     image: options.Images = None,
     audio: options.Audio = None,
+    image_detail: options.ImageDetail = "auto",
     system: options.System = None,
     tools: options.Tools = None,
     max_new_tokens: options.MaxNewTokens = 512,
@@ -121,6 +124,7 @@ def chat(
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from .ask import Request, as_object, ask, figures
+    from .interactive import Setup
     from .prompt import generation_config, piped_text, tool_list, valid_text
 
     out = Output()
@@ -146,9 +150,10 @@ def chat(
     system = None if system is None else valid_text(system)
     if text is None:
         model = _load(bundle, out, provider, threads)
-        _interactive(model, out, image, audio, config=config, system=system, tools=tool_specs, stats=stats)
+        setup = Setup(config, system, tool_specs, image_detail, stats)
+        _interactive(model, out, image, audio, setup)
         return
-    request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()))
+    request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()), image_detail)
     conversation = _load(bundle, out, provider, threads).chat(system=system, tools=tool_specs)
     answer = ask(conversation, request, out, silent=json)
     if json:
@@ -159,10 +164,10 @@ def chat(
         raise typer.Exit(INTERRUPTED)
 
 
-def _interactive(model: Any, out: Output, image: Any, audio: Any, **setup: Any) -> None:
-    from .interactive import Session, Setup
+def _interactive(model: Any, out: Output, image: Any, audio: Any, setup: Setup) -> None:
+    from .interactive import Session
 
-    session = Session(model, Setup(**setup), out)
+    session = Session(model, setup, out)
     for path in image or ():
         session.attach(image=path)
     for path in audio or ():
@@ -205,6 +210,7 @@ def tokens(
     bundle: options.Bundle = None,
     image: options.Images = None,
     audio: options.Audio = None,
+    image_detail: options.ImageDetail = "auto",
     system: options.System = None,
     json: options.Json = False,
 ) -> None:
@@ -225,7 +231,14 @@ def tokens(
     if text is None:
         raise UsageError("nothing to count; give TEXT, pipe text into stdin, or attach --image or --audio")
     media.tokens(
-        _load(bundle, out), valid_text(text), image or [], audio or [], out, system=system, as_json=json
+        _load(bundle, out),
+        valid_text(text),
+        image or [],
+        audio or [],
+        out,
+        system=system,
+        image_detail=image_detail,
+        as_json=json,
     )
 
 

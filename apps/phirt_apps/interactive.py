@@ -7,6 +7,7 @@ they were.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from phirt.errors import PhirtError
 
-from .ask import Request, ask, figures
+from .ask import Request, ToolResults, ask, figures
 from .lines import LineReader, typed_path
 from .prompt import valid_text
 from .show import Output, one_line
 
 if TYPE_CHECKING:
     import phirt
+    from phirt.processors.image import ImageDetail
 
+_ARGUMENTS = {"F": "a file name", "JSON": "a JSON value"}
 LEAVE_HINT = "Ctrl-D or /quit leaves."
 
 
@@ -39,6 +42,7 @@ class Setup:
     config: phirt.GenerationConfig
     system: str | None = None
     tools: list[dict[str, Any]] | None = None
+    image_detail: ImageDetail = "auto"
     stats: bool = False
 
 
@@ -61,7 +65,7 @@ class Attachments:
 
 @dataclass(frozen=True)
 class Command:
-    """One word that begins with a slash. `argument` is its name in the help; empty when it takes none."""
+    """One word that begins with a slash. `argument` is one of `_ARGUMENTS`, or empty when it takes none."""
 
     run: Callable[[str], None]
     argument: str
@@ -82,6 +86,7 @@ class Session:
         self._commands = {
             "/image": Command(self._image, "F", "attach an image to the next message"),
             "/audio": Command(self._audio, "F", "attach a recording to the next message"),
+            "/result": Command(self._result, "JSON", "give what the called tools returned"),
             "/detach": Command(self._detach, "", "forget what is attached"),
             "/reset": Command(self._reset, "", "start the conversation again"),
             "/save": Command(self._save, "F", "write the conversation to a file"),
@@ -93,7 +98,7 @@ class Session:
 
     def reader(self) -> LineReader:
         """A reader of the terminal that completes this session's commands."""
-        with_path = [name for name, command in self._commands.items() if command.argument]
+        with_path = [name for name, command in self._commands.items() if command.argument == "F"]
         return LineReader(self._out, list(self._commands), with_path)
 
     def run(self, lines: Lines) -> None:
@@ -127,10 +132,13 @@ class Session:
             self._out.hint(f"stopped. {LEAVE_HINT}")
 
     def _send(self, text: str) -> None:
-        attached = self._attached
-        request = Request(valid_text(text), self._setup.config, tuple(attached.images), tuple(attached.audio))
-        answer = ask(self._chat, request, self._out)
+        attached, setup = self._attached, self._setup
+        images, audio = tuple(attached.images), tuple(attached.audio)
+        self._ask(Request(valid_text(text), setup.config, images, audio, setup.image_detail))
         attached.clear()
+
+    def _ask(self, request: Request | ToolResults) -> None:
+        answer = ask(self._chat, request, self._out)
         self._last = answer.result
         if answer.interrupted:
             self._out.hint("stopped; the answer so far stays in the conversation")
@@ -138,6 +146,9 @@ class Session:
             self._out.hint("cut at the limit of new tokens (--max-new-tokens)")
         elif answer.result.finish_reason == "context":
             self._out.hint("the context is full: /reset starts again")
+        if answer.result.tool_calls:
+            names = ", ".join(one_line(call["name"]) for call in answer.result.tool_calls)
+            self._out.hint(f"calls {names}: /result gives what came back")
         if self._setup.stats:
             self._out.hint(figures(answer.result))
 
@@ -148,7 +159,7 @@ class Session:
         if command is None:
             self._out.error(f"unknown command {name}; the commands are {' '.join(self._commands)}")
         elif command.argument and not argument:
-            self._out.error(f"{name} needs a file name: {name} {command.argument}")
+            self._out.error(f"{name} needs {_ARGUMENTS[command.argument]}: {name} {command.argument}")
         elif argument and not command.argument:
             self._out.error(f"{name} takes nothing after it")
         else:
@@ -156,7 +167,8 @@ class Session:
 
     def attach(self, *, image: Path | None = None, audio: Path | None = None) -> None:
         """Reads the file as a request would, so that a bad one shows at once, and attaches it."""
-        media = self._model.prepare_media([image] if image else [], [audio] if audio else [])
+        detail = self._setup.image_detail
+        media = self._model.prepare_media([image] if image else [], [audio] if audio else [], detail)
         self._attached.images += [image] if image else []
         self._attached.audio += [audio] if audio else []
         path = image or audio
@@ -168,6 +180,20 @@ class Session:
 
     def _audio(self, argument: str) -> None:
         self.attach(audio=typed_path(argument))
+
+    def _result(self, argument: str) -> None:
+        try:
+            value = json.loads(argument)
+        except (ValueError, RecursionError) as error:
+            self._out.error(f'/result: {error}; accepted: JSON, such as {{"temperature": 21}}')
+            return
+        one = self._last is not None and len(self._last.tool_calls) == 1
+        if not one and not isinstance(value, list):
+            self._out.error(
+                "/result: accepted is a JSON list with one value for each call of the last answer"
+            )
+            return
+        self._ask(ToolResults([value] if one else value, self._setup.config))
 
     def _detach(self, argument: str) -> None:
         self._attached.clear()
@@ -197,7 +223,7 @@ class Session:
 
     def _help(self, argument: str) -> None:
         rows = [
-            f"  {f'{name} {command.argument}':<11} {command.help}" for name, command in self._commands.items()
+            f"  {f'{name} {command.argument}':<13} {command.help}" for name, command in self._commands.items()
         ]
         self._out.notice("\n".join(rows))
 

@@ -15,6 +15,7 @@ from .show import Output, one_line, plain_table
 
 if TYPE_CHECKING:
     import phirt
+    from phirt.processors.image import ImageDetail
 
 
 def transcribe(model: phirt.Model, files: Sequence[Path], out: Output, *, as_json: bool) -> bool:
@@ -50,11 +51,12 @@ def tokens(
     out: Output,
     *,
     system: str | None,
+    image_detail: ImageDetail,
     as_json: bool,
 ) -> None:
     """Writes what a first message of this text and these media takes of the context, and its route."""
     with out.busy("counting"):
-        count = model.count_tokens(text, images=images, audio=audio, system=system)
+        count = model.count_tokens(text, images=images, audio=audio, system=system, image_detail=image_detail)
     parts = {
         "total": count.total,
         "text": count.text,

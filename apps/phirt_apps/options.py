@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 Bundle = Annotated[
@@ -18,6 +19,15 @@ Bundle = Annotated[
 ]
 Images = Annotated[
     list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to look at. May be repeated.")
+]
+ImageDetail = Annotated[
+    str,
+    typer.Option(
+        "--image-detail",
+        click_type=click.Choice(["low", "auto", "high"]),
+        help="How closely to look: low one crop of each image, auto up to 12, high the model's maximum (for "
+        "Phi-4-multimodal up to 545, 3537 or 10065 tokens).",
+    ),
 ]
 Audio = Annotated[
     list[Path] | None,

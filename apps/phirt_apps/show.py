@@ -10,10 +10,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -83,6 +85,11 @@ class Output:
         """Whether stderr is a terminal, where a display may redraw itself."""
         return self._console.is_terminal
 
+    def break_line(self) -> None:
+        """Begins a new line on a terminal that shows a part of the answer, before a notice comes between."""
+        if self._stdout_is_terminal and self._console.is_terminal:
+            self._console.print()
+
     def answer(self, text: str) -> None:
         """Writes a piece of the answer at once. Raises OutputError when stdout cannot take it."""
         self._write(printable(text) if self._stdout_is_terminal else text)
@@ -125,17 +132,54 @@ class Output:
         self._console.print(line)
 
     @contextlib.contextmanager
-    def busy(self, label: str) -> Iterator[Callable[[], None]]:
-        """Shows a spinner on a terminal until the block ends or the yielded function is called."""
-        if not self._console.is_terminal:
-            yield lambda: None
-            return
-        status = self._console.status(Text(one_line(label), style="dim"), spinner="dots")
-        status.start()
+    def busy(self, label: str) -> Iterator[Busy]:
+        """Shows on a terminal that work goes on, until the block ends or the yielded display is stopped."""
+        display = Busy(self._console)
         try:
-            yield status.stop
+            display.wait(label)
+            yield display
         finally:
-            status.stop()
+            display.stop()
+
+
+class Busy:
+    """What a person sees while waiting: a spinner, or a bar where it is known how far things are.
+
+    Nothing is shown where stderr is no terminal, and nothing stays on the screen afterwards.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._spinner: Status | None = None
+        self._bar: Progress | None = None
+
+    def wait(self, label: str) -> None:
+        """Shows a spinner."""
+        self.stop()
+        if self._console.is_terminal:
+            self._spinner = self._console.status(Text(one_line(label), style="dim"), spinner="dots")
+            self._spinner.start()
+
+    def advance(self, label: str, done: int, total: int) -> None:
+        """Shows a bar, and takes it away when all is done."""
+        if not self._console.is_terminal:
+            return
+        if self._bar is None:
+            self.stop()
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._bar.add_task(one_line(label), total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done)
+        if done >= total:
+            self.stop()
+
+    def stop(self) -> None:
+        """Takes away what is shown."""
+        for shown in (self._spinner, self._bar):
+            if shown is not None:
+                shown.stop()
+        self._spinner = self._bar = None
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:

@@ -22,8 +22,8 @@ from phirt.manifest import ImageSpec, Limits
 from phirt.processors.source import content_key, read_source
 
 ImageDetail = Literal["low", "auto", "high"]
-# At most this many crops of a picture. A dozen keeps any one picture of Phi-4-multimodal below 3,600 tokens, within
-# the decoder's original context of 4096.
+# At most this many crops of a picture. A dozen keeps any one picture of Phi-4-multimodal below 3,600 tokens,
+# within the decoder's original context of 4096.
 DETAIL_CROPS = {"low": 1, "auto": 12, "high": None}
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

@@ -98,8 +98,9 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_spinner_stays_off_a_pipe() -> None:
     stderr = Pipe()
-    with Output(Pipe(), stderr).busy("working") as ready:
-        ready()
+    with Output(Pipe(), stderr).busy("working") as busy:
+        busy.advance("working", 1, 2)
+        busy.stop()
     assert stderr.getvalue() == ""
 
 

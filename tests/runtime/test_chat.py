@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import CONTROL, TEMPLATE
@@ -91,7 +92,8 @@ def test_whitespace_beside_greedy_control_tokens_vanishes(bundle, tmp_path):
     tokenizer = Tokenizer(tmp_path / "t.json", 512)
     template = ChatTemplate(TEMPLATE, tokenizer, TOKENS)
     ids = template.encode([Message("user", " \n hello \n ")]).ids.tolist()
-    assert ids == tokenizer.encode_control("<|user|> \n hello \n <|end|><|assistant|>")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+    assert ids == library.encode("<|user|> \n hello \n <|end|><|assistant|>").ids
     assert ids == [5, *tokenizer.encode_content("hello"), 4, 3]
 
 

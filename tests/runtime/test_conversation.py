@@ -262,10 +262,10 @@ def test_cancelling_from_another_thread_stops_within_one_step(chat, monkeypatch)
     step = Engine.decode_step
     steps = []
 
-    def slow(self, token, cancel=None):
+    def slow(self, token, *rest):
         steps.append(token)
         time.sleep(0.02)
-        return step(self, token, cancel)
+        return step(self, token, *rest)
 
     monkeypatch.setattr(Engine, "decode_step", slow)
     reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
@@ -289,10 +289,10 @@ def test_cancelling_before_the_first_piece(chat):
 def test_an_interrupt_keeps_the_partial_answer(chat, monkeypatch):
     step = Engine.decode_step
 
-    def interrupted(self, token, cancel=None):
+    def interrupted(self, token, *rest):
         if self.length > 12:
             raise KeyboardInterrupt
-        return step(self, token, cancel)
+        return step(self, token, *rest)
 
     monkeypatch.setattr(Engine, "decode_step", interrupted)
     reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))

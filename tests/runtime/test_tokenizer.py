@@ -31,9 +31,10 @@ def original(bundle) -> tokenizers.Tokenizer:
 
 
 def test_template_text_yields_control_tokens(tokenizer, original):
-    text = "<|user|>hello<|end|><|assistant|>"
-    assert tokenizer.encode_control(text) == original.encode(text).ids
-    assert tokenizer.encode_control("<|user|>") == [5]
+    assert tokenizer.split_control("<|user|>hello<|end|><|assistant|>") == [5, "hello", 4, 3]
+    assert original.encode("<|user|>hello<|end|><|assistant|>").ids[0] == 5
+    assert tokenizer.split_control("plain") == ["plain"]
+    assert tokenizer.split_control("") == []
     assert tokenizer.id_of("<|end|>") == 4
 
 
