@@ -60,12 +60,14 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _config(vocab_size: int) -> ModelConfig:
-    ones = (1.0,) * 8
+ONES = (1.0,) * 8
+ONE_REGIME = RopeConfig(1e4, 16, CONTEXT, CONTEXT, ONES, ONES)
+TWO_REGIMES = RopeConfig(1e4, 16, 64, 1024, ONES, (4.0,) * 8)
+
+
+def _config(vocab_size: int, rope: RopeConfig) -> ModelConfig:
     return ModelConfig(
-        decoder=DecoderConfig(
-            2, 64, 4, 2, 32, 128, vocab_size, 1e-5, RopeConfig(1e4, 16, CONTEXT, CONTEXT, ones, ones)
-        ),
+        decoder=DecoderConfig(2, 64, 4, 2, 32, 128, vocab_size, 1e-5, rope),
         tokens=TokenConfig(bos=0, pad=0, eos=(0, 4), image=1, audio=2),
         vision=VisionConfig(64, 16, 32, 64, 2, 2, 1e-6, max_crops=1),
         audio=AudioConfig(80, 32, 64, 2, 2, 3, 100, 100),
@@ -90,12 +92,9 @@ def _random_weights(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, torc
     return state
 
 
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small bundle with random weights: text, images and audio. Do not change it; see `broken_bundle`."""
-    folder = tmp_path_factory.mktemp("bundle")
+def _bundle(folder: Path, rope: RopeConfig) -> Path:
     tokenizer = _tokenizer()
-    config = _config(tokenizer.get_vocab_size())
+    config = _config(tokenizer.get_vocab_size(), rope)
     checkpoint = folder / "checkpoint"
     with torch.no_grad():
         save_tensors(_random_weights(config, tokenizer), checkpoint / "model.safetensors")
@@ -103,6 +102,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer.save(str(checkpoint / "tokenizer.json"))
     return export_bundle(checkpoint, folder / "tiny", bits=8, name="tiny", description="random weights")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle with random weights: text, images and audio. Do not change it; see `broken_bundle`."""
+    return _bundle(tmp_path_factory.mktemp("bundle"), ONE_REGIME)
+
+
+@pytest.fixture(scope="session")
+def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other rotary factors past 64 tokens."""
+    return _bundle(tmp_path_factory.mktemp("long"), TWO_REGIMES)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_tools_results_come_back_as_a_turn_of_their_own(template, tokenizer):
     )
     assert text_of(tokenizer, encoded.ids) == (
         "<|user|>Is it warm in Paris?<|end|>"
-        '<|assistant|><|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]<|/tool_call|><|end|>'
+        f"<|assistant|>{CALL}<|end|>"
         '<|tool_response|>[{"celsius": 21}]<|end|><|assistant|>'
     )
 
@@ -255,7 +255,7 @@ def fallback_path(tmp_path_factory) -> Path:
 
 
 class TestByteFallback:
-    """Vocabularies of the Llama 2 kind, which Phi-3-mini has: "▁" for a space, bytes as tokens of their own."""
+    """Vocabularies of the Llama 2 kind, which Phi-3-mini has: "▁" for a space, bytes as tokens."""
 
     @given(text=st.text(st.sampled_from("hi é\n好👋"), max_size=12))
     def test_ids_and_text_equal_the_librarys(self, fallback_path, text):
