@@ -19,7 +19,7 @@ from phirt.processors import audio, image
 
 PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
 AUDIO = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
-SIZES = [tuple(int(n) for n in size) for size in np.random.default_rng(4).integers(60, 4200, (1000, 2))]
+SIZES = [tuple(int(n) for n in size) for size in np.random.default_rng(4).integers(100, 4200, (1000, 2))]
 
 
 def restated_tokens(width: int, height: int, limit: int = 36) -> int:
@@ -98,22 +98,21 @@ def test_crops_and_global_view_equal_torchs(size):
     layout = image.plan(size, PHI4, "x")
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
     resized = interpolate(pixels, layout.resized[::-1], mode="bilinear", antialias=True, align_corners=False)
-    resized = resized.round().clamp(0, 255)
     missing = (0, 448 * across - layout.resized[0], 0, 448 * down - layout.resized[1])
     canvas = (pad(resized, missing, value=255.0) / 255 - 0.5) / 0.5
     whole = interpolate(canvas, (448, 448), mode="bicubic", align_corners=False)[0].numpy()
     crops = (
         canvas.numpy().reshape(3, down, 448, across, 448).transpose(1, 3, 0, 2, 4).reshape(-1, 3, 448, 448)
     )
-    step = 1 / 127.5  # Pillow rounds to 8 bits after each of its two passes
+    step = 1 / 127.5  # the original resizes with Pillow, which rounds to 8 bits after each of its two passes
     assert np.abs(inputs.pixel_values[1:] - crops).max() <= 1.01 * step
-    assert np.abs(inputs.pixel_values[0] - whole).max() <= 2.01 * step
-    assert np.abs(inputs.pixel_values[1:] - crops).mean() < 0.1 * step
+    assert np.abs(inputs.pixel_values[0] - whole).max() <= 1.5 * step
+    assert np.abs(inputs.pixel_values[1:] - crops).mean() < 0.3 * step
     # On the very canvas that was cut into crops, the global view is exact.
     own = inputs.pixel_values[1:].reshape(down, across, 3, 448, 448).transpose(2, 0, 3, 1, 4)
     own = torch.from_numpy(own.reshape(1, 3, down * 448, across * 448).copy())
     exact = interpolate(own, (448, 448), mode="bicubic", align_corners=False)[0].numpy()
-    np.testing.assert_allclose(inputs.pixel_values[0], exact, atol=2e-5)
+    np.testing.assert_allclose(inputs.pixel_values[0], exact, atol=2e-6)
 
 
 @pytest.mark.parametrize(

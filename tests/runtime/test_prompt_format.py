@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
@@ -177,6 +177,7 @@ def test_other_templates_newlines_vanish_with_the_rule(tokenizer):
     assert text_of(tokenizer, ids) == "<|user|>hello<|end|><|assistant|>"
 
 
+@settings(deadline=None)
 @given(
     contents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=4)
 )
@@ -257,6 +258,7 @@ def fallback_path(tmp_path_factory) -> Path:
 class TestByteFallback:
     """Vocabularies of the Llama 2 kind, which Phi-3-mini has: "▁" for a space, bytes as tokens."""
 
+    @settings(deadline=None)
     @given(text=st.text(st.sampled_from("hi é\n好👋"), max_size=12))
     def test_ids_and_text_equal_the_librarys(self, fallback_path, text):
         library, tokenizer = tokenizers.Tokenizer.from_file(str(fallback_path)), Tokenizer(fallback_path, 400)
