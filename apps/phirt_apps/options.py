@@ -6,9 +6,8 @@ Knows names, ranges and help texts. Does nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import typer
 
 Bundle = Annotated[
@@ -21,10 +20,9 @@ Images = Annotated[
     list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to look at. May be repeated.")
 ]
 ImageDetail = Annotated[
-    str,
+    Literal["low", "auto", "high"],
     typer.Option(
         "--image-detail",
-        click_type=click.Choice(["low", "auto", "high"]),
         help="How closely to look: low one crop of each image, auto up to 12, high the model's maximum (for "
         "Phi-4-multimodal up to 545, 3537 or 10065 tokens).",
     ),
