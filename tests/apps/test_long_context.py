@@ -50,8 +50,8 @@ def test_going_back_is_told_too(model: phirt.Model) -> None:
 def test_a_terminal_shows_a_bar_and_the_answer_goes_on(long_bundle: Path, terminal) -> None:
     plain = CliRunner().invoke(app, ["chat", "-m", str(long_bundle), "the quick", "--max-new-tokens", "90"])
     screen = terminal("chat", "-m", long_bundle, "the quick", "--max-new-tokens", "90", NO_COLOR="1")
-    screen.wait(NOTICE)
-    assert screen.finish() == 0
+    screen.wait(NOTICE, seconds=120.0)
+    assert screen.finish(seconds=60.0) == 0
     assert "reading" in screen.seen and "100 %" in screen.seen
     seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.seen)
     first, _, rest = seen.partition("the conversation has grown")
