@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from phirt.errors import ConfigError
 from phirt_export.reference import ROUTES, Model, Route
 from phirt_export.train.context import TrainingContext
 from phirt_export.train.data.pictures import (
     PLAIN,
-    Augmentation,
     PictureSet,
     crop_batch,
     load_photos,
     render_scenes,
 )
-from phirt_export.train.data.speech import NEW_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
-from phirt_export.train.data.tasks import Task, about_scene, hear, name_it
+from phirt_export.train.data.speech import NEW_SPEAKER, NO_SPEAKER, STILL, Clips, load_clips, warp_batch
+from phirt_export.train.data.tasks import Task, about_scene, describe, hear, name_it
 from phirt_export.train.data.tokens import encode_chat
 from phirt_export.train.objectives.language import IGNORED
+from phirt_export.train.options import Augmentation, MediaAnswerData, Warp
 from phirt_export.train.recipe import StageConfig
 
 CANVAS = 160
@@ -55,31 +56,33 @@ class MediaAnswers:
     unit = "samples"
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
-        options = stage.data
+        data = stage.data
+        assert isinstance(data, MediaAnswerData)
         self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
-        self.route: Route = options["route"]
+        self.route: Route = data.route
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
-        self.picture_shares = dict(options.get("pictures", {}))
-        self.clip_shares = dict(options.get("clips", {}))
-        self.two_pictures = float(options.get("two_pictures", 0.0))
-        change = Augmentation(**options.get("augment", {}))
+        self.picture_shares = dict(data.pictures)
+        self.clip_shares = dict(data.clips)
+        self.two_pictures = data.two_pictures
         # Mirrored or cut flags are other countries' flags.
-        self.changes = {n: PLAIN if n in (*RENDERED, "flags") else change for n in self.picture_shares}
-        self.warp = Warp(**options.get("warp", {}))
+        self.changes = {n: PLAIN if n in (*RENDERED, "flags") else data.augment for n in self.picture_shares}
+        self.warp = data.warp
         self.pictures: dict[str, tuple[PictureSet, PictureSet | None]] = {}
         for name in self.picture_shares:
-            self.pictures[name] = self._load_pictures(name, context, int(options.get("rendered", 0)))
+            self.pictures[name] = self._load_pictures(name, context, data.rendered)
         self.clips: dict[str, Clips] = {}
         for name in list(self.clip_shares):
-            clips = load_clips(name, "train", context, dict(options.get("synthetic", {})))
+            clips = load_clips(name, "train", context, data.synthetic)
             if clips is None:
                 del self.clip_shares[name]
             else:
                 self.clips[name] = clips
         self.held_out_digits = load_clips("fsdd", NEW_SPEAKER, context, {}) if "fsdd" in self.clips else None
-        if options.get("start_projector_from"):
+        if data.clips and not self.clips:
+            raise ConfigError(f"stage {stage.name}: {NO_SPEAKER}")
+        if data.start_projector_from:
             projectors = model.audio_embed.audio_projection
-            projectors["vision"].load_state_dict(projectors[options["start_projector_from"]].state_dict())
+            projectors["vision"].load_state_dict(projectors[data.start_projector_from].state_dict())
         self.head = nn.Module()
 
     def _load_pictures(
@@ -98,14 +101,14 @@ class MediaAnswers:
             return about_scene(pictures.scenes[index], rng)
         return name_it(source, pictures.labels[index], rng)
 
-    def _picture_sample(self, rng: np.random.Generator) -> Sample:
+    def _picture_sample(self, rng: np.random.Generator, two: bool) -> Sample:
         names = list(self.picture_shares)
         weights = np.array([self.picture_shares[n] for n in names])
         source = names[rng.choice(len(names), p=weights / weights.sum())]
         pictures = self.pictures[source][0]
         index = int(rng.integers(len(pictures)))
         task = self._ask(source, pictures, index, rng)
-        if rng.random() < self.two_pictures and source not in RENDERED:
+        if two and source not in RENDERED:
             other_source = names[rng.integers(len(names))]
             other = (other_source, int(rng.integers(len(self.pictures[other_source][0]))))
             if rng.random() < 0.5:
@@ -202,11 +205,11 @@ class MediaAnswers:
         """Mean loss over the answers' tokens of this step, and the number of samples."""
         rng = np.random.default_rng((self.seed, step))
         from_clips = bool(self.clip_shares) and not self.picture_shares
-        samples = (
-            self._clip_samples(rng)
-            if from_clips
-            else [self._picture_sample(rng) for _ in range(self.stage.batch)]
-        )
+        if from_clips:
+            samples = self._clip_samples(rng)
+        else:  # a batch is padded to its longest row: samples with two pictures share batches
+            two = bool(rng.random() < self.two_pictures)
+            samples = [self._picture_sample(rng, two) for _ in range(self.stage.batch)]
         with torch.autocast(self.device.type, torch.bfloat16):
             pictures, clips = self._features(samples, rng)
             ids, targets, features = self._assemble(samples, pictures, clips)
@@ -300,5 +303,5 @@ def _spoken_task(question: str, task: Task, source: str, pictures: PictureSet, i
         return Task("", ("one", "two", "three", "four", "five", "six")[len(things) - 1])
     return Task(
         "",
-        things[0].shape if question == "What shape is this?" else f"a {things[0].colour} {things[0].shape}",
+        things[0].shape if question == "What shape is this?" else describe(things),
     )
