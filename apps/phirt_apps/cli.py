@@ -92,6 +92,7 @@ def chat(
     bundle: options.Bundle = None,
     image: options.Images = None,
     audio: options.Audio = None,
+    conversation: options.Conversation = None,
     system: options.System = None,
     tools: options.Tools = None,
     max_new_tokens: options.MaxNewTokens = 512,
@@ -118,9 +119,11 @@ def chat(
       phirt chat --audio question.wav --image photo.jpg "Answer the question."
       phirt chat --json --stats --temperature 0.7 --seed 1 "Write a line about rain." > answer.json
       echo "Say hello." | phirt chat
+      phirt chat --conversation trip.phirt "And the second day?"
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from .ask import Request, as_object, ask, figures
+    from .kept import open_chat
     from .prompt import generation_config, piped_text, tool_list, valid_text
 
     out = Output()
@@ -146,23 +149,26 @@ def chat(
     system = None if system is None else valid_text(system)
     if text is None:
         model = _load(bundle, out, provider, threads)
-        _interactive(model, out, image, audio, config=config, system=system, tools=tool_specs, stats=stats)
+        talk = open_chat(model, conversation, system, tool_specs)
+        _interactive(model, talk, out, image, audio, config=config, kept_in=conversation, stats=stats)
         return
     request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()))
-    conversation = _load(bundle, out, provider, threads).chat(system=system, tools=tool_specs)
-    answer = ask(conversation, request, out, silent=json)
+    talk = open_chat(_load(bundle, out, provider, threads), conversation, system, tool_specs)
+    answer = ask(talk, request, out, silent=json)
     if json:
         out.json(as_object(answer.result))
     if stats:
         out.hint(figures(answer.result))
+    if conversation is not None:
+        talk.save(conversation)
     if answer.interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
-def _interactive(model: Any, out: Output, image: Any, audio: Any, **setup: Any) -> None:
+def _interactive(model: Any, talk: Any, out: Output, image: Any, audio: Any, **setup: Any) -> None:
     from .interactive import Session, Setup
 
-    session = Session(model, Setup(**setup), out)
+    session = Session(model, talk, Setup(**setup), out)
     for path in image or ():
         session.attach(image=path)
     for path in audio or ():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from phirt.errors import PhirtError
 
@@ -37,8 +37,7 @@ class Setup:
     """How the session begins and how it answers; constant while it runs."""
 
     config: phirt.GenerationConfig
-    system: str | None = None
-    tools: list[dict[str, Any]] | None = None
+    kept_in: Path | None = None  # saved there after each answer
     stats: bool = False
 
 
@@ -71,14 +70,14 @@ class Command:
 class Session:
     """One conversation at a terminal, from the first prompt to /quit."""
 
-    def __init__(self, model: phirt.Model, setup: Setup, out: Output) -> None:
+    def __init__(self, model: phirt.Model, chat: phirt.Chat, setup: Setup, out: Output) -> None:
         self._model = model
         self._setup = setup
         self._out = out
         self._attached = Attachments()
         self._last: phirt.Result | None = None
         self._open = True
-        self._chat = model.chat(system=setup.system, tools=setup.tools)
+        self._chat = chat
         self._commands = {
             "/image": Command(self._image, "F", "attach an image to the next message"),
             "/audio": Command(self._audio, "F", "attach a recording to the next message"),
@@ -101,6 +100,8 @@ class Session:
         self._out.hint(
             f"{one_line(self._model.manifest.name)}: type a message; /help lists the commands. {LEAVE_HINT}"
         )
+        if self._chat.messages:
+            self._out.hint(f"{len(self._chat.messages)} messages from {self._setup.kept_in}")
         while self._open:
             try:
                 line = lines.read(f"{self._attached}> ")
@@ -140,6 +141,8 @@ class Session:
             self._out.hint("the context is full: /reset starts again")
         if self._setup.stats:
             self._out.hint(figures(answer.result))
+        if self._setup.kept_in is not None:
+            self._chat.save(self._setup.kept_in)
 
     def _obey(self, line: str) -> None:
         name, _, argument = line.partition(" ")

@@ -41,6 +41,14 @@ Tools = Annotated[
     Path | None,
     typer.Option("--tools", metavar="FILE", help="JSON list of tools that the model may call."),
 ]
+Conversation = Annotated[
+    Path | None,
+    typer.Option(
+        "--conversation",
+        metavar="FILE",
+        help="Go on with the conversation in FILE, saved after each answer; new if there is no FILE.",
+    ),
+]
 MaxNewTokens = Annotated[
     int,
     typer.Option(

@@ -12,6 +12,7 @@ import pytest
 
 import phirt
 from phirt_apps.interactive import Session, Setup
+from phirt_apps.kept import open_chat
 from phirt_apps.show import Output
 
 
@@ -46,7 +47,8 @@ class Played:
     def __init__(self, model: phirt.Model, lines: Iterable[str | BaseException], **setup: object) -> None:
         stdout, stderr, script = io.StringIO(), io.StringIO(), Script(lines)
         settings = {"config": phirt.GenerationConfig(max_new_tokens=6), **setup}
-        Session(model, Setup(**settings), Output(stdout, stderr)).run(script)
+        chat = open_chat(model, settings.get("kept_in"), system=None, tools=None)
+        Session(model, chat, Setup(**settings), Output(stdout, stderr)).run(script)
         self.stdout, self.stderr, self.prompts = stdout.getvalue(), stderr.getvalue(), script.prompts
 
     @property
