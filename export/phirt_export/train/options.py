@@ -44,6 +44,7 @@ class Warp:
         noise: probability of added stationary noise.
         masks: time and frequency masks a clip.
         narrow: probability of losing everything above 4 kHz, as an 8 kHz recording has.
+        edges: most frames that are cut from, or added in silence to, each end of a clip.
     """
 
     speed: float = 0.0
@@ -52,6 +53,7 @@ class Warp:
     noise: float = 0.0
     masks: int = 0
     narrow: float = 0.0
+    edges: int = 0
 
 
 def _check_shares(name: str, shares: Shares, required: bool = True) -> None:
@@ -116,8 +118,11 @@ class MediaAnswerData:
 
     Attributes:
         route: LoRA route of the answers.
-        pictures, clips: share of each source; with both, the questions about pictures are spoken.
-        two_pictures: share of batches whose samples show two pictures.
+        pictures, clips: share of each source; with both, a clip stands beside a picture.
+        pictures_alone: with clips, the share of batches without any.
+        two_pictures: share of batches whose samples show two pictures in a turn.
+        follow_ups: share of batches in which a picture is followed by a turn with a `picture`, a `clip` or
+            `text` alone.
         rendered, synthetic: sizes of the rendered and of the synthesised sources.
         augment, warp: random changes of photos and of clips.
         start_projector_from: the audio projector that the `vision` one is copied from before training.
@@ -126,7 +131,9 @@ class MediaAnswerData:
     route: str
     pictures: Shares = dataclasses.field(default_factory=dict)
     clips: Shares = dataclasses.field(default_factory=dict)
+    pictures_alone: float = 0.0
     two_pictures: float = 0.0
+    follow_ups: Shares = dataclasses.field(default_factory=dict)
     rendered: int = 0
     synthetic: Mapping[str, int] = dataclasses.field(default_factory=dict)
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
@@ -140,6 +147,11 @@ class MediaAnswerData:
             raise ConfigError("neither pictures nor clips are given; accepted: shares of at least one")
         _check_shares("pictures", self.pictures, required=False)
         _check_shares("clips", self.clips, required=False)
+        _check_shares("follow_ups", self.follow_ups, required=False)
+        if set(self.follow_ups) - {"picture", "clip", "text"} or sum(self.follow_ups.values()) > 1:
+            raise ConfigError(
+                f"follow_ups is {dict(self.follow_ups)}; accepted: picture, clip and text, together at most 1"
+            )
 
 
 StageData = LanguageData | ImageClassData | TranscriptData | MediaAnswerData

@@ -78,6 +78,7 @@ def render_scenes(kind: str, count: int, seed: int, side: int) -> PictureSet:
 
 
 PLAIN = Augmentation()
+RENDERED = ("shapes", "words")
 
 
 def _boxes(sizes: Tensor, change: Augmentation, rng: np.random.Generator) -> Tensor:

@@ -33,8 +33,17 @@ from phirt_export.train.options import Warp
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT_SPEAKER = "fsdd5"  # in no training stage: what a digit score on a new speaker is measured with
 NEW_SPEAKER = "new speaker"
-VOICES = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan")
-VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5")
+VOICES = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+# Ways of speaking that espeak-ng brings; a release that lacks one speaks in the plain voice.
+VARIANTS = (
+    "", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5",
+    "+Alex", "+Alicia", "+Andrea", "+Andy", "+Annie", "+Antonio", "+Auntie", "+Belinda", "+Benjamin",
+    "+Boris", "+Caleb", "+David", "+Denis", "+Diogo", "+Ed", "+Edward", "+Gene", "+Henrique", "+Hugo",
+    "+Jacky", "+John", "+Lee", "+Linda", "+Marcelo", "+Marco", "+Mario", "+Max", "+Michael", "+Michel",
+    "+Mike", "+Pablo", "+Paul", "+Pedro", "+Rob", "+Robert", "+Steph", "+Zac", "+anika", "+grandma",
+    "+grandpa", "+klatt", "+klatt2", "+klatt3", "+klatt4", "+norbert", "+sandro", "+shelby", "+travis",
+    "+victor",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +202,8 @@ def warp_batch(
         the tower's mean frame, which normalises to zero as a convolution's own padding, a clip in a batch
         comes closest to the same clip alone.
     """
+    if warp.edges:
+        clips = [_edges(clip, warp.edges, rng) for clip in clips]
     n, longest = len(clips), max(len(clip) for clip in clips)
     x = torch.zeros(n, longest, clips[0].shape[1])
     for row, clip in zip(x, clips, strict=True):
@@ -221,6 +232,17 @@ def warp_batch(
         bins = torch.arange(x.shape[2])
         x = x.masked_fill(((bins >= low[:, None]) & (bins < high[:, None]))[:, None, :], 0.0)
     return torch.where((line < frames[:, None])[:, :, None], x, fill), frames
+
+
+def _edges(clip: NDArray[np.float16], most: int, rng: np.random.Generator) -> NDArray[np.float16]:
+    """A clip that begins and ends up to `most` frames earlier or later; at most a quarter of it is cut, and
+    the silence that is added has the level of its quietest frame.
+    """
+    begin, end = rng.integers(-most, most + 1, 2)
+    cut = len(clip) // 8
+    kept = clip[min(max(begin, 0), cut) : len(clip) - min(max(end, 0), cut)]
+    quiet = clip[clip.sum(axis=1, dtype=np.float32).argmin()][None]
+    return np.concatenate((quiet.repeat(max(-begin, 0), 0), kept, quiet.repeat(max(-end, 0), 0)))
 
 
 def _resample(x: Tensor, frames: Tensor, speed: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,13 @@ OTHER_WORDS = {
         "Name the product.",
     ),
     "flags": ("What flag is this?", "Whose flag is it?"),
-    "speech": ("Transcribe the audio.", "What is said?", "Write down what you hear.", "What do you hear?"),
+    "speech": (
+        "Transcribe the audio.",
+        "What is said?",
+        "And what is said here?",
+        "Write down what you hear.",
+        "What do you hear?",
+    ),
 }
 
 
@@ -109,6 +115,20 @@ def about_scene(scene: Scene, rng: np.random.Generator) -> Task:
     colour = pick.colour if there else str(rng.choice(["red", "green", "blue", "yellow", "purple", "orange"]))
     found = any((thing.shape, thing.colour) == (pick.shape, colour) for thing in things)
     return Task(f"Is there {_with_article(f'{colour} {pick.shape}')}?", "yes" if found else "no")
+
+
+def spoken_answers(source: str, label: str, scene: Scene | None) -> dict[str, str]:
+    """The spoken questions that make sense for a picture, with their answers; `scene` for rendered ones."""
+    if scene is None:
+        return {"What is this?": label, ASKED[source]: label}
+    if scene.word:
+        return {"What is this?": scene.word, "What does it say?": scene.word}
+    answers = {"How many shapes are there?": NUMBERS[len(scene.things)]}
+    if len(scene.things) <= DESCRIBED:
+        answers |= dict.fromkeys(("What is this?", "What is in the picture?"), describe(scene.things))
+    if len(scene.things) == 1:
+        answers["What shape is this?"] = scene.things[0].shape
+    return answers
 
 
 def hear(record: dict[str, Any], rng: np.random.Generator) -> Task:
