@@ -28,12 +28,18 @@ app = typer.Typer(
     cls=Border,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 
 def main() -> None:
     """The entry point of the installed script."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # refused later, in one line
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows a question mark instead of ending the program.
         if isinstance(stream, io.TextIOWrapper):
@@ -227,7 +233,9 @@ def tokens(
 
     out = Output()
     if text is None:
-        text = "" if image or audio else piped_text()
+        text = piped_text()
+    if text is None and (image or audio):
+        text = ""
     if text is None:
         raise UsageError("nothing to count; give TEXT, pipe text into stdin, or attach --image or --audio")
     media.tokens(

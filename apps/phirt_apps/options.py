@@ -32,7 +32,9 @@ Provider = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, metavar="N", help="CPU threads. Default: one per physical core."),
+    typer.Option(
+        "--threads", min=1, max=1024, metavar="N", help="CPU threads. Default: one per physical core."
+    ),
 ]
 System = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="Instructions for the whole conversation.")
