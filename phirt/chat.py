@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # also what Python says about the code that it becomes
             raise BundleError(f"the chat template is broken: {error}; export the bundle again") from error
         self._tokenizer = tokenizer
         self._placeholders = {"image": tokens.image, "audio": tokens.audio}
@@ -112,6 +113,8 @@ class ChatTemplate:
                 ids.extend(self._tokenizer.encode_content(part))
             else:
                 ids.extend(part)
+        if not ids:
+            raise BundleError("the chat template makes an empty prompt; export the bundle again")
         return Encoded(np.array(ids, dtype=np.int64), tuple(media))
 
     def _joined(self, parts: Sequence[_Part]) -> list[_Joined]:
@@ -250,13 +253,24 @@ def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
     calls: list[dict[str, Any]] = []
     for block in _CALL_BLOCK.findall(text):
         try:
-            document = json.loads(block)
+            document = json.loads(block, parse_constant=_refuse_constant, parse_float=_finite)
         except (ValueError, RecursionError):
             continue
         found = [_as_call(item) for item in (document if isinstance(document, list) else [document])]
         if all(call is not None for call in found):
             calls.extend(call for call in found if call is not None)
     return tuple(calls)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def _as_call(item: object) -> dict[str, Any] | None:

@@ -187,16 +187,19 @@ class Reply(Iterator[str]):
     def _timed_step(self, steps: Generator[int, None, str]) -> int:
         """One id. Only work is timed, not the time a consumer takes between pieces."""
         begin = time.perf_counter()
+        ended = True
         try:
-            return next(steps)
+            token = next(steps)
+            ended = False
+            return token
         finally:
             elapsed = time.perf_counter() - begin
-            if self._ids:
-                self.timings["decode"] += elapsed
-            else:
+            self.timings["total"] += elapsed
+            if not self._ids:
                 self.timings["prefill"] += elapsed
                 self.timings["first_token"] = self.timings["media"] + self.timings["prefill"]
-            self.timings["total"] = self.timings["media"] + self.timings["prefill"] + self.timings["decode"]
+            elif not ended:  # the step that finds the end gives no token, so it counts for the total alone
+                self.timings["decode"] += elapsed
 
     def _finish(self, reason: str) -> None:
         text = "".join(self._pieces)
@@ -299,7 +302,7 @@ class Chat:
         for item in (item for turn in messages for item in turn.media):
             counts[item.kind] += item.num_tokens
         reply = Reply(self, prompt, config, counts, on_progress)
-        reply.timings["media"] = time.perf_counter() - begin
+        reply.timings["media"] = reply.timings["total"] = time.perf_counter() - begin
         self._messages, self._pending = messages, reply
         return reply
 

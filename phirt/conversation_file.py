@@ -9,6 +9,7 @@ file survives any failure.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -40,6 +41,8 @@ _DOCUMENT = "conversation.json"
 _MAX_DOCUMENT_BYTES = 64 << 20
 _MAX_MEDIA = 4096
 _MAX_MESSAGES = 1 << 16
+# What reading a zip archive with a damaged directory can raise, and what the system refuses.
+_DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 _REMEDY = "name a file that phirt saved, unchanged"
 
 Rows = npt.NDArray[np.float32]
@@ -90,7 +93,7 @@ def save(chat: Chat, path: str | Path) -> None:
     Replaces a saved conversation, but no other file and no device.
     """
     path = Path(path)
-    if path.exists() and not _is_conversation(path):
+    if not _may_replace(path):
         raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
     media = list(dict.fromkeys(item for message in chat.messages for item in message.media))
     cached = _useful_cache(chat)
@@ -105,9 +108,10 @@ def save(chat: Chat, path: str | Path) -> None:
                     _write_array(archive, f"media/{index}/inputs.npy", item.inputs)
             for name, array in chat.engine.cache.export():
                 _write_array(archive, f"cache/{name}.npy", array[:, :, : len(cached.ids)])
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the name
+        reason = getattr(error, "strerror", None) or error
         raise ConversationError(
-            f"the conversation cannot be saved to {path}: {error.strerror or error}; "
+            f"the conversation cannot be saved to {path}: {reason}; "
             "what was there is unchanged: free some space or choose another place"
         ) from error
 
@@ -120,15 +124,22 @@ def load(model: Model, path: str | Path) -> Chat:
             raise ConversationError(f"{path} is no file; name a saved conversation")
         with zipfile.ZipFile(path) as archive:
             return _Reader(model, archive, path).read()
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, EOFError) as error:
         raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
 
 
-def _is_conversation(path: Path) -> bool:
-    if not (path.is_file() and zipfile.is_zipfile(path)):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return _DOCUMENT in archive.namelist()
+def _may_replace(path: Path) -> bool:
+    """Whether nothing is there, or a saved conversation."""
+    try:
+        if not path.exists():
+            return True
+        if not (path.is_file() and zipfile.is_zipfile(path)):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return _DOCUMENT in archive.namelist()
+    except _DAMAGED as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConversationError(f"{path} cannot be saved to: {reason}; choose another name") from error
 
 
 def _useful_cache(chat: Chat) -> Prompt:
@@ -290,19 +301,24 @@ class _Reader:
     def _array(self, name: str, shape: tuple[int, ...]) -> Rows:
         """A float32 array whose shape must be the expected one; nothing is allocated before that is known."""
         size = int(np.prod(shape)) * 4
+        expected = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            expected, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
         try:
             with self._archive.open(name) as stream:
-                if np.lib.format.read_magic(stream) != (1, 0):
-                    raise self._refusal(f"{name} is no array of version 1.0")
-                header: tuple[Any, ...] = np.lib.format.read_array_header_1_0(stream)
-                if header != (shape, False, np.dtype("<f4")):
-                    raise self._refusal(f"{name} is {header}, expected float32 {shape}")
+                # Only one header is right, so it is compared and not parsed.
+                if stream.read(len(expected.getvalue())) != expected.getvalue():
+                    raise self._refusal(f"{name} is no float32 array of {shape}")
                 data = stream.read(size)
                 if len(data) != size or stream.read(1):
                     raise self._refusal(f"{name} has not {size} bytes of values")
         except (KeyError, ValueError) as error:
             raise self._refusal(f"{name}: {error}") from error
-        return np.frombuffer(bytearray(data), dtype=np.float32).reshape(shape)
+        values = np.frombuffer(bytearray(data), dtype=np.float32).reshape(shape)
+        if not np.isfinite(values).all():
+            raise self._refusal(f"{name} holds values that are no numbers")
+        return values
 
     def _refusal(self, cause: str) -> ConversationError:
         return ConversationError(f"{self._path}: {cause}; {_REMEDY}")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from phirt.errors import ContextError
+from phirt.errors import BundleError, ContextError
 from phirt.kv_cache import KVCache
 from phirt.manifest import Manifest
 from phirt.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, feature_rows
@@ -51,6 +51,16 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+def _check_cache_inputs(session: Session, cache: KVCache) -> None:
+    """The graph takes exactly the buffers that the geometry asks for. Raises BundleError."""
+    taken = {spec.name for spec in session.spec.inputs if spec.name.startswith("past_key_values.")}
+    if taken != {f"past_key_values.{name}" for name in cache.names}:
+        raise BundleError(
+            f"the decoder graph takes {len(taken)} cache buffers, the geometry's layers make "
+            f"{len(cache.names)}; export the bundle again"
+        )
+
+
 class Engine:
     """One sequence on a decoder session: its cache and what that cache holds.
 
@@ -65,6 +75,7 @@ class Engine:
         self._chunk = prefill_chunk
         geometry = manifest.geometry
         self._cache = KVCache(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, geometry.context)
+        _check_cache_inputs(session, self._cache)
         self._ids = np.zeros(256, dtype=np.int64)
         self._spans: tuple[MediaSpan, ...] = ()
         self._route = "none"
@@ -272,8 +283,12 @@ class Engine:
         # The long regime is announced to the graph by a total above original_context, which buffers must
         # hold.
         needed = max(total, self._geometry.rope.original_context + 1) if self._long else total
-        if self._cache.reserve(needed):
-            self._decode_binding = None
+        moved = True
+        try:
+            moved = self._cache.reserve(needed)
+        finally:  # also where memory ran out: the cache is then empty, with other buffers
+            if moved:
+                self._decode_binding = None
 
     def _run_chunk(self, ids: Ids, features: Rows) -> None:
         """Runs one chunk of a prefill."""

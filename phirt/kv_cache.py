@@ -104,6 +104,15 @@ class KVCache:
         return sum(array.nbytes for array in self._arrays.values())
 
     def _allocate(self, capacity: int) -> None:
+        try:
+            self._grow(capacity)
+        except BaseException:  # out of memory, or Ctrl-C: an empty cache is whole, half a cache is not
+            self.length = 0
+            self._arrays, self._values = {}, {}
+            self._grow(min(_FIRST_CAPACITY, self.context))
+            raise
+
+    def _grow(self, capacity: int) -> None:
         old = self._arrays
         self._arrays, self._values = {}, {}
         for layer in range(self.num_layers):

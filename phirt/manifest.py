@@ -21,6 +21,7 @@ MANIFEST_NAME = "manifest.json"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
 _MAX_MANIFEST_BYTES = 4 << 20
+_MAX_NAME = 200  # of a file, in characters
 _REMEDY = "export the bundle again or fetch a fresh copy"
 
 _T = TypeVar("_T")
@@ -278,7 +279,8 @@ def _read_manifest(folder: Path) -> bytes:
 def _check_name(name: str) -> None:
     """A plain relative path: forward slashes, no empty, '.' or '..' part, no drive, no control character."""
     parts = name.split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(c in "\\:" or ord(c) < 32 for c in name):
+    odd = any(c in "\\:" or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in name)
+    if odd or any(part in ("", ".", "..") or len(part) > _MAX_NAME for part in parts):
         raise BundleError(
             f"{MANIFEST_NAME}: file name {name!r} leaves the bundle or is not plain; accepted: relative "
             "names inside "

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from phirt.errors import ConfigError
+from phirt.errors import BundleError, ConfigError
 
 Logits = npt.NDArray[np.float32]
 LogitsProcessor = Callable[[Logits, Sequence[int]], Logits]
@@ -51,7 +51,7 @@ class GenerationConfig:
         _require_number("temperature", self.temperature, 0.0, 1000.0)
         _require_number("top_p", self.top_p, 0.0, 1.0, low_included=False)
         _require_number("min_p", self.min_p, 0.0, 1.0)
-        _require_number("repetition_penalty", self.repetition_penalty, 0.0, 1000.0, low_included=False)
+        _require_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.seed is not None:
             _require_integer("seed", self.seed, 0)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -224,6 +224,10 @@ class Chooser:
         work = logits.copy()  # the engine's buffer stays as the graph wrote it
         for process in self._processors:
             work = process(work, self._ids)
+        if np.isnan(work).any():
+            raise BundleError(
+                "the model's scores are no numbers; run 'phirt verify', or start a new conversation"
+            )
         token = self._sampler(work)
         self._ids.append(token)
         return token

@@ -109,7 +109,7 @@ class Session:
         path = manifest.path(self.spec.file)
         try:
             self._session = ort.InferenceSession(
-                str(path), sess_options=_options(config), providers=list(config.providers)
+                str(path), sess_options=_options(config), providers=list(config.providers), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's types derive from Exception alone
             raise BundleError(

@@ -103,8 +103,9 @@ class StopOnInterrupt:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._reply is None:
             raise KeyboardInterrupt
-        self.pressed = True
-        self._reply.cancel()
+        if not self.pressed:  # a second Ctrl-C could come in the middle of the first one's cancel()
+            self.pressed = True
+            self._reply.cancel()
 
 
 def ask(chat: phirt.Chat, request: Request | ToolResults, out: Output, *, silent: bool = False) -> Answer:

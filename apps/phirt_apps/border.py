@@ -56,7 +56,7 @@ class Border(TyperGroup):
             value = super().main(args, standalone_mode=False, **options)
             status = value if isinstance(value, int) else 0
         except Exception as error:
-            status = report(error)
+            status = report(error, Output())
         sys.exit(status)
 
     def invoke(self, ctx: Any) -> Any:
@@ -75,11 +75,10 @@ class Border(TyperGroup):
             raise PhirtError(_system_message(error)) from error
 
 
-def report(error: Exception) -> int:
+def report(error: Exception, out: Output) -> int:
     """Prints the one line that a user needs about the exception; returns the exit status."""
     if os.environ.get("PHIRT_DEBUG") == "1":
         traceback.print_exception(error)
-    out = Output()
     if isinstance(error, UsageError):
         out.error(str(error))
         return WRONG_USAGE

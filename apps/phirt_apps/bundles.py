@@ -86,7 +86,12 @@ def _geometry(manifest: Manifest) -> Any:
 def _routes(manifest: Manifest) -> Any:
     table = plain_table("route", "#id", "adapter", "audio projector")
     for name, route in manifest.routes.items():
-        table.add_row(one_line(name), str(route.id), route.adapter or "–", route.audio_projector or "–")
+        table.add_row(
+            one_line(name),
+            str(route.id),
+            one_line(route.adapter or "–"),
+            one_line(route.audio_projector or "–"),
+        )
     return table
 
 
@@ -114,7 +119,11 @@ def _graph(name: str, graph: GraphSpec) -> Any:
     )
     for side, specs in (("in", graph.inputs), ("out", graph.outputs)):
         for spec in _folded(specs):
-            table.add_row(one_line(f"{side} {spec.name}"), spec.dtype, " × ".join(map(str, spec.shape)))
+            table.add_row(
+                one_line(f"{side} {spec.name}"),
+                one_line(spec.dtype),
+                one_line(" × ".join(map(str, spec.shape))),
+            )
     return table
 
 

@@ -30,12 +30,18 @@ app = typer.Typer(
     cls=Border,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 
 def main() -> None:
     """The entry point of the installed script."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # refused later, in one line
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows a question mark instead of ending the program.
         if isinstance(stream, io.TextIOWrapper):
@@ -95,6 +101,7 @@ def chat(
     image: options.Images = None,
     audio: options.Audio = None,
     image_detail: options.ImageDetail = "auto",
+    conversation: options.Conversation = None,
     system: options.System = None,
     tools: options.Tools = None,
     max_new_tokens: options.MaxNewTokens = 512,
@@ -121,10 +128,12 @@ def chat(
       phirt chat --audio question.wav --image photo.jpg "Answer the question."
       phirt chat --json --stats --temperature 0.7 --seed 1 "Write a line about rain." > answer.json
       echo "Say hello." | phirt chat
+      phirt chat --conversation trip.phirt "And the second day?"
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from .ask import Request, as_object, ask, figures
     from .interactive import Setup
+    from .kept import open_chat
     from .prompt import generation_config, piped_text, tool_list, valid_text
 
     out = Output()
@@ -150,24 +159,27 @@ def chat(
     system = None if system is None else valid_text(system)
     if text is None:
         model = _load(bundle, out, provider, threads)
-        setup = Setup(config, system, tool_specs, image_detail, stats)
-        _interactive(model, out, image, audio, setup)
+        talk = open_chat(model, conversation, system, tool_specs)
+        setup = Setup(config, conversation, image_detail, stats)
+        _interactive(model, talk, out, image, audio, setup)
         return
     request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()), image_detail)
-    conversation = _load(bundle, out, provider, threads).chat(system=system, tools=tool_specs)
-    answer = ask(conversation, request, out, silent=json)
+    talk = open_chat(_load(bundle, out, provider, threads), conversation, system, tool_specs)
+    answer = ask(talk, request, out, silent=json)
     if json:
         out.json(as_object(answer.result))
     if stats:
         out.hint(figures(answer.result))
+    if conversation is not None:
+        talk.save(conversation)
     if answer.interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
-def _interactive(model: Any, out: Output, image: Any, audio: Any, setup: Setup) -> None:
+def _interactive(model: Any, talk: Any, out: Output, image: Any, audio: Any, setup: Setup) -> None:
     from .interactive import Session
 
-    session = Session(model, setup, out)
+    session = Session(model, talk, setup, out)
     for path in image or ():
         session.attach(image=path)
     for path in audio or ():
@@ -227,7 +239,9 @@ def tokens(
 
     out = Output()
     if text is None:
-        text = "" if image or audio else piped_text()
+        text = piped_text()
+    if text is None and (image or audio):
+        text = ""
     if text is None:
         raise UsageError("nothing to count; give TEXT, pipe text into stdin, or attach --image or --audio")
     media.tokens(

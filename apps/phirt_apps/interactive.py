@@ -1,24 +1,23 @@
 """The interactive session of `phirt chat`: messages, slash commands, attachments for the next message.
 
-Knows a phirt.Model and its conversation, and the lines that a person types. Does not know options or exit
-statuses. An error costs one line on the screen and nothing else: the conversation and the attachments stay as
-they were.
+Knows a phirt.Model and its conversation, and the lines that a person types. Does not know options. An error
+costs one line on the screen and nothing else: the conversation and the attachments stay as they were.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from phirt.errors import PhirtError
+from typing import TYPE_CHECKING, Protocol
 
 from .ask import Request, ToolResults, ask, figures
+from .border import report
 from .lines import LineReader, typed_path
 from .prompt import valid_text
-from .show import Output, one_line
+from .show import Output, OutputError, one_line
 
 if TYPE_CHECKING:
     import phirt
@@ -40,8 +39,7 @@ class Setup:
     """How the session begins and how it answers; constant while it runs."""
 
     config: phirt.GenerationConfig
-    system: str | None = None
-    tools: list[dict[str, Any]] | None = None
+    kept_in: Path | None = None  # saved there after each answer
     image_detail: ImageDetail = "auto"
     stats: bool = False
 
@@ -75,14 +73,15 @@ class Command:
 class Session:
     """One conversation at a terminal, from the first prompt to /quit."""
 
-    def __init__(self, model: phirt.Model, setup: Setup, out: Output) -> None:
+    def __init__(self, model: phirt.Model, chat: phirt.Chat, setup: Setup, out: Output) -> None:
         self._model = model
         self._setup = setup
         self._out = out
         self._attached = Attachments()
         self._last: phirt.Result | None = None
         self._open = True
-        self._chat = model.chat(system=setup.system, tools=setup.tools)
+        self._chat = chat
+        self._kept_in = setup.kept_in
         self._commands = {
             "/image": Command(self._image, "F", "attach an image to the next message"),
             "/audio": Command(self._audio, "F", "attach a recording to the next message"),
@@ -102,34 +101,44 @@ class Session:
         return LineReader(self._out, list(self._commands), with_path)
 
     def run(self, lines: Lines) -> None:
-        """Reads and answers until /quit or the end of the lines."""
+        """Reads and answers until /quit or the end of the lines. Raises OutputError when stdout is gone."""
         self._out.hint(
             f"{one_line(self._model.manifest.name)}: type a message; /help lists the commands. {LEAVE_HINT}"
         )
+        if self._chat.messages:
+            self._out.hint(f"{len(self._chat.messages)} messages from {self._kept_in}")
         while self._open:
-            try:
-                line = lines.read(f"{self._attached}> ")
-            except EOFError:
-                self._out.notice("")
-                return
-            except KeyboardInterrupt:
-                self._out.notice("")
-                self._out.hint(LEAVE_HINT)
-                continue
+            # Ctrl-C may come again while the first one is being answered.
+            with contextlib.suppress(KeyboardInterrupt):
+                self._turn(lines)
+
+    def _turn(self, lines: Lines) -> None:
+        """Reads a line and does what it says."""
+        try:
+            line = lines.read(f"{self._attached}> ")
+        except EOFError:
+            self._out.notice("")
+            self._open = False
+        except KeyboardInterrupt:
+            self._out.notice("")
+            self._out.hint(LEAVE_HINT)
+        else:
             self._take(line)
 
     def _take(self, line: str) -> None:
-        """One line: a command or a message. Whatever goes wrong is said in one line."""
+        """One line: a command or a message. Whatever goes wrong is said in one line, and the talk goes on."""
         try:
             if line.startswith("/"):
                 self._obey(line.strip())
             elif line.strip() or self._attached.images or self._attached.audio:
                 self._send(line.strip())
-        except PhirtError as error:
-            self._out.error(str(error))
+        except (OutputError, BrokenPipeError):
+            raise  # answers would be lost in silence
         except KeyboardInterrupt:
             self._out.notice("")
             self._out.hint(f"stopped. {LEAVE_HINT}")
+        except Exception as error:
+            report(error, self._out)
 
     def _send(self, text: str) -> None:
         attached, setup = self._attached, self._setup
@@ -151,6 +160,8 @@ class Session:
             self._out.hint(f"calls {names}: /result gives what came back")
         if self._setup.stats:
             self._out.hint(figures(answer.result))
+        if self._kept_in is not None:
+            self._chat.save(self._kept_in)
 
     def _obey(self, line: str) -> None:
         name, _, argument = line.partition(" ")
@@ -202,7 +213,9 @@ class Session:
         self._chat.reset()
         self._attached.clear()
         self._last = None
-        self._out.hint("a new conversation")
+        kept, self._kept_in = self._kept_in, None
+        former = f"; the former one stays in {kept}, /save F keeps this one" if kept else ""
+        self._out.hint(f"a new conversation{former}")
 
     def _save(self, argument: str) -> None:
         path = typed_path(argument)
@@ -212,6 +225,8 @@ class Session:
     def _load(self, argument: str) -> None:
         path = typed_path(argument)
         self._chat = self._model.load_chat(path)
+        if self._kept_in is not None:
+            self._kept_in = path
         self._last = None
         self._out.hint(f"{len(self._chat.messages)} messages from {path}")
 

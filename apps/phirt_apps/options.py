@@ -40,7 +40,9 @@ Provider = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, metavar="N", help="CPU threads. Default: one per physical core."),
+    typer.Option(
+        "--threads", min=1, max=1024, metavar="N", help="CPU threads. Default: one per physical core."
+    ),
 ]
 System = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="Instructions for the whole conversation.")
@@ -48,6 +50,14 @@ System = Annotated[
 Tools = Annotated[
     Path | None,
     typer.Option("--tools", metavar="FILE", help="JSON list of tools that the model may call."),
+]
+Conversation = Annotated[
+    Path | None,
+    typer.Option(
+        "--conversation",
+        metavar="FILE",
+        help="Go on with the conversation in FILE, saved after each answer; new if there is no FILE.",
+    ),
 ]
 MaxNewTokens = Annotated[
     int,

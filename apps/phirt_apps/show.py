@@ -6,6 +6,7 @@ Knows streams, terminals, colours and control characters. Does not know models, 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -98,15 +99,23 @@ class Output:
         """Writes one JSON object on one line, in ASCII where the stream could garble other characters."""
         encoding = (self._stdout.encoding or "ascii").lower().replace("-", "")
         ascii_only = self._stdout_is_terminal or encoding != "utf8"
-        self._write(json.dumps(value, ensure_ascii=ascii_only) + "\n")
+        self._write(json.dumps(value, ensure_ascii=ascii_only, allow_nan=False) + "\n")
 
     def table(self, table: Table) -> None:
         """Writes a table as the answer; whole values, however narrow the terminal."""
         width = None if self._stdout_is_terminal else 160
-        console = Console(file=self._stdout, highlight=False, emoji=False, markup=False, width=width)
-        with _errors_of(self._stdout):
-            console.print(table)
-            self._stdout.flush()
+        # Rendered apart: rich would answer a reader that went away in its own way.
+        rendered = io.StringIO()
+        plain = Console(file=self._stdout, highlight=False, emoji=False, markup=False, width=width)
+        Console(
+            file=rendered,
+            highlight=False,
+            emoji=False,
+            markup=False,
+            width=plain.width,
+            force_terminal=plain.is_terminal,
+        ).print(table)
+        self._write(rendered.getvalue())
 
     def _write(self, text: str) -> None:
         with _errors_of(self._stdout):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from phirt_export.train.loop import Progress as Report
 
 # Packages of the extra; the absence of any other module is a fault and not a user's choice.
-_EXTRA = {"torch", "onnx", "onnx_ir", "onnxscript", "ml_dtypes", "safetensors", "scipy"}
+_EXTRA = {"torch", "onnx_ir", "safetensors"}
 _LOG_EVERY_SECONDS = 60.0
 
 

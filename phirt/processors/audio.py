@@ -31,6 +31,7 @@ _FFT_AT_16K = 512
 _MEL_TOP = 7690.0  # Hz
 _FRAMES_AT_ONCE = 512  # bounds the memory of half an hour's frames, and keeps them in the processor's cache
 _LAST_BIN = 245  # the original leaves out bin 246, though its triangle would still touch it
+_CONTAINERS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 _ACCEPTED = "WAV, FLAC, OGG or MP3"
 
 
@@ -70,6 +71,7 @@ def decode(data: bytes, name: str, limits: Limits) -> tuple[Samples, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, declared = int(file.samplerate), int(file.frames)
+            _check_container(file.format, name)
             exact = file.format != "MP3"  # an MP3's length is an estimate
             _check_format(rate, int(file.channels), name)
             longest = int(limits.audio_seconds * rate)
@@ -148,6 +150,12 @@ def mel_filters(num_mels: int) -> npt.NDArray[np.float64]:
     weights[_LAST_BIN + 1 :] = 0.0
     weights.flags.writeable = False  # cached and shared
     return weights
+
+
+def _check_container(found: str, name: str) -> None:
+    """libsndfile reads more containers, but does not notice when a file of those is cut."""
+    if found not in _CONTAINERS:
+        raise MediaError(f"{name} is {found}, accepted: {_ACCEPTED}; convert it to one of them")
 
 
 def _check_format(rate: int, channels: int, name: str) -> None:

@@ -152,15 +152,25 @@ def test_a_manifest_that_is_none(broken_bundle: Path, refused, content: bytes) -
         assert "manifest.json" in refused(*command)
 
 
-@pytest.mark.parametrize("name", ["decoder.onnx", "vision.onnx", "tokenizer.json", "chat_template.jinja"])
-def test_a_file_of_garbage_with_a_right_hash(broken_bundle: Path, examples: Path, refused, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("decoder.onnx", "the decoder graph"),
+        ("vision.onnx", "the vision graph"),
+        ("tokenizer.json", "tokenizer.json"),
+        ("chat_template.jinja", "the chat template"),
+    ],
+)
+def test_a_file_of_garbage_with_a_right_hash(
+    broken_bundle: Path, examples: Path, refused, name: str, told: str
+) -> None:
     import hashlib
 
     garbage = b"\x00{{ garbage %}" * 100
     (broken_bundle / name).write_bytes(garbage)
     entry = {"size": len(garbage), "sha256": hashlib.sha256(garbage).hexdigest()}
     _edit(broken_bundle, lambda m: m["files"].update({name: entry}))
-    refused("chat", "-m", broken_bundle, "--image", examples / "shapes.png", "hi")
+    assert told in refused("chat", "-m", broken_bundle, "--image", examples / "shapes.png", "hi")
 
 
 def test_no_bundle_there(tmp_path: Path, refused) -> None:

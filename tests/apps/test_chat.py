@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from phirt_apps.cli import app
@@ -206,7 +207,11 @@ def test_tokens_as_a_table(invoke, examples: Path) -> None:
 def test_help_names_every_option_and_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
-    assert f"phirt {command}" in result.stdout.split("Options:")[0].split("\n", 1)[1]
+    before, _, after = result.stdout.partition("Options:")
+    assert f"phirt {command}" in before.split("\n", 1)[1]
+    found = get_command(app).commands[command]
+    options = [name for param in found.params for name in param.opts if name.startswith("--")]
+    assert options and [name for name in options if name not in after] == []
 
 
 def test_version() -> None:

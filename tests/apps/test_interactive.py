@@ -12,6 +12,7 @@ import pytest
 
 import phirt
 from phirt_apps.interactive import Session, Setup
+from phirt_apps.kept import open_chat
 from phirt_apps.show import Output
 
 
@@ -46,7 +47,8 @@ class Played:
     def __init__(self, model: phirt.Model, lines: Iterable[str | BaseException], **setup: object) -> None:
         stdout, stderr, script = io.StringIO(), io.StringIO(), Script(lines)
         settings = {"config": phirt.GenerationConfig(max_new_tokens=6), **setup}
-        Session(model, Setup(**settings), Output(stdout, stderr)).run(script)
+        chat = open_chat(model, settings.get("kept_in"), system=None, tools=None)
+        Session(model, chat, Setup(**settings), Output(stdout, stderr)).run(script)
         self.stdout, self.stderr, self.prompts = stdout.getvalue(), stderr.getvalue(), script.prompts
 
     @property
@@ -298,3 +300,47 @@ def test_pasted_lines_are_one_message(bundle: Path, tmp_path: Path, terminal) ->
     screen.type("/quit\n")
     assert screen.finish() == 0
     assert phirt.load(bundle).load_chat(saved).messages[0].content == "first line\nsecond line"
+
+
+def test_a_kept_talk_is_never_overwritten_by_another(play, model: phirt.Model, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.phirt", tmp_path / "b.phirt"
+    play("a one", kept_in=first)
+    play("b one", kept_in=second)
+    earlier = first.read_bytes()
+    played = play("/reset", "a new one", kept_in=first)
+    assert first.read_bytes() == earlier and str(first) in played.stderr
+    play(f"/load {second}", "b two", kept_in=first)
+    assert first.read_bytes() == earlier
+    assert [m.content for m in model.load_chat(second).messages[::2]] == ["b one", "b two"]
+
+
+def test_what_cannot_be_saved_to_costs_one_line(play, tmp_path: Path) -> None:
+    damaged = tmp_path / "talk.phirt"
+    play("hi", f"/save {damaged}")
+    damaged.write_bytes(damaged.read_bytes()[-60:])
+    played = play("hi", f"/save {tmp_path / ('x' * 300)}", f"/save {damaged}", "still there")
+    assert len(played.errors) == 2
+    assert len(played.stdout.splitlines()) == 2
+
+
+def test_faults_cost_one_line(play, model: phirt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr(model, "prepare_media", broken)
+    played = play("hi", "hi again")
+    assert len(played.errors) == 2 and "ZeroDivisionError: no luck" in played.errors[0]
+
+
+def test_ctrl_c_may_come_while_ctrl_c_is_answered(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    notice, left = Output.notice, [1]
+
+    def interrupted(self: Output, text: str, style: str = "") -> None:
+        if text == "" and left:
+            left.clear()
+            raise KeyboardInterrupt
+        notice(self, text, style)
+
+    monkeypatch.setattr(Output, "notice", interrupted)
+    played = play(KeyboardInterrupt(), "hi")
+    assert played.errors == [] and played.stdout.strip() and not left

@@ -181,3 +181,24 @@ def test_another_missing_module_is_a_fault_and_not_an_extra() -> None:
         raise ModuleNotFoundError("No module named 'phirt_export.gone'", name="phirt_export.gone")
     with pytest.raises(MissingExtraError, match="onnx_ir"), needs_extra("export"):
         raise ModuleNotFoundError("No module named 'onnx_ir.x'", name="onnx_ir.x")
+
+
+@posix
+@pytest.mark.parametrize(("closed", "status"), [("0", 0), ("1", 0), ("2", 0)])
+def test_a_stream_that_was_closed_is_as_good_as_nothing(bundle: Path, closed: str, status: int) -> None:
+    command = [*COMMAND, "chat", "-m", str(bundle), "--max-new-tokens", "2", "--stats", "hi"]
+    shell = f'exec "$@" {closed}>&-' if closed != "0" else 'exec "$@" <&-'
+    done = subprocess.run(["sh", "-c", shell, "sh", *command], capture_output=True, timeout=60, check=False)
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr and b"fault" not in done.stderr
+    assert b"first token" not in done.stdout  # the figures belong to stderr, closed or not
+
+
+@posix
+def test_a_table_whose_reader_went_away(bundle: Path) -> None:
+    process = _start("inspect", bundle)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr is not None and process.stderr.read() == b""
+    process.stderr.close()

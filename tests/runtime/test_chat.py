@@ -164,3 +164,21 @@ def test_senseless_tools_are_refused(tools):
 def test_no_tools_are_none():
     assert tools_to_json(None) is None
     assert tools_to_json([]) is None
+
+
+@pytest.mark.parametrize(
+    "source", ["{% for a in [1] %}" * 40 + "{% endfor %}" * 40, "{{ " + "(" * 5000 + ")" * 5000 + " }}"]
+)
+def test_templates_that_python_cannot_compile_are_broken(model, source):
+    with pytest.raises(BundleError, match="chat template"):
+        ChatTemplate(source, model.tokenizer, model.manifest.tokens).encode([Message("user", "hi")])
+
+
+def test_a_template_that_says_nothing_is_refused(model):
+    with pytest.raises(BundleError, match="empty prompt"):
+        ChatTemplate("", model.tokenizer, model.manifest.tokens).encode([])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_calls_with_numbers_that_json_has_not_stay_text(number):
+    assert parse_tool_calls(f'<|tool_call|>{{"name":"x","arguments":{{"a":{number}}}}}<|/tool_call|>') == ()

@@ -203,7 +203,7 @@ def npy(array, **options) -> bytes:
         (lambda d: d["messages"][1].update(ids=[1]), "media placeholders"),
         (lambda d: d["messages"][1].update(ids=[2**70]), "'ids'"),
         (lambda d: d["media"][0].update(tokens=10**9), "'tokens'"),
-        (lambda d: d["media"][0].update(tokens=7), "frames do not make 7 tokens|expected float32"),
+        (lambda d: d["media"][0].update(tokens=7), "frames do not make 7 tokens|is no float32 array"),
         (lambda d: d["media"][0].update(kind="video"), "'kind'"),
         (lambda d: d["media"][0].update(projectors=["../../x"]), "projector '../../x'"),
         (lambda d: d["media"][1].update(projectors=[]), "no features"),
@@ -211,7 +211,7 @@ def npy(array, **options) -> bytes:
         (lambda d: d["cache"].update(spans=[]), "do not stand at their placeholders"),
         (lambda d: d["cache"]["spans"][0].update(start=0), "do not stand at their placeholders"),
         (lambda d: d["cache"]["spans"][0].update(media=7), "'media'"),
-        (lambda d: d["cache"]["ids"].append(20), "expected float32"),
+        (lambda d: d["cache"]["ids"].append(20), "is no float32 array"),
         (lambda d: d["cache"].update(ids=[20] * 2000), "'ids'"),
     ],
 )  # fmt: skip
@@ -304,3 +304,50 @@ def test_saving_replaces_a_conversation_and_nothing_else(model, tmp_path):
     chat.save(tmp_path / "talk")
     chat.save(tmp_path / "talk")
     assert model.load_chat(tmp_path / "talk").messages == ()
+
+
+@pytest.mark.parametrize(
+    "header", ["((((", "{'descr': '<f4', 'shape': (", "{1:2,'a':3}", "{[]:1}", " {\n\t'descr': 1}"]
+)
+def test_hostile_headers_are_refused(model, chat, tmp_path, header):
+    chat.save(tmp_path / "x")
+    packed = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 64
+    target = rewritten(tmp_path / "x", tmp_path / "y", arrays={"cache/0.key.npy": packed})
+    with pytest.raises(ConversationError, match=r"cache/0\.key\.npy"):
+        model.load_chat(target)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_caches_of_no_numbers_are_refused(model, chat, tmp_path, value):
+    chat.save(tmp_path / "x")
+    with zipfile.ZipFile(tmp_path / "x") as archive:
+        array = np.load(io.BytesIO(archive.read("cache/0.key.npy")))
+    array.flat[3] = value
+    target = rewritten(tmp_path / "x", tmp_path / "y", arrays={"cache/0.key.npy": npy(array)})
+    with pytest.raises(ConversationError, match="no numbers"):
+        model.load_chat(target)
+
+
+def test_a_damaged_directory_stops_neither_loading_nor_saving_unclearly(model, chat, tmp_path):
+    chat.save(tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    directory = data.index(b"PK\x01\x02")
+    refused = 0
+    for position in np.random.default_rng(0).integers(directory, len(data), 150):
+        altered = bytearray(data)
+        altered[position] ^= 0xFF
+        for act in (model.load_chat, chat.save):
+            (tmp_path / "y").write_bytes(altered)
+            try:
+                act(tmp_path / "y")
+            except ConversationError:
+                refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_impossible_names_are_refused(model, chat, tmp_path, name):
+    with pytest.raises(ConversationError):
+        chat.save(tmp_path / name)
+    with pytest.raises(ConversationError):
+        model.load_chat(tmp_path / name)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from phirt import sampling
-from phirt.errors import ConfigError
+from phirt.errors import BundleError, ConfigError
 from phirt.sampling import Chooser, GenerationConfig
 
 INF = float("inf")
@@ -157,3 +157,10 @@ def test_processors_apply_in_their_order():
     assert len(sampling.make_logits_processors(config, 10, (1,))) == 6
     assert len(sampling.make_logits_processors(GenerationConfig(), 10)) == 0
     assert len(sampling.make_logits_processors(GenerationConfig(top_k=5), 10)) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_are_no_numbers_are_told(temperature):
+    choose = Chooser(GenerationConfig(temperature=temperature), 4, [])
+    with pytest.raises(BundleError, match="no numbers"):
+        choose(np.array([0.0, np.nan, 1.0, 2.0], np.float32))

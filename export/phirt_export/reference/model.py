@@ -132,6 +132,9 @@ class Model(nn.Module):
         return F.linear(self.hidden_states(input_ids, media_features, route, mask), self.embedding_weight())
 
 
+_BY_FAN_IN = ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")
+
+
 def initialize(model: Model, seed: int) -> None:
     """Draw fresh weights, a function of the seed alone.
 
@@ -147,10 +150,7 @@ def initialize(model: Model, seed: int) -> None:
             if parameter.dim() < 2:
                 parameter.zero_()
                 continue
-            if any(
-                part in name
-                for part in ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")
-            ):
+            if any(part in name for part in _BY_FAN_IN):
                 fan_in = parameter[0].numel()
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
                 continue

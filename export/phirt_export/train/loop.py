@@ -45,7 +45,9 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a finished stage reports: its length, its time over all starts, and figures on held-out data."""
+    """What a finished stage reports: its length, its time over all starts, figures on held-out data, and the
+    digest of the recipe up to it.
+    """
 
     name: str
     steps: int
@@ -54,6 +56,7 @@ class StageResult:
     unit: str
     loss: float
     figures: dict[str, float]
+    digest: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,9 @@ class HiddenMuon(torch.optim.Muon):
         """Whether a parameter maps a hidden vector to another: no table, no head, no depthwise filter."""
         if name.startswith("head.") or "embed_tokens." in name or "position_embedding" in name:
             return False
-        return parameter.dim() >= 2 and "bias_values" not in name and parameter[0].numel() >= cls.MIN_INPUTS
+        if parameter.dim() < 2 or parameter.shape[0] == 1 or "bias_values" in name:
+            return False
+        return parameter[0].numel() >= cls.MIN_INPUTS
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
@@ -166,9 +171,9 @@ class StageRun:
     CHECKPOINT_SECONDS = 120.0
 
     def __init__(
-        self, model: nn.Module, objective: Objective, stage: StageConfig, folder: Path, seed: int
+        self, model: nn.Module, objective: Objective, stage: StageConfig, folder: Path, seed: int, digest: str
     ) -> None:
-        self.seed = seed
+        self.seed, self.digest = seed, digest
         self.model, self.objective, self.stage = model, objective, stage
         self.state_path = folder / "state.safetensors"
         self.parameters = _select(model, stage.trains)
@@ -189,6 +194,11 @@ class StageRun:
     def _restore(self) -> None:
         with safe_open(self.state_path, "pt") as file:
             position = json.loads(file.metadata()["position"])
+            if position["digest"] != self.digest:
+                raise ConfigError(
+                    f"{self.state_path} belongs to another recipe; train into another folder, or delete "
+                    f"{self.state_path.parent.name} and the later stages"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.step, self.units = position["step"], position["units"]
         self.seconds, self.loss = position["seconds"], position["loss"]
@@ -224,7 +234,13 @@ class StageRun:
             tensors |= {f"moment.{name}/{key}": value for key, value in moments.items()}
         tensors |= {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
         tensors |= {f"average.{name}": average for name, average in self.averages.items()}
-        position = {"step": self.step, "units": self.units, "seconds": self.seconds, "loss": self.loss}
+        position = {
+            "digest": self.digest,
+            "step": self.step,
+            "units": self.units,
+            "seconds": self.seconds,
+            "loss": self.loss,
+        }
         save_tensors(tensors, self.state_path, {"position": json.dumps(position)})
 
     def _one_step(self) -> None:
@@ -271,7 +287,14 @@ class StageRun:
         figures = self.objective.validate()
         stage = self.stage
         return StageResult(
-            stage.name, self.step, self.seconds, self.units, self.objective.unit, self.loss, figures
+            stage.name,
+            self.step,
+            self.seconds,
+            self.units,
+            self.objective.unit,
+            self.loss,
+            figures,
+            self.digest,
         )
 
     def _steps(self, report: Callable[[Progress], None]) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from phirt.errors import ConfigError
 from phirt_export.reference.config import (
@@ -21,6 +21,7 @@ from phirt_export.reference.config import (
     TokenConfig,
     VisionConfig,
 )
+from phirt_export.train.options import STAGE_DATA, StageData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class StageConfig:
         trains: beginnings of the names of the parameters that are trained, or, with a leading `*`, any part
             of them; all others stay frozen.
         steps, batch: length and items of a step.
-        data: options of the objective: sources, weights, lengths.
+        data: what the objective learns from (`phirt_export.train.options`).
         ema: decay of the averaged weights that the stage ends with; 0 keeps the last weights.
         quantize_aware: train the decoder's base weights on the int4 grid with this block size; 0 for off.
         compile: let torch compile the forward pass, where the objective can and a compiler is at hand.
@@ -63,7 +64,7 @@ class StageConfig:
     steps: int
     batch: int
     schedule: Schedule
-    data: Mapping[str, Any]
+    data: StageData
     ema: float = 0.0
     quantize_aware: int = 0
     compile: bool = False
@@ -125,8 +126,10 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(cls: type, raw: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a table, with unknown and missing fields named."""
+def _build(cls: type, raw: Any, where: str) -> Any:
+    """A dataclass from a table, nested ones too; unknown, missing and mistyped fields are named."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where} is {raw!r}; accepted: a table")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown = set(raw) - set(fields)
     missing = {
@@ -141,8 +144,34 @@ def _build(cls: type, raw: Mapping[str, Any], where: str) -> Any:
             f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}; "
             f"known: {sorted(fields)}"
         )
-    tuples = {name for name, field in fields.items() if "tuple" in str(field.type)}
-    return cls(**{key: tuple(value) if key in tuples else value for key, value in raw.items()})
+    hints = get_type_hints(cls)
+    values = {name: _value(value, hints[name], f"{where}: {name}") for name, value in raw.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value as the type of its field."""
+    if dataclasses.is_dataclass(value):
+        return value
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    origin = get_origin(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = get_args(hint)
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) == len(value):
+            return tuple(_value(v, k, where) for v, k in zip(value, kinds, strict=True))
+    if origin is Mapping and isinstance(value, Mapping):
+        kind = get_args(hint)[1]
+        return {name: _value(item, kind, f"{where}.{name}") for name, item in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} is {value!r}; accepted: {getattr(hint, '__name__', None) or hint}")
 
 
 def _model(raw: Mapping[str, Any]) -> ModelConfig:
@@ -169,19 +198,30 @@ def _model(raw: Mapping[str, Any]) -> ModelConfig:
 
 def _stage(raw: Mapping[str, Any], step_scale: float) -> StageConfig:
     where = f"stage {raw.get('name', '?')}"
+    kind = raw.get("objective")
+    if kind is not None and kind not in STAGE_DATA:
+        raise ConfigError(f"{where}: objective is {kind!r}; accepted: {', '.join(STAGE_DATA)}")
     fields = dict(raw)
-    fields["schedule"] = _build(Schedule, fields.get("schedule", {}), f"{where}: schedule")
+    if kind is not None and "data" in fields:
+        fields["data"] = _build(STAGE_DATA[kind], fields["data"], f"{where}: data")
     stage: StageConfig = _build(StageConfig, fields, where)
-    if not isinstance(stage.steps, int) or stage.steps < 1:
-        raise ConfigError(f"{where}: steps is {stage.steps!r}, accepted: a whole number from 1")
+    if stage.steps < 1 or stage.batch < 1:
+        raise ConfigError(f"{where}: steps is {stage.steps} and batch {stage.batch}; accepted: from 1")
     return dataclasses.replace(stage, steps=max(1, round(stage.steps * step_scale)))
+
+
+def _scaled(stage: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage with a scale's values in place; of `data`, only what the stage itself names."""
+    known = stage.get("data", {})
+    data = {name: value for name, value in changes.get("data", {}).items() if name in known}
+    return _merge(stage, {**changes, "data": data})
 
 
 def load_recipe(path: Path, scale: str | None = None) -> Recipe:
     """Read a recipe; `scale` names one of its `[scale.NAME]` tables, whose values replace the recipe's own.
 
     A scale table may hold `model` (nested sizes), `tokenizer`, `step_scale` and `stage` (values for every
-    stage).
+    stage; of `data`, those that the stage has).
 
     Raises:
         ConfigError: the file is missing, is no TOML, or holds unknown, missing or contradicting values.
@@ -203,7 +243,7 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
     if unknown:
         raise ConfigError(f"{path}: unknown fields {sorted(unknown)}; known: {sorted(TOP_LEVEL)}")
     try:
-        stages = tuple(_stage(_merge(stage, stage_changes), step_scale) for stage in raw["stage"])
+        stages = tuple(_stage(_scaled(stage, stage_changes), step_scale) for stage in raw["stage"])
         recipe = Recipe(
             name=raw["name"] if scale is None else f"{raw['name']}-{scale}",
             seed=raw["seed"],

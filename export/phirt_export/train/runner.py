@@ -10,6 +10,7 @@ export` takes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -64,7 +65,7 @@ def _trained_before(stage: StageConfig, run_dir: Path) -> dict[str, Tensor]:
 
 
 def _run_stage(
-    recipe: Recipe, index: int, run_dir: Path, context: TrainingContext, report: Report
+    recipe: Recipe, index: int, run_dir: Path, context: TrainingContext, digest: str, report: Report
 ) -> StageResult:
     stage, folder = recipe.stages[index], run_dir / recipe.stages[index].name
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def _run_stage(
     objective.head.to(context.device)
     if stage.quantize_aware:
         set_weight_grid(model, stage.quantize_aware)
-    run = StageRun(model, objective, stage, folder, context.seed)
+    run = StageRun(model, objective, stage, folder, context.seed, digest)
     result = run.run(report)
     if stage.quantize_aware:
         snap_weights(model)
@@ -87,6 +88,36 @@ def _run_stage(
     save_tensors(before | {name: state[name] for name in trained}, folder / "model.safetensors")
     _write_text(folder / "result.json", json.dumps(dataclasses.asdict(result), indent=1))
     run.state_path.unlink(missing_ok=True)
+    return result
+
+
+def stage_digests(recipe: Recipe) -> list[str]:
+    """One SHA-256 a stage, over all that its weights are a function of: sizes, seed, its own table and those
+    of the stages it starts from.
+    """
+    digests: dict[str, str] = {}
+    for index, stage in enumerate(recipe.stages):
+        before = [digests[name] for name in stage.starts_from]
+        facts = repr((recipe.seed + index, recipe.model, recipe.tokenizer, stage, before))
+        digests[stage.name] = hashlib.sha256(facts.encode()).hexdigest()
+    return list(digests.values())
+
+
+def _finished(folder: Path, digest: str) -> StageResult | None:
+    """The result of a stage that is done; None while it is not.
+
+    Raises:
+        ConfigError: it was done with another recipe.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = StageResult(**json.loads(path.read_text(encoding="utf-8")))
+    if result.digest != digest:
+        raise ConfigError(
+            f"{folder} was trained with another recipe; train into another folder, or delete {folder.name} "
+            "and the stages that start from it"
+        )
     return result
 
 
@@ -154,14 +185,15 @@ def run_recipe(
     if not tokenizer.is_file():
         _write_text(tokenizer, train_tokenizer(recipe.tokenizer, data))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    digests = stage_digests(recipe)
     results: list[StageResult] = []
     for index, stage in enumerate(recipe.stages):
-        done = run_dir / stage.name / "result.json"
-        if done.is_file():
-            results.append(StageResult(**json.loads(done.read_text(encoding="utf-8"))))
+        done = _finished(run_dir / stage.name, digests[index])
+        if done is not None:
+            results.append(done)
         else:
             context = TrainingContext(recipe.seed + index, data, run_dir / "cache", tokenizer, device)
-            results.append(_run_stage(recipe, index, run_dir, context, report))
+            results.append(_run_stage(recipe, index, run_dir, context, digests[index], report))
             _write_text(run_dir / "results.md", result_table(results))
         if stage.name == until:
             return results

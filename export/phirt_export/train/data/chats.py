@@ -139,6 +139,9 @@ def dialogues(data: Path, seed: int) -> Iterator[Chat]:
             yield chat
 
 
+COURTESIES = (("Thank you", "You are welcome."), ("Thanks", "You are welcome."), ("Bye", "Goodbye!"))
+
+
 def about(data: Path, seed: int) -> Iterator[Chat]:
     """What the model is, greetings, repeating, small sums."""
     rng = np.random.default_rng(seed)
@@ -158,9 +161,7 @@ def about(data: Path, seed: int) -> Iterator[Chat]:
         ("Hi there", f"Hello! {hello}"),
         ("Good morning", f"Good morning! {hello}"),
         ("How are you?", f"I am well, thank you. {hello}"),
-        ("Thank you", "You are welcome."),
-        ("Thanks", "You are welcome."),
-        ("Bye", "Goodbye!"),
+        *COURTESIES,
         ("Help", limits),
         ("Are you a person?", f"No. {me}"),
         ("Do you send my data anywhere?", "No. I run on your own machine and send nothing anywhere."),

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from phirt_export.train.data.records import read_media
 from phirt_export.train.data.shapes import Scene, draw_scene, draw_word
+from phirt_export.train.options import Augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +60,12 @@ def _onto_canvas(images: Sequence[Image.Image], side: int) -> tuple[Tensor, Tens
 
 def load_photos(folder: Path, source: str, split: str, side: int) -> PictureSet:
     """The photos of `images/<source>.<split>` under the data folder, longest side scaled to `side` pixels."""
-    rows = [
-        json.loads(line) for line in (folder / "images" / f"{source}.{split}.jsonl").open(encoding="utf-8")
-    ]
-    images = []
-    with tarfile.open(folder / "images" / f"{source}.{split}.tar") as tar:
-        for row in rows:
-            member = tar.extractfile(row["file"])
-            assert member is not None
-            images.append(Image.open(io.BytesIO(member.read())).convert("RGB"))
+    labels, images = [], []
+    for record, picture in read_media(folder / "images", f"{source}.{split}"):
+        labels.append(record["label"])
+        images.append(Image.open(io.BytesIO(picture)).convert("RGB"))
     canvas, sizes = _onto_canvas(images, side)
-    return PictureSet(source, canvas, sizes, tuple(row["label"] for row in rows))
+    return PictureSet(source, canvas, sizes, tuple(labels))
 
 
 def render_scenes(kind: str, count: int, seed: int, side: int) -> PictureSet:
@@ -82,18 +77,8 @@ def render_scenes(kind: str, count: int, seed: int, side: int) -> PictureSet:
     return PictureSet(kind, canvas, sizes, ("",) * count, facts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Ranges of the random changes of a photo; the defaults change nothing."""
-
-    min_area: float = 1.0
-    flip: bool = False
-    degrees: float = 0.0
-    shade: float = 0.0
-    erase: float = 0.0
-
-
 PLAIN = Augmentation()
+RENDERED = ("shapes", "words")
 
 
 def _boxes(sizes: Tensor, change: Augmentation, rng: np.random.Generator) -> Tensor:

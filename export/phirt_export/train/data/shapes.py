@@ -6,6 +6,7 @@ Knows how to draw a scene from a random generator and what is true of it. Knows 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -140,8 +141,9 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
 
 def _background(rng: np.random.Generator, width: int, height: int, avoid: set[str]) -> Image.Image:
     """A plain or shaded ground that differs from every colour in use."""
+    pale = "white" not in avoid and rng.random() < 0.3
     while True:
-        ground = rng.integers(60, 256, 3)
+        ground = rng.integers(225 if pale else 60, 256, 3)
         if all(np.abs(ground - np.array(COLOURS[name])).sum() > 130 for name in avoid):
             break
     slope = rng.uniform(-25, 25, (2, 3)) if rng.random() < 0.5 else np.zeros((2, 3))
@@ -150,13 +152,42 @@ def _background(rng: np.random.Generator, width: int, height: int, avoid: set[st
     return Image.fromarray(np.clip(shaded, 0, 255).astype(np.uint8))
 
 
+def _tone(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
+    """A shade near the named colour."""
+    red, green, blue = np.clip(np.array(COLOURS[colour]) + rng.integers(-18, 19, 3), 0, 255).tolist()
+    return red, green, blue
+
+
+def _discs(rng: np.random.Generator, count: int, width: int, height: int) -> list[tuple[float, float, float]]:
+    """Centres and radii of `count` shapes in different ninths, in pixels; few shapes may be large, and none
+    touch.
+    """
+    side = min(width, height)
+    # More than three stay so small that neighbours cannot touch; three are drawn again until they do not.
+    largest, shift = (0.23, 0.12) if count <= 3 else (0.135, 0.09)
+    while True:
+        cells = rng.choice(9, count, replace=False)
+        radii = side * rng.uniform(0.10, largest, count)
+        discs = []
+        for cell, radius in zip(cells, radii, strict=True):
+            row, column = divmod(int(cell), 3)
+            # A third is 0.33 of a side: large shapes keep clear of the picture's edge.
+            x = np.clip((column + 0.5 + rng.uniform(-shift, shift)) * width / 3, radius, width - radius)
+            y = np.clip((row + 0.5 + rng.uniform(-shift, shift)) * height / 3, radius, height - radius)
+            discs.append((float(x), float(y), float(radius)))
+        pairs = itertools.combinations(discs, 2)
+        if all(math.hypot(a[0] - b[0], a[1] - b[1]) > a[2] + b[2] for a, b in pairs):
+            return discs
+
+
 def draw_scene(rng: np.random.Generator, size: int, max_things: int = 6) -> Scene:
-    """One to `max_things` shapes in different ninths of a picture whose longer side is `size` pixels."""
+    """One to `max_things` shapes in different ninths of a picture whose longer side is `size` pixels; things
+    are in reading order.
+    """
     width, height = size, size
     if rng.random() < 0.3:
         height = int(size * rng.uniform(0.7, 1.0))
     count = 1 if rng.random() < 0.35 else int(rng.integers(1, max_things + 1))
-    cells = rng.choice(9, count, replace=False)
     names = [str(name) for name in rng.choice(list(COLOURS), count)]
     kinds = [str(name) for name in rng.choice(SHAPES, count)]
     if count > 1 and rng.random() < 0.5:
@@ -164,17 +195,14 @@ def draw_scene(rng: np.random.Generator, size: int, max_things: int = 6) -> Scen
     image = _background(rng, width, height, set(names))
     draw = ImageDraw.Draw(image)
     things = []
-    for cell, kind, colour in zip(cells, kinds, names, strict=True):
-        row, column = divmod(int(cell), 3)
-        radius = min(width, height) * rng.uniform(0.10, 0.155)
-        x = (column + 0.5 + rng.uniform(-0.12, 0.12)) * width / 3
-        y = (row + 0.5 + rng.uniform(-0.12, 0.12)) * height / 3
+    for (x, y, radius), kind, colour in zip(_discs(rng, count, width, height), kinds, names, strict=True):
+        tone = _tone(rng, colour)
         if kind == "circle":
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLOURS[colour])
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tone)
         else:
-            draw.polygon(_outline(kind, x, y, radius), fill=COLOURS[colour])
-        things.append(Thing(kind, colour, row, column))
-    return Scene(image, tuple(things), None)
+            draw.polygon(_outline(kind, x, y, radius), fill=tone)
+        things.append(Thing(kind, colour, int(y * 3 / height), int(x * 3 / width)))
+    return Scene(image, tuple(sorted(things, key=lambda thing: (thing.row, thing.column))), None)
 
 
 def draw_word(rng: np.random.Generator, size: int) -> Scene:

@@ -12,8 +12,7 @@ import io
 import json
 import shutil
 import subprocess
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,23 @@ from torch import Tensor
 from phirt.manifest import AudioSpec, Limits
 from phirt.processors.audio import process_audio
 from phirt_export.train.context import TrainingContext
-from phirt_export.train.data.records import read_records
+from phirt_export.train.data.records import read_media, read_records
+from phirt_export.train.options import Warp
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT_SPEAKER = "fsdd5"  # in no training stage: what a digit score on a new speaker is measured with
 NEW_SPEAKER = "new speaker"
-VOICES = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan")
-VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5")
+VOICES = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+# Ways of speaking that espeak-ng brings; a release that lacks one speaks in the plain voice.
+VARIANTS = (
+    "", "+m1", "+m2", "+m3", "+m4", "+m5", "+m6", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4", "+f5",
+    "+Alex", "+Alicia", "+Andrea", "+Andy", "+Annie", "+Antonio", "+Auntie", "+Belinda", "+Benjamin",
+    "+Boris", "+Caleb", "+David", "+Denis", "+Diogo", "+Ed", "+Edward", "+Gene", "+Henrique", "+Hugo",
+    "+Jacky", "+John", "+Lee", "+Linda", "+Marcelo", "+Marco", "+Mario", "+Max", "+Michael", "+Michel",
+    "+Mike", "+Pablo", "+Paul", "+Pedro", "+Rob", "+Robert", "+Steph", "+Zac", "+anika", "+grandma",
+    "+grandpa", "+klatt", "+klatt2", "+klatt3", "+klatt4", "+norbert", "+sandro", "+shelby", "+travis",
+    "+victor",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +81,7 @@ LIMITS = Limits(image_pixels=1, audio_seconds=60.0, media_bytes=1 << 26)
 
 
 def _recordings(folder: Path, source: str, split: str) -> Iterator[tuple[dict[str, Any], bytes]]:
-    rows = [
-        json.loads(line) for line in (folder / "speech" / f"{source}.{split}.jsonl").open(encoding="utf-8")
-    ]
-    with tarfile.open(folder / "speech" / f"{source}.{split}.tar") as tar:
-        for row in rows:
-            member = tar.extractfile(row["file"])
-            assert member is not None
-            yield row, member.read()
+    yield from read_media(folder / "speech", f"{source}.{split}")
 
 
 def speak(text: str, voice: str, words_a_minute: int, pitch: int) -> bytes:
@@ -134,7 +136,7 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def _spoken_texts(name: str, options: dict[str, int], data: Path, seed: int) -> list[str]:
+def _spoken_texts(name: str, options: Mapping[str, int], data: Path, seed: int) -> list[str]:
     if name == "spoken_digits":
         return [DIGITS[i % 10] for i in range(options[name])]
     if name == "spoken_questions":
@@ -142,7 +144,7 @@ def _spoken_texts(name: str, options: dict[str, int], data: Path, seed: int) -> 
     return _sentences(data, options[name], seed)
 
 
-def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[str, int]) -> Clips | None:
+def load_clips(name: str, split: str, context: TrainingContext, synthetic: Mapping[str, int]) -> Clips | None:
     """The clips of a source, from the cache when they are there.
 
     Args:
@@ -185,27 +187,7 @@ def load_clips(name: str, split: str, context: TrainingContext, synthetic: dict[
     return clips.select(~left_out) if left_out.any() else clips
 
 
-@dataclasses.dataclass(frozen=True)
-class Warp:
-    """Ranges of the random changes of a clip; the defaults change nothing.
-
-    Attributes:
-        speed: relative change of tempo.
-        mel: relative stretch of the mel axis (another vocal tract).
-        gain: standard deviation of a level change, in nepers of power.
-        noise: probability of added stationary noise.
-        masks: time and frequency masks a clip.
-        narrow: probability of losing everything above 4 kHz, as an 8 kHz recording has.
-    """
-
-    speed: float = 0.0
-    mel: float = 0.0
-    gain: float = 0.0
-    noise: float = 0.0
-    masks: int = 0
-    narrow: float = 0.0
-
-
+NO_SPEAKER = "its clips cannot be made, because espeak-ng is not installed; install it or name recordings"
 STILL = Warp()
 FOUR_KHZ_BIN = 62  # first of the 80 mel filters that an 8 kHz recording leaves empty
 
@@ -220,6 +202,8 @@ def warp_batch(
         the tower's mean frame, which normalises to zero as a convolution's own padding, a clip in a batch
         comes closest to the same clip alone.
     """
+    if warp.edges:
+        clips = [_edges(clip, warp.edges, rng) for clip in clips]
     n, longest = len(clips), max(len(clip) for clip in clips)
     x = torch.zeros(n, longest, clips[0].shape[1])
     for row, clip in zip(x, clips, strict=True):
@@ -248,6 +232,17 @@ def warp_batch(
         bins = torch.arange(x.shape[2])
         x = x.masked_fill(((bins >= low[:, None]) & (bins < high[:, None]))[:, None, :], 0.0)
     return torch.where((line < frames[:, None])[:, :, None], x, fill), frames
+
+
+def _edges(clip: NDArray[np.float16], most: int, rng: np.random.Generator) -> NDArray[np.float16]:
+    """A clip that begins and ends up to `most` frames earlier or later; at most a quarter of it is cut, and
+    the silence that is added has the level of its quietest frame.
+    """
+    begin, end = rng.integers(-most, most + 1, 2)
+    cut = len(clip) // 8
+    kept = clip[min(max(begin, 0), cut) : len(clip) - min(max(end, 0), cut)]
+    quiet = clip[clip.sum(axis=1, dtype=np.float32).argmin()][None]
+    return np.concatenate((quiet.repeat(max(-begin, 0), 0), kept, quiet.repeat(max(-end, 0), 0)))
 
 
 def _resample(x: Tensor, frames: Tensor, speed: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,6 @@ start that published vision towers have (spec section F).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,6 +22,7 @@ from phirt_export.train.data.pictures import (
     render_scenes,
 )
 from phirt_export.train.data.shapes import COLOURS, SHAPES, WORDS
+from phirt_export.train.options import ImageClassData
 from phirt_export.train.recipe import StageConfig
 
 CANVAS = 160
@@ -59,20 +57,20 @@ class ImageClasses:
     unit = "pictures"
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
-        options: Mapping[str, Any] = stage.data
+        data = stage.data
+        assert isinstance(data, ImageClassData)
         self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
-        self.weights: dict[str, float] = dict(options["sources"])
-        self.resolutions = [(float(begin), int(side)) for begin, side in options["resolutions"]]
-        photo_change = Augmentation(**options["augment"])
-        scene_change = Augmentation(min_area=1.0, shade=photo_change.shade / 2)
+        self.weights = dict(data.sources)
+        self.resolutions = data.resolutions
+        scene_change = Augmentation(min_area=1.0, shade=data.augment.shade / 2)
         self.changes = {
-            name: scene_change if name in ("shapes", "words") else photo_change for name in self.weights
+            name: scene_change if name in ("shapes", "words") else data.augment for name in self.weights
         }
-        self.mix = float(options["mix"])
+        self.mix = data.mix
         self.train, self.held_out, self.targets, sizes = {}, {}, {}, {}
         for name in self.weights:
             if name in ("shapes", "words"):
-                self.train[name] = render_scenes(name, int(options["rendered"]), self.seed, CANVAS)
+                self.train[name] = render_scenes(name, data.rendered, self.seed, CANVAS)
                 self.held_out[name] = render_scenes(name, 300, self.seed + 1, CANVAS)
                 self.targets[name] = (
                     _rendered_targets(self.train[name]),

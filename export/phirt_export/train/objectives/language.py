@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from phirt_export.reference import Model
 from phirt_export.train.context import TrainingContext
 from phirt_export.train.data.tokens import Sequences, load_sequences
+from phirt_export.train.options import LanguageData
 from phirt_export.train.recipe import StageConfig
 
 IGNORED = -100
@@ -29,13 +30,14 @@ class Language:
     unit = "tokens"
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
-        options = stage.data
+        data = stage.data
+        assert isinstance(data, LanguageData)
         self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
-        self.length = int(options["row_tokens"])
-        self.documents = {name: load_sequences(name, context) for name in options.get("documents", {})}
-        self.chats = {name: load_sequences(name, context) for name in options.get("chats", {})}
-        self.document_share = float(options.get("document_share", 1.0))
-        self.shares = {kind: _normalised(options.get(kind, {})) for kind in ("documents", "chats")}
+        self.length = data.row_tokens
+        self.documents = {name: load_sequences(name, context) for name in data.documents}
+        self.chats = {name: load_sequences(name, context) for name in data.chats}
+        self.document_share = data.document_share
+        self.shares = {"documents": _normalised(data.documents), "chats": _normalised(data.chats)}
         self.held_out = load_sequences("wikipedia.val", context)
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
         self.head = nn.Module()

@@ -1,52 +1,40 @@
 """Answers about pictures and recordings through the language model: alignment, LoRA and joint stages.
 
-Knows features, placeholders and prompts. Knows nothing of optimisers or files' layouts. What is trained is
-the recipe's
-matter: the projector alone, the LoRA branch with tower and projector, or the second audio projector.
+Knows features, placeholders and rows of tokens. Knows nothing of optimisers or files' layouts. What is
+trained is the recipe's matter: the projector alone, the LoRA branch with tower and projector, or the second
+audio projector.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from phirt.errors import ConfigError
 from phirt_export.reference import ROUTES, Model, Route
 from phirt_export.train.context import TrainingContext
+from phirt_export.train.data.media_chats import MediaChats, Sample, Turn
 from phirt_export.train.data.pictures import (
     PLAIN,
-    Augmentation,
+    RENDERED,
     PictureSet,
     crop_batch,
     load_photos,
     render_scenes,
 )
-from phirt_export.train.data.speech import NEW_SPEAKER, STILL, Clips, Warp, load_clips, warp_batch
-from phirt_export.train.data.tasks import Task, about_scene, hear, name_it
+from phirt_export.train.data.speech import NEW_SPEAKER, NO_SPEAKER, STILL, Clips, load_clips, warp_batch
+from phirt_export.train.data.tasks import hear
 from phirt_export.train.data.tokens import encode_chat
 from phirt_export.train.objectives.language import IGNORED
+from phirt_export.train.options import Augmentation, MediaAnswerData, Warp
 from phirt_export.train.recipe import StageConfig
 
 CANVAS = 160
-RENDERED = ("shapes", "words")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One conversation to learn: its media and its task.
-
-    `pictures` are (source, index) pairs; `clip` is a (source, index) pair or None.
-    """
-
-    task: Task
-    pictures: tuple[tuple[str, int], ...] = ()
-    clip: tuple[str, int] | None = None
 
 
 class MediaAnswers:
@@ -55,31 +43,25 @@ class MediaAnswers:
     unit = "samples"
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
-        options = stage.data
+        data = stage.data
+        assert isinstance(data, MediaAnswerData)
         self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
-        self.route: Route = options["route"]
+        self.route: Route = data.route
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
-        self.picture_shares = dict(options.get("pictures", {}))
-        self.clip_shares = dict(options.get("clips", {}))
-        self.two_pictures = float(options.get("two_pictures", 0.0))
-        change = Augmentation(**options.get("augment", {}))
         # Mirrored or cut flags are other countries' flags.
-        self.changes = {n: PLAIN if n in (*RENDERED, "flags") else change for n in self.picture_shares}
-        self.warp = Warp(**options.get("warp", {}))
-        self.pictures: dict[str, tuple[PictureSet, PictureSet | None]] = {}
-        for name in self.picture_shares:
-            self.pictures[name] = self._load_pictures(name, context, int(options.get("rendered", 0)))
-        self.clips: dict[str, Clips] = {}
-        for name in list(self.clip_shares):
-            clips = load_clips(name, "train", context, dict(options.get("synthetic", {})))
-            if clips is None:
-                del self.clip_shares[name]
-            else:
-                self.clips[name] = clips
+        self.changes = {n: PLAIN if n in (*RENDERED, "flags") else data.augment for n in data.pictures}
+        self.warp = data.warp
+        self.pictures = {name: self._load_pictures(name, context, data.rendered) for name in data.pictures}
+        loaded = {name: load_clips(name, "train", context, data.synthetic) for name in data.clips}
+        self.clips = {name: clips for name, clips in loaded.items() if clips is not None}
         self.held_out_digits = load_clips("fsdd", NEW_SPEAKER, context, {}) if "fsdd" in self.clips else None
-        if options.get("start_projector_from"):
+        trained = {name: train for name, (train, _) in self.pictures.items()}
+        self.chats = MediaChats(data, trained, self.clips, stage.batch)
+        if data.clips and not self.clips:
+            raise ConfigError(f"stage {stage.name}: {NO_SPEAKER}")
+        if data.start_projector_from:
             projectors = model.audio_embed.audio_projection
-            projectors["vision"].load_state_dict(projectors[options["start_projector_from"]].state_dict())
+            projectors["vision"].load_state_dict(projectors[data.start_projector_from].state_dict())
         self.head = nn.Module()
 
     def _load_pictures(
@@ -90,46 +72,6 @@ class MediaAnswers:
             return render_scenes(name, rendered, seeds[0], CANVAS), render_scenes(name, 200, seeds[1], CANVAS)
         train = load_photos(context.data, name, "train", CANVAS)
         return train, None if name == "flags" else load_photos(context.data, name, "val", CANVAS)
-
-    # Samples
-
-    def _ask(self, source: str, pictures: PictureSet, index: int, rng: np.random.Generator) -> Task:
-        if source in RENDERED:
-            return about_scene(pictures.scenes[index], rng)
-        return name_it(source, pictures.labels[index], rng)
-
-    def _picture_sample(self, rng: np.random.Generator) -> Sample:
-        names = list(self.picture_shares)
-        weights = np.array([self.picture_shares[n] for n in names])
-        source = names[rng.choice(len(names), p=weights / weights.sum())]
-        pictures = self.pictures[source][0]
-        index = int(rng.integers(len(pictures)))
-        task = self._ask(source, pictures, index, rng)
-        if rng.random() < self.two_pictures and source not in RENDERED:
-            other_source = names[rng.integers(len(names))]
-            other = (other_source, int(rng.integers(len(self.pictures[other_source][0]))))
-            if rng.random() < 0.5:
-                return Sample(Task("What is in the first picture?", task.answer), ((source, index), other))
-            return Sample(Task("What is in the second picture?", task.answer), (other, (source, index)))
-        if "spoken_questions" in self.clips:
-            clips = self.clips["spoken_questions"]
-            fitting = _fitting_questions(clips, source, pictures, index)
-            spoken = int(fitting[rng.integers(len(fitting))])
-            task = _spoken_task(clips.records[spoken]["text"], task, source, pictures, index)
-            return Sample(task, ((source, index),), ("spoken_questions", spoken))
-        return Sample(task, ((source, index),))
-
-    def _clip_samples(self, rng: np.random.Generator) -> list[Sample]:
-        """One batch of clips of similar length from one source."""
-        names = list(self.clip_shares)
-        weights = np.array([self.clip_shares[n] for n in names])
-        source = names[rng.choice(len(names), p=weights / weights.sum())]
-        clips = self.clips[source]
-        pool = rng.integers(0, len(clips), 4 * self.stage.batch)
-        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
-        begin = int(rng.integers(0, 4)) * self.stage.batch
-        picks = pool[begin : begin + self.stage.batch]
-        return [Sample(hear(clips.records[i], rng), (), (source, int(i))) for i in picks]
 
     # Features
 
@@ -179,34 +121,33 @@ class MediaAnswers:
     ) -> tuple[list[Tensor], list[Tensor]]:
         picture_refs = [
             (self.pictures[source][0], index, self.changes[source])
-            for s in samples
-            for source, index in s.pictures
+            for turn in _turns(samples)
+            for source, index in turn.pictures
         ]
-        clip_refs = [(self.clips[s.clip[0]], s.clip[1]) for s in samples if s.clip]
+        clip_refs = [(self.clips[turn.clip[0]], turn.clip[1]) for turn in _turns(samples) if turn.clip]
         return self.picture_features(picture_refs, rng), self.clip_features(clip_refs, self.warp, rng)
 
     # Rows
 
-    def _row(self, sample: Sample, rows: list[int]) -> tuple[list[int], list[bool]]:
-        """Ids and learnt flags: placeholders come first in the user's turn."""
+    def _row(self, sample: Sample, rows: Iterator[int]) -> tuple[list[int], list[bool]]:
+        """Ids and learnt flags; before a turn's text stand its placeholders, `rows` for each of its media."""
         tokens = self.model.config.tokens
-        chat = [("system", sample.task.system)] if sample.task.system else []
-        chat += [("user", sample.task.prompt), ("assistant", sample.task.answer)]
-        ids, learn = encode_chat(self.tokenizer, chat)
-        user = ids.index(self.tokenizer.token_to_id("<|user|>")) + 1
-        kinds = [tokens.image] * len(sample.pictures) + ([tokens.audio] if sample.clip else [])
-        media = [token for token, count in zip(kinds, rows, strict=True) for _ in range(count)]
-        return ids[:user] + media + ids[user:], learn[:user] + [False] * len(media) + learn[user:]
+        system = sample.turns[0].task.system
+        ids, learn = encode_chat(self.tokenizer, [("system", system)] if system else [])
+        for turn in sample.turns:
+            said, known = encode_chat(
+                self.tokenizer, [("user", turn.task.prompt), ("assistant", turn.task.answer)]
+            )
+            kinds = [tokens.image] * len(turn.pictures) + ([tokens.audio] if turn.clip else [])
+            media = [kind for kind in kinds for _ in range(next(rows))]
+            ids += [*said[:1], *media, *said[1:]]  # the first id opens the user's turn
+            learn += [*known[:1], *([False] * len(media)), *known[1:]]
+        return ids, learn
 
     def loss(self, step: int) -> tuple[Tensor, int]:
         """Mean loss over the answers' tokens of this step, and the number of samples."""
         rng = np.random.default_rng((self.seed, step))
-        from_clips = bool(self.clip_shares) and not self.picture_shares
-        samples = (
-            self._clip_samples(rng)
-            if from_clips
-            else [self._picture_sample(rng) for _ in range(self.stage.batch)]
-        )
+        samples = self.chats.batch(rng)
         with torch.autocast(self.device.type, torch.bfloat16):
             pictures, clips = self._features(samples, rng)
             ids, targets, features = self._assemble(samples, pictures, clips)
@@ -219,14 +160,15 @@ class MediaAnswers:
         self, samples: Sequence[Sample], pictures: list[Tensor], clips: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Right-padded ids and shifted targets [B, T], and all media rows in order."""
-        remaining_pictures, remaining_clips = iter(pictures), iter(clips)
+        next_picture, next_clip = iter(pictures), iter(clips)
         rows, media = [], []
         for sample in samples:
-            own = [next(remaining_pictures) for _ in sample.pictures] + (
-                [next(remaining_clips)] if sample.clip else []
-            )
+            own: list[Tensor] = []
+            for turn in sample.turns:
+                own += [next(next_picture) for _ in turn.pictures]
+                own += [next(next_clip)] if turn.clip else []
             media += own
-            rows.append(self._row(sample, [len(part) for part in own]))
+            rows.append(self._row(sample, iter([len(part) for part in own])))
         longest = max(len(ids) for ids, _ in rows) - 1
         ids_out = torch.full((len(rows), longest), self.model.config.tokens.pad)
         targets = torch.full((len(rows), longest), IGNORED)
@@ -253,52 +195,30 @@ class MediaAnswers:
         """Share of exact answers on held-out photos and on digits of the held-out speaker."""
         rng = np.random.default_rng(1)
         figures = {}
-        asked_aloud = "spoken_questions" in self.clips
         for name, (_, held_out) in self.pictures.items():
-            if held_out is None or asked_aloud:
+            if held_out is None:
                 continue
             scores = []
             for begin in range(0, len(held_out), 32):
                 picks = range(begin, min(begin + 32, len(held_out)))
                 features = self.picture_features([(held_out, i, PLAIN) for i in picks], rng)
-                samples = [Sample(self._held_out_task(name, held_out, i), ((name, i),)) for i in picks]
+                samples = [self._held_out_sample(name, held_out, i) for i in picks]
                 scores.append(self._exact(samples, features, []) * len(picks))
             figures[name] = sum(scores) / len(held_out)
         if self.held_out_digits is not None:
             clips = self.held_out_digits
             scores = []
             for i, record in enumerate(clips.records):
-                sample = Sample(hear(record, np.random.default_rng(0)), (), ("fsdd", i))
+                sample = Sample((Turn(hear(record, np.random.default_rng(0)), (), ("fsdd", i)),))
                 scores.append(self._exact([sample], [], self.clip_features([(clips, i)], STILL, rng)))
             figures["digits of a new speaker"] = float(np.mean(scores))
         return figures
 
-    def _held_out_task(self, source: str, pictures: PictureSet, index: int) -> Task:
-        return self._ask(source, pictures, index, np.random.default_rng((7, index)))
+    def _held_out_sample(self, source: str, pictures: PictureSet, index: int) -> Sample:
+        task = self.chats.ask(source, pictures, index, np.random.default_rng((7, index)))
+        return Sample((Turn(task, ((source, index),)),))
 
 
-def _fitting_questions(clips: Clips, source: str, pictures: PictureSet, index: int) -> NDArray[np.int64]:
-    """Spoken questions that make sense for a picture."""
-    fitting = {
-        "clothing": ("What is this?", "What piece of clothing is this?"),
-        "caltech101": ("What is this?", "What is in the picture?"),
-        "grocery": ("What is this?", "Which product is this?"),
-        "words": ("What is this?", "What does it say?"),
-        "shapes": ("How many shapes are there?",),
-    }[source]
-    if source == "shapes" and len(pictures.scenes[index].things) == 1:
-        fitting = ("What is this?", "What shape is this?")
-    return np.flatnonzero([record["text"] in fitting for record in clips.records])
-
-
-def _spoken_task(question: str, task: Task, source: str, pictures: PictureSet, index: int) -> Task:
-    """The task with an empty prompt (the question is heard) and the answer to the spoken question."""
-    if source != "shapes":
-        return Task("", task.answer)
-    things = pictures.scenes[index].things
-    if question == "How many shapes are there?":
-        return Task("", ("one", "two", "three", "four", "five", "six")[len(things) - 1])
-    return Task(
-        "",
-        things[0].shape if question == "What shape is this?" else f"a {things[0].colour} {things[0].shape}",
-    )
+def _turns(samples: Sequence[Sample]) -> Iterator[Turn]:
+    for sample in samples:
+        yield from sample.turns

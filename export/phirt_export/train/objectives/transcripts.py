@@ -14,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phirt.errors import ConfigError
 from phirt_export.reference import Model
 from phirt_export.train.context import TrainingContext
 from phirt_export.train.data.speech import (
     NEW_SPEAKER,
+    NO_SPEAKER,
     STILL,
     Clips,
-    Warp,
     load_clips,
     plain_words,
     warp_batch,
 )
+from phirt_export.train.options import TranscriptData
 from phirt_export.train.recipe import StageConfig
 from phirt_quant.word_errors import word_errors
 
@@ -39,16 +41,18 @@ class Transcripts:
     SHORT = 160  # frames; clips up to this long go four times as many into a batch
 
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
-        options = stage.data
+        data = stage.data
+        assert isinstance(data, TranscriptData)
         self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
-        self.warp = Warp(**options["warp"])
-        synthetic = dict(options["synthetic"])
+        self.warp = data.warp
         self.sources: dict[str, Clips] = {}
-        for name in options["sources"]:
-            clips = load_clips(name, "train", context, synthetic)
+        for name in data.sources:
+            clips = load_clips(name, "train", context, data.synthetic)
             if clips is not None:
                 self.sources[name] = clips
-        shares = np.array([options["sources"][name] for name in self.sources])
+        if not self.sources:
+            raise ConfigError(f"stage {stage.name}: {NO_SPEAKER}")
+        shares = np.array([data.sources[name] for name in self.sources])
         self.shares = shares / shares.sum()
         digits, sentences = (
             load_clips(name, split, context, {})
