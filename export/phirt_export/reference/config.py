@@ -15,12 +15,18 @@ from typing import Any
 from phirt.errors import ConfigError
 
 
+CONFIG_NAME = "config.json"
+PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Partial rotary embedding with LongRoPE factors (spec section A).
 
     `short_factor` and `long_factor` divide the inverse frequencies, one factor per rotated pair; the long
-    ones apply to all positions once the total length exceeds `original_context`.
+    ones apply to all positions once the total length exceeds `original_context`. Scalings with one regime
+    (linear, llama3, yarn) are equal factors. `magnitude` multiplies both tables in both regimes; None is
+    LongRoPE's own, which follows from the two contexts.
     """
 
     theta: float
@@ -29,6 +35,7 @@ class RopeConfig:
     context: int
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
+    magnitude: float | None = None
 
     def __post_init__(self) -> None:
         pairs = self.rotary_dim // 2
@@ -46,7 +53,13 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The language model (spec section A): pre-norm, grouped-query attention, tied embeddings, no biases."""
+    """The language model: pre-norm, grouped-query attention; Phi-4-mini's choices are the defaults (spec
+    section A).
+
+    `biases` names the projections that have one; `qk_norm` normalises queries and keys of each head before
+    they turn (Qwen3); `tied` scores tokens by the embedding table; with a `sliding_window` of W a position
+    attends to itself and the W - 1 before it.
+    """
 
     num_layers: int
     hidden_size: int
@@ -57,8 +70,14 @@ class DecoderConfig:
     vocab_size: int
     norm_eps: float
     rope: RopeConfig
+    biases: tuple[str, ...] = ()
+    qk_norm: bool = False
+    tied: bool = True
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
+        if unknown := set(self.biases) - set(PROJECTIONS):
+            raise ConfigError(f"biases of {sorted(unknown)} are not known, accepted: {', '.join(PROJECTIONS)}")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -152,13 +171,15 @@ class AudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenConfig:
-    """Special token ids the model itself depends on."""
+    """Special token ids the model itself depends on; `image` and `audio` are None where it takes no such
+    media.
+    """
 
     bos: int
     pad: int
     eos: tuple[int, ...]
-    image: int
-    audio: int
+    image: int | None
+    audio: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +221,8 @@ class ModelConfig:
 def _decoder(raw: dict[str, Any]) -> DecoderConfig:
     rope = raw["rope"]
     factors = {name: tuple(rope[name]) for name in ("short_factor", "long_factor")}
-    return DecoderConfig(**{**raw, "rope": RopeConfig(**{**rope, **factors})})
+    biases = tuple(raw.get("biases", ()))
+    return DecoderConfig(**{**raw, "biases": biases, "rope": RopeConfig(**{**rope, **factors})})
 
 
 def _vision(raw: dict[str, Any] | None) -> VisionConfig | None:
@@ -213,9 +235,9 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         ConfigError: the file is missing or malformed.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_NAME
     if not path.is_file():
         raise ConfigError(
-            f"{folder} holds no config.json; a checkpoint folder has config.json and model.safetensors"
+            f"{folder} holds no {CONFIG_NAME}; a checkpoint folder has {CONFIG_NAME} and model.safetensors"
         )
     return ModelConfig.from_json(path.read_text(encoding="utf-8"))
