@@ -119,7 +119,8 @@ def export_bundle(
     """Export a checkpoint folder as a bundle.
 
     Args:
-        checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a MODEL_CARD.md in it is taken along.
+        checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
+            MODEL_CARD.md in it is taken along.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         targets: what the graphs are for; `cpu` is built.
         bits: 4, 8 or 32 (everything unquantized) for the base projections.

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 
-
 def _make_importable(name: str, path: Path) -> None:
     """Tests are collected without packages, so modules they share are made importable by name."""
     spec = importlib.util.spec_from_file_location(name, path)

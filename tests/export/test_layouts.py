@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,11 +181,19 @@ def test_an_unknown_family_is_answered_with_the_known_ones_and_the_remedy(copied
         ("qwen3", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ("qwen3", {"rope_scaling": "yarn"}, "rope_scaling"),
         ("qwen3", {"model_type": 7}, "model_type"),
-        ("phi4mm", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "24 short"),
+        (
+            "phi4mm",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "24 short",
+        ),
         ("phi4mm", {"vision_lora": None}, "vision_lora"),
         ("phi4mm", {"sliding_window": -1}, "sliding_window"),
         ("phi4mm", {"vocab_size": 300}, "placeholders"),
-        ("phi4_multimodal", {"audio_config": {"hidden_size": 32, "nemo_conv_channels": 64}}, "nemo_conv_channels"),
+        (
+            "phi4_multimodal",
+            {"audio_config": {"hidden_size": 32, "nemo_conv_channels": 64}},
+            "nemo_conv_channels",
+        ),
         ("phi4_multimodal", {"vision_config": {"feature_layer": -1}}, "feature_layer"),
         ("phi4_multimodal", {"vision_config": {"image_token_id": 347}}, "two ids"),
     ],
@@ -264,3 +273,23 @@ def test_a_deeply_nested_header_is_refused(copied):
     path.write_bytes(len(bomb).to_bytes(8, "little") + bomb)
     with pytest.raises(ConfigError):
         Checkpoint(path.parent)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is measured as Linux tells it")
+def test_reading_a_file_once_does_not_keep_it_in_memory(tmp_path):
+    rows, columns = 1 << 12, 1 << 14
+    header = {"w": {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2 * rows * columns)  # 128 MiB without taking them on the disk
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssFile")))
+
+    tensor, before = containers.open_file(path)["w"], resident()
+    for start in range(0, rows, 128):
+        assert tensor.rows(start, start + 128).shape == (128, columns)
+    assert resident() - before < 16 << 10  # kB

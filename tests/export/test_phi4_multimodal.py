@@ -101,7 +101,10 @@ def oracle_images(*images: Image) -> dict[str, torch.Tensor]:
             [F.pad(image.pixels, (0, 0) * 3 + (0, n)) for image, n in zip(images, missing, strict=True)]
         ),
         "image_attention_mask": torch.stack(
-            [F.pad(image.mask, (0, 0) * 2 + (0, n), value=True) for image, n in zip(images, missing, strict=True)]
+            [
+                F.pad(image.mask, (0, 0) * 2 + (0, n), value=True)
+                for image, n in zip(images, missing, strict=True)
+            ]
         ),
         "image_sizes": torch.tensor([[448 * side for side in image.grid] for image in images]),
     }
@@ -220,3 +223,21 @@ def test_padded_recordings_differ_in_transformers_and_the_specification_wins(way
         in_ours = ours(torch.cat((padded, long)), frames)[0, :10]
     np.testing.assert_allclose(in_ours, alone, atol=1e-4, rtol=0)
     assert (in_oracle - alone).abs().max() > 1e-2
+
+
+def test_fused_attention_of_transformers_sees_whole_crops_causally_and_the_specification_wins(ways, folders):
+    # Its vision attention calls itself causal, which counts where no mask is passed: in full crops.
+    image = Image(1, 1, seed=5)
+    towers = [
+        model.model.embed_tokens_extend.image_embed.img_processor
+        for model in (ways.oracles["none"], load_oracle(folders["phi4_multimodal"], "sdpa"))
+    ]
+    with torch.no_grad():
+        plain, causal = (
+            tower(image.pixels, patch_attention_mask=image.mask, output_hidden_states=True).hidden_states[-2]
+            for tower in towers
+        )
+        pooled = ways.reference.image_embed.img_processor(image.pixels, image.mask)
+    expected = F.avg_pool2d(plain.transpose(1, 2).unflatten(2, (GRID, GRID)), 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(pooled, expected, atol=1e-4, rtol=0)
+    assert (plain - causal).abs().max() > 1

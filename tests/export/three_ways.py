@@ -35,12 +35,19 @@ def load_reference(folder: Path) -> Model:
     return model
 
 
-def load_oracle(folder: Path) -> Any:
-    """What transformers makes of the same folder, in float32; nothing may be missing or left over."""
+def load_oracle(folder: Path, attention: str = "eager") -> Any:
+    """What transformers makes of the same folder, in float32; nothing may be missing or left over.
+
+    With plain attention: its fused one makes the image encoder causal, see `test_phi4_multimodal`.
+    """
     from transformers import AutoModelForCausalLM
 
     model, notes = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        folder,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        output_loading_info=True,
+        local_files_only=True,
     )
     found = {kind: sorted(names) for kind, names in notes.items() if names}
     assert not found, found
@@ -91,7 +98,7 @@ class ThreeWays:
         return ours
 
     def _answer(self, forward: Forward, ids: list[int]) -> np.ndarray:
-        """Logits of the last 64 positions, each under the rotary regime of the length at which it was asked."""
+        """Logits of the last 64 positions, each under the rotary regime of its own length."""
         rope = self.reference.config.decoder.rope
         logits = forward(ids)
         if rope.has_long_regime and len(ids) > rope.original_context:
