@@ -22,12 +22,11 @@ import onnx_ir as ir
 
 from phirt.errors import BundleError, ConfigError
 from phirt.manifest import FORMAT, MANIFEST_NAME, load_manifest
+from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.graphs.lora import NO_ADAPTER, ROUTE_IDS
 from phirt_export.reference import ModelConfig
 
 VERSION = 1
-TOKENIZER_NAME = "tokenizer.json"
-TEMPLATE_NAME = "chat_template.jinja"
 CARD_NAME = "MODEL_CARD.md"
 # What a request may cost at most; not part of a checkpoint.
 _LIMITS = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}

@@ -17,14 +17,13 @@ import onnx_ir as ir
 from phirt.errors import ConfigError
 from phirt_export.bundle import (
     CARD_NAME,
-    TEMPLATE_NAME,
-    TOKENIZER_NAME,
     GraphFiles,
     describe,
     producer,
     staged_bundle,
     write_manifest,
 )
+from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME, read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
@@ -117,11 +116,11 @@ def export_bundle(
     description: str = "",
     progress: Progress | None = None,
 ) -> Path:
-    """Export a checkpoint folder (config.json, model.safetensors, tokenizer.json, chat_template.jinja) as a
-    bundle.
+    """Export a checkpoint folder as a bundle.
 
     Args:
-        checkpoint: the folder; a MODEL_CARD.md in it is taken along.
+        checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
+            MODEL_CARD.md in it is taken along.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         targets: what the graphs are for; `cpu` is built.
         bits: 4, 8 or 32 (everything unquantized) for the base projections.
@@ -151,16 +150,13 @@ def export_bundle(
     config = opened.config
     block_size = default_block_size(config) if block_size is None else block_size
     formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
-    for required in (TOKENIZER_NAME, TEMPLATE_NAME):
-        if not (checkpoint / required).is_file():
-            raise ConfigError(
-                f"{checkpoint} holds no {required}, which a bundle needs; put it beside the weights"
-            )
+    tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
     with staged_bundle(output) as staging:
         graphs = write_graphs(staging, config, opened, formats, progress)
-        for extra in (TOKENIZER_NAME, TEMPLATE_NAME, CARD_NAME):
-            if (checkpoint / extra).is_file():
-                shutil.copyfile(checkpoint / extra, staging / extra)
+        shutil.copyfile(tokenizer, staging / TOKENIZER_NAME)
+        (staging / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+        if (checkpoint / CARD_NAME).is_file():
+            shutil.copyfile(checkpoint / CARD_NAME, staging / CARD_NAME)
         write_manifest(
             staging,
             config,

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_export.graphs.linear import TiedEmbedding, WeightFormat, WeightStore
+from phirt_export.graphs.linear import EmbeddingTable, WeightFormat, WeightStore
 from phirt_export.graphs.lora import Adapters, choose_route
 from phirt_export.graphs.rope import tables
-from phirt_export.reference.config import DecoderConfig, ModelConfig
+from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
 
 
 def build_decoder(
@@ -35,13 +35,14 @@ def build_decoder(
     """
     g, decoder = store.g, config.decoder
     inputs = _Inputs(g, decoder)
-    table = TiedEmbedding(store, "model.embed_tokens.weight", embedding or base)
-    embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens.image, config.tokens.audio)
+    table = EmbeddingTable(store, "model.embed_tokens.weight", embedding or base)
+    embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens)
     stack = _Stack(store, decoder, base, Adapters(store, config.adapters, adapter), inputs)
     hidden, *present = choose_route(
         g, inputs.route, list(config.adapters), lambda name: stack.build(embedded, name)
     )
-    g.output(table.score(hidden), "logits", "float32", [1, "logits", decoder.vocab_size])
+    head = table if decoder.tied else EmbeddingTable(store, "lm_head.weight", embedding or base)
+    g.output(head.score(hidden), "logits", "float32", [1, "logits", decoder.vocab_size])
     shape = [1, decoder.num_kv_heads, "capacity", decoder.head_dim]
     for i in range(decoder.num_layers):
         for part, value in zip(("key", "value"), present[2 * i : 2 * i + 2], strict=True):
@@ -65,12 +66,18 @@ class _Inputs:
         ]
 
 
-def _with_media(g: GraphBuilder, embedded: ir.Value, inputs: _Inputs, image: int, audio: int) -> ir.Value:
+def _with_media(g: GraphBuilder, embedded: ir.Value, inputs: _Inputs, tokens: TokenConfig) -> ir.Value:
     """Embeddings with the rows of placeholders replaced by media features; zero rows change nothing."""
     with g.scope("media"):
-        is_image = g.Equal(inputs.ids, g.constant([image], "image_id", "int64"), name="is_image")
-        is_audio = g.Equal(inputs.ids, g.constant([audio], "audio_id", "int64"), name="is_audio")
-        places = g.NonZero(g.Or(is_image, is_audio, name="is_placeholder"), name="places")
+        found = [
+            g.Equal(inputs.ids, g.constant([token], f"{kind}_id", "int64"), name=f"is_{kind}")
+            for kind, token in (("image", tokens.image), ("audio", tokens.audio))
+            if token is not None
+        ]
+        if not found:
+            return embedded
+        is_placeholder = found[0] if len(found) == 1 else g.Or(*found, name="is_placeholder")
+        places = g.NonZero(is_placeholder, name="places")
         indices = g.Transpose(places, perm=[1, 0], name="indices")
         return g.ScatterND(embedded, indices, inputs.media, name="scattered")
 
@@ -127,7 +134,7 @@ class _Stack:
             following = "model.norm.weight" if last else f"model.layers.{i + 1}.input_layernorm.weight"
             with self.g.scope(f"layers.{i}"):
                 qkv = self._project(normed, f"{layer}.self_attn.qkv_proj", "attn.qkv", adapter)
-                attended, key, value = self._attend(i, qkv)
+                attended, key, value = self._attend(i, self._heads(qkv, f"{layer}.self_attn"))
                 present += [key, value]
                 if last:
                     attended, residual = self._asked(attended, "attn.asked"), self._asked(residual, "asked")
@@ -142,20 +149,43 @@ class _Stack:
 
     def _project(self, x: ir.Value, projection: str, name: str, adapter: str | None) -> ir.Value:
         """The base projection, plus the adapter's share."""
-        y = self.store.linear(x, f"{projection}.base_layer.weight", self.form, name, outer=True)
+        tensor = f"{projection}.base_layer"
+        has_bias = projection.split(".")[-1] in self.config.biases
+        bias = f"{tensor}.bias" if has_bias else None
+        y = self.store.linear(x, f"{tensor}.weight", self.form, name, bias=bias, outer=True)
         if adapter is None:
             return y
         return self.g.Add(y, self.adapters.share(x, projection, adapter), name=f"{name}.sum")
 
-    def _attend(self, index: int, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _heads(self, qkv: ir.Value, attention: str) -> tuple[ir.Value | None, ...]:
+        """Query, key and value as the attention takes them: packed in the first, or, where queries and keys
+        are normalised head by head before they turn, three of them.
+        """
+        c, g = self.config, self.g
+        if not c.qk_norm:
+            return qkv, None, None
+        sizes = [heads * c.head_dim for heads in (c.num_heads, c.num_kv_heads, c.num_kv_heads)]
+        parts = g.Split(qkv, g.constant(sizes, "attn.sizes", "int64"), name="attn.heads", outputs=3, axis=-1)
+        split = g.constant([0, 0, -1, c.head_dim], "attn.split.shape", "int64")
+        merge = g.constant([0, 0, -1], "attn.merge.shape", "int64")
+        normed = []
+        for part, name in zip(parts[:2], ("q_norm", "k_norm"), strict=True):
+            weight = self.store.vector(f"{attention}.{name}.weight", f"attn.{name}.weight")
+            rows = g.SimplifiedLayerNormalization(
+                g.Reshape(part, split), weight, name=f"attn.{name}", axis=-1, epsilon=c.norm_eps
+            )
+            normed.append(g.Reshape(rows, merge))
+        return (*normed, parts[2])
+
+    def _attend(self, index: int, qkv: tuple[ir.Value | None, ...]) -> tuple[ir.Value, ir.Value, ir.Value]:
         """(attention output, key, value); present is written in place of past where both share a buffer."""
         c, inputs, shared = self.config, self.inputs, self.shared
         key, value = inputs.past[index]
         return self.g.GroupQueryAttention(
-            qkv, None, None, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin,
+            *qkv, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin,
             *([] if shared.positions is None else [shared.positions]),
             name="attn.attend", outputs=3, num_heads=c.num_heads, kv_num_heads=c.num_kv_heads,
-            do_rotary=1, scale=c.head_dim**-0.5,
+            do_rotary=1, scale=c.head_dim**-0.5, local_window_size=c.sliding_window or -1,
         )  # fmt: skip
 
     def _swiglu(self, both: ir.Value) -> ir.Value:

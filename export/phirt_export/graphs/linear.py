@@ -225,8 +225,8 @@ class WeightStore:
         )
 
 
-class TiedEmbedding:
-    """The table [vocab, hidden], stored once: `embed` gathers rows from it, `score` multiplies by it."""
+class EmbeddingTable:
+    """A table [vocab, hidden], stored once: `embed` gathers rows from it, `score` multiplies by it."""
 
     def __init__(self, store: WeightStore, tensor: str, form: WeightFormat) -> None:
         self._store, self._form = store, form
@@ -234,8 +234,8 @@ class TiedEmbedding:
         columns = self._weight.shape[1]
         if form.is_quantized and columns % form.block_for(columns):
             raise ConfigError(
-                f"hidden size {columns} is no multiple of block size {form.block_size}, which the shared "
-                "embedding table needs; choose a smaller power of two"
+                f"hidden size {columns} is no multiple of block size {form.block_size}, which an embedding "
+                "table needs; choose a smaller power of two"
             )
 
     def embed(self, ids: ir.Value) -> ir.Value:

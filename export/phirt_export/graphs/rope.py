@@ -18,9 +18,11 @@ _PAIRS_MULTIPLE = 8
 
 
 def magnitude(rope: RopeConfig) -> float:
-    """Factor of both tables in both regimes: sqrt(1 + ln(context / original) / ln(original)), or 1 without
-    extension.
+    """Factor of both tables in both regimes: the one given, else LongRoPE's, which is sqrt(1 + ln(context /
+    original) / ln(original)), or 1 without extension.
     """
+    if rope.magnitude is not None:
+        return rope.magnitude
     if rope.context <= rope.original_context:
         return 1.0
     return math.sqrt(1 + math.log(rope.context / rope.original_context) / math.log(rope.original_context))

@@ -14,13 +14,21 @@ from typing import Any
 
 from phirt.errors import ConfigError
 
+CONFIG_NAME = "config.json"
+# Far past any model; within them a contradiction shows as a tensor of the wrong shape.
+_MAX_INTEGER, _MAX_FLOAT = 1 << 24, 1e13
+_MAX_LAYERS = 1024
+PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Partial rotary embedding with LongRoPE factors (spec section A).
 
     `short_factor` and `long_factor` divide the inverse frequencies, one factor per rotated pair; the long
-    ones apply to all positions once the total length exceeds `original_context`.
+    ones apply to all positions once the total length exceeds `original_context`. Scalings with one regime
+    (linear, llama3, yarn) are equal factors. `magnitude` multiplies both tables in both regimes; None is
+    LongRoPE's own, which follows from the two contexts.
     """
 
     theta: float
@@ -29,6 +37,7 @@ class RopeConfig:
     context: int
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
+    magnitude: float | None = None
 
     def __post_init__(self) -> None:
         pairs = self.rotary_dim // 2
@@ -46,7 +55,13 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The language model (spec section A): pre-norm, grouped-query attention, tied embeddings, no biases."""
+    """The language model: pre-norm, grouped-query attention; Phi-4-mini's choices are the defaults (spec
+    section A).
+
+    `biases` names the projections that have one; `qk_norm` normalises queries and keys of each head before
+    they turn (Qwen3); `tied` scores tokens by the embedding table; with a `sliding_window` of W a position
+    attends to itself and the W - 1 before it.
+    """
 
     num_layers: int
     hidden_size: int
@@ -57,8 +72,16 @@ class DecoderConfig:
     vocab_size: int
     norm_eps: float
     rope: RopeConfig
+    biases: tuple[str, ...] = ()
+    qk_norm: bool = False
+    tied: bool = True
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
+        if unknown := set(self.biases) - set(PROJECTIONS):
+            raise ConfigError(
+                f"biases of {sorted(unknown)} are not known, accepted: {', '.join(PROJECTIONS)}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -152,13 +175,15 @@ class AudioConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenConfig:
-    """Special token ids the model itself depends on."""
+    """Special token ids the model itself depends on; `image` and `audio` are None where it takes no such
+    media.
+    """
 
     bos: int
     pad: int
     eos: tuple[int, ...]
-    image: int
-    audio: int
+    image: int | None
+    audio: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,21 +211,44 @@ class ModelConfig:
         """
         try:
             raw = json.loads(text)
-            return cls(
+            config = cls(
                 decoder=_decoder(raw["decoder"]),
                 tokens=TokenConfig(**{**raw["tokens"], "eos": tuple(raw["tokens"]["eos"])}),
                 vision=_vision(raw["vision"]),
                 audio=AudioConfig(**raw["audio"]) if raw["audio"] else None,
                 adapters={name: AdapterConfig(**branch) for name, branch in raw["adapters"].items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+            _check_values(config)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ConfigError(f"the model configuration does not parse: {error!r}") from error
+        return config
+
+
+def _check_values(part: Any) -> None:
+    """Raises ValueError where a number of `part`, or of what it holds, is no number or out of any range."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        kind = str(field.type)
+        if dataclasses.is_dataclass(value):
+            _check_values(value)
+        elif kind.startswith("Mapping"):
+            for inner in value.values():
+                _check_values(inner)
+        elif "int" in kind or "float" in kind:
+            accepted = (int, float) if "float" in kind else (int,)
+            highest = _MAX_LAYERS if field.name == "num_layers" else _MAX_INTEGER
+            highest = _MAX_FLOAT if float in accepted else highest
+            for number in value if isinstance(value, tuple) else (value,):
+                absent = number is None and "None" in kind
+                if not absent and (type(number) not in accepted or not 0 <= number <= highest):
+                    raise ValueError(f"{field.name} is {number!r:.80}")
 
 
 def _decoder(raw: dict[str, Any]) -> DecoderConfig:
     rope = raw["rope"]
     factors = {name: tuple(rope[name]) for name in ("short_factor", "long_factor")}
-    return DecoderConfig(**{**raw, "rope": RopeConfig(**{**rope, **factors})})
+    biases = tuple(raw.get("biases", ()))
+    return DecoderConfig(**{**raw, "biases": biases, "rope": RopeConfig(**{**rope, **factors})})
 
 
 def _vision(raw: dict[str, Any] | None) -> VisionConfig | None:
@@ -213,9 +261,9 @@ def load_config(folder: Path) -> ModelConfig:
     Raises:
         ConfigError: the file is missing or malformed.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_NAME
     if not path.is_file():
         raise ConfigError(
-            f"{folder} holds no config.json; a checkpoint folder has config.json and model.safetensors"
+            f"{folder} holds no {CONFIG_NAME}; a checkpoint folder has {CONFIG_NAME} and model.safetensors"
         )
     return ModelConfig.from_json(path.read_text(encoding="utf-8"))

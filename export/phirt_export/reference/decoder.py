@@ -32,8 +32,8 @@ def rope_tables(rope: RopeConfig, length: int) -> tuple[Tensor, Tensor]:
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float64) / rope.rotary_dim
     inverse_frequencies = 1.0 / (factors * rope.theta**exponents)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * inverse_frequencies
-    magnitude = 1.0
-    if rope.context > rope.original_context:
+    magnitude = 1.0 if rope.magnitude is None else rope.magnitude
+    if rope.magnitude is None and rope.context > rope.original_context:
         magnitude = math.sqrt(
             1 + math.log(rope.context / rope.original_context) / math.log(rope.original_context)
         )
@@ -57,9 +57,11 @@ class RoutedLinear(nn.Module):
     `transform` maps the base weight before it is used (quantization-aware training), None in ordinary use.
     """
 
-    def __init__(self, in_features: int, out_features: int, adapters: Mapping[str, AdapterConfig]) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, adapters: Mapping[str, AdapterConfig], bias: bool = False
+    ) -> None:
         super().__init__()
-        self.base_layer = nn.Linear(in_features, out_features, bias=False)
+        self.base_layer = nn.Linear(in_features, out_features, bias=bias)
         self.lora_A = nn.ModuleDict(
             {n: nn.Linear(in_features, a.rank, bias=False) for n, a in adapters.items()}
         )
@@ -76,7 +78,7 @@ class RoutedLinear(nn.Module):
         any.
         """
         weight = self.base_layer.weight
-        y = F.linear(x, self.transform(weight) if self.transform else weight)
+        y = F.linear(x, self.transform(weight) if self.transform else weight, self.base_layer.bias)
         if adapter is None:
             return y
         branch = self.branches[adapter]
@@ -93,8 +95,13 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
         self.config = config
-        self.qkv_proj = RoutedLinear(config.hidden_size, config.qkv_size, adapters)
-        self.o_proj = RoutedLinear(config.num_heads * config.head_dim, config.hidden_size, adapters)
+        biases = config.biases
+        self.qkv_proj = RoutedLinear(config.hidden_size, config.qkv_size, adapters, "qkv_proj" in biases)
+        attended = config.num_heads * config.head_dim
+        self.o_proj = RoutedLinear(attended, config.hidden_size, adapters, "o_proj" in biases)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None
@@ -103,6 +110,8 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         heads = self.qkv_proj(x, adapter).view(batch, length, -1, c.head_dim).transpose(1, 2)
         q, k, v = heads.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -115,8 +124,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
-        self.gate_up_proj = RoutedLinear(config.hidden_size, 2 * config.intermediate_size, adapters)
-        self.down_proj = RoutedLinear(config.intermediate_size, config.hidden_size, adapters)
+        width, inner, biases = config.hidden_size, config.intermediate_size, config.biases
+        self.gate_up_proj = RoutedLinear(width, 2 * inner, adapters, "gate_up_proj" in biases)
+        self.down_proj = RoutedLinear(inner, width, adapters, "down_proj" in biases)
 
     def forward(self, x: Tensor, adapter: str | None) -> Tensor:
         gate, up = self.gate_up_proj(x, adapter).chunk(2, dim=-1)

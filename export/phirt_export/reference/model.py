@@ -70,12 +70,14 @@ class Backbone(nn.Module):
 
 
 class Model(nn.Module):
-    """A Phi-4-multimodal-class model of any size, with tied input and output embeddings."""
+    """A Phi-4-multimodal-class model of any size, or a decoder alone."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Backbone(config)
+        if not config.decoder.tied:
+            self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
         self.embedding_transform: WeightTransform | None = None
 
     @property
@@ -89,13 +91,21 @@ class Model(nn.Module):
         return self.model.embed_tokens_extend.audio_embed
 
     def embedding_weight(self) -> Tensor:
-        """The table [vocab, hidden] that embeds tokens and scores them."""
+        """The table [vocab, hidden] that embeds tokens and, where it is tied, scores them."""
         weight = self.model.embed_tokens.weight
         return self.embedding_transform(weight) if self.embedding_transform else weight
 
+    def head_weight(self) -> Tensor:
+        """The matrix [vocab, hidden] that scores tokens."""
+        return self.embedding_weight() if self.config.decoder.tied else self.lm_head.weight
+
     def is_media(self, input_ids: Tensor) -> Tensor:
         """True where a token is a placeholder for a row of media features."""
-        return (input_ids == self.config.tokens.image) | (input_ids == self.config.tokens.audio)
+        found = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token in (self.config.tokens.image, self.config.tokens.audio):
+            if token is not None:
+                found = found | (input_ids == token)
+        return found
 
     def hidden_states(
         self,
@@ -110,8 +120,10 @@ class Model(nn.Module):
             input_ids: int64 [B, T].
             media_features: [rows, hidden]: the rows that replace the placeholders, batch-major, in order.
             route: which LoRA branch is active.
-            mask: bool [B, 1, T, T], True = may attend; None for the causal mask.
+            mask: bool [B, 1, T, T], True = may attend; None for the causal mask, within the sliding window.
         """
+        if mask is None:
+            mask = self._window_mask(input_ids)
         x = F.embedding(input_ids, self.embedding_weight())
         if media_features is not None:
             placeholders = self.is_media(input_ids)[..., None].expand_as(x)
@@ -129,7 +141,18 @@ class Model(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, vocab]; arguments as in `hidden_states`."""
-        return F.linear(self.hidden_states(input_ids, media_features, route, mask), self.embedding_weight())
+        return F.linear(self.hidden_states(input_ids, media_features, route, mask), self.head_weight())
+
+    def _window_mask(self, input_ids: Tensor) -> Tensor | None:
+        """The causal mask of a sliding window that is shorter than the sequence; None where causality is
+        all.
+        """
+        window, length = self.config.decoder.sliding_window, input_ids.shape[1]
+        if window is None or length <= window:
+            return None
+        side = torch.arange(length, device=input_ids.device)
+        distance = side[:, None] - side[None, :]
+        return ((distance >= 0) & (distance < window))[None, None]
 
 
 _BY_FAN_IN = ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")

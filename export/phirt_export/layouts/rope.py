@@ -1,0 +1,149 @@
+"""Rotary embeddings as published configurations describe them: plain, linear, llama3, YaRN, LongRoPE.
+
+Knows the keys (`rope_parameters` of transformers 5; `rope_theta`, `rope_scaling` and `partial_rotary_factor`
+before) and reduces every scaling to one factor per rotated pair that divides the plain frequencies, and one
+magnitude. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from phirt.fields import Fields
+from phirt_export.reference.config import RopeConfig
+
+# LongRoPE's own longest published extension; tables of this many rows are still small beside the weights.
+MAX_CONTEXT = 1 << 21
+_LARGEST_FACTOR = 1e6
+
+
+def read_rope(config: Fields, head_dim: int) -> RopeConfig:
+    """The rotary embedding of a decoder with heads of `head_dim`.
+
+    Raises:
+        ConfigError: a key is missing or out of range, or the scaling is not one of those above.
+    """
+    context = config.integer("max_position_embeddings", 1, MAX_CONTEXT)
+    name = next((key for key in ("rope_parameters", "rope_scaling") if config.has(key)), None)
+    scaling = config if name is None else config.child(name)
+    theta = (scaling if scaling.has("rope_theta") else config).number("rope_theta", 1.0, 1e12)
+    # Absent where the whole head turns, as in Phi-3-mini's configuration.
+    place = next((f for f in (scaling, config) if f.has("partial_rotary_factor")), None)
+    share = 1.0 if place is None else place.number("partial_rotary_factor", 1e-3, 1.0)
+    plain = _Plain(config, scaling, theta, int(head_dim * share), context)
+    kind = "default"
+    if name is not None:
+        kind = scaling.text("rope_type" if scaling.has("rope_type") else "type", "default")
+    if kind not in _SCALINGS:
+        raise scaling.refusal(
+            f"rope scaling {kind[:80]!r} is not supported, accepted: {', '.join(_SCALINGS)}"
+        )
+    return _SCALINGS[kind](plain)
+
+
+class _Plain:
+    """What all scalings start from."""
+
+    def __init__(self, config: Fields, scaling: Fields, theta: float, rotary_dim: int, context: int) -> None:
+        self.config, self.scaling = config, scaling
+        self.theta, self.rotary_dim, self.context = theta, rotary_dim, context
+
+    @property
+    def frequencies(self) -> list[float]:
+        """Inverse frequency of each rotated pair."""
+        return [self.theta ** (-i / self.rotary_dim) for i in range(0, self.rotary_dim, 2)]
+
+    def original_context(self) -> int:
+        """Positions before the extension: in the scaling, beside it, or, where neither says, the context."""
+        place = next(
+            (f for f in (self.scaling, self.config) if f.has("original_max_position_embeddings")), None
+        )
+        if place is None:
+            return self.context
+        return place.integer("original_max_position_embeddings", 2, MAX_CONTEXT)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number of the scaling."""
+        if default is not None and not self.scaling.has(key):
+            return default
+        return self.scaling.number(key, 1e-6, _LARGEST_FACTOR)
+
+    def one_regime(self, factors: list[float], magnitude: float = 1.0, context: int = 0) -> RopeConfig:
+        """Factors that hold at every length."""
+        context = max(context, self.context)
+        same = tuple(factors)
+        return RopeConfig(self.theta, self.rotary_dim, context, context, same, same, magnitude)
+
+
+def _default(plain: _Plain) -> RopeConfig:
+    return plain.one_regime([1.0] * len(plain.frequencies))
+
+
+def _linear(plain: _Plain) -> RopeConfig:
+    """Positions divided by one factor."""
+    return plain.one_regime([plain.number("factor")] * len(plain.frequencies))
+
+
+def _llama3(plain: _Plain) -> RopeConfig:
+    """Llama 3.1: long waves are slowed by the factor, short ones kept, those between blended."""
+    factor, original = plain.number("factor"), plain.original_context()
+    low, high = plain.number("low_freq_factor"), plain.number("high_freq_factor")
+    if high <= low:
+        raise plain.scaling.refusal(f"'high_freq_factor' {high:g} must exceed 'low_freq_factor' {low:g}")
+
+    def slowed(frequency: float) -> float:
+        turns = original * frequency / (2 * math.pi)
+        kept = min(1.0, max(0.0, (turns - low) / (high - low)))
+        return 1 / (kept + (1 - kept) / factor)
+
+    return plain.one_regime([slowed(frequency) for frequency in plain.frequencies])
+
+
+def _yarn(plain: _Plain) -> RopeConfig:
+    """YaRN (arXiv 2309.00071): a ramp over pairs from kept to slowed, and a magnitude that grows with the
+    factor.
+    """
+    factor, original = plain.number("factor"), plain.original_context()
+    pairs = len(plain.frequencies)
+
+    def pair_with(turns: float) -> float:
+        return plain.rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(plain.theta))
+
+    low, high = pair_with(plain.number("beta_fast", 32.0)), pair_with(plain.number("beta_slow", 1.0))
+    if plain.scaling.raw("truncate") is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, plain.rotary_dim - 1)
+    width = (high - low) or 1e-3
+    slowed = [min(1.0, max(0.0, (i - low) / width)) for i in range(pairs)]
+
+    def growth(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    magnitude = growth(1.0)
+    if plain.scaling.has("mscale") and plain.scaling.has("mscale_all_dim"):
+        magnitude = growth(plain.number("mscale")) / growth(plain.number("mscale_all_dim"))
+    magnitude = plain.number("attention_factor", magnitude)
+    extended = min(MAX_CONTEXT, int(original * factor))
+    return plain.one_regime([1 / (1 - s + s / factor) for s in slowed], magnitude, extended)
+
+
+def _longrope(plain: _Plain) -> RopeConfig:
+    """LongRoPE (spec section A): two lists of factors, one for each regime."""
+    short, long = (plain.scaling.numbers(f"{key}_factor", 1e-6, _LARGEST_FACTOR) for key in ("short", "long"))
+    magnitude = plain.number("attention_factor") if plain.scaling.has("attention_factor") else None
+    for key in ("short_mscale", "long_mscale"):
+        if plain.scaling.has(key):
+            raise plain.scaling.refusal(f"{key!r} is not supported: one magnitude must hold in both regimes")
+    original = plain.original_context()
+    return RopeConfig(plain.theta, plain.rotary_dim, original, plain.context, short, long, magnitude)
+
+
+_SCALINGS: dict[str, Callable[[_Plain], RopeConfig]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,  # its name in the first Phi-3 configurations
+}

@@ -1,0 +1,1 @@
+"""Random checkpoints in published layouts, of any size, with a tokenizer: `python -m tests.checkpoints`."""

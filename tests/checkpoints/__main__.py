@@ -1,0 +1,36 @@
+"""Command line: python -m tests.checkpoints phi4mm OUT --full (5.57 billion weights, about 11 GB)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .write import FAMILIES, SHARD_BYTES, write_checkpoint
+
+_RANKS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizer" / "o200k_base.tiktoken"
+
+
+def main() -> None:
+    """Write one random checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m tests.checkpoints", description=__doc__)
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("output", type=Path, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--full", action="store_true", help="the published size (Phi models) instead of a tiny one"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
+    parser.add_argument("--ranks", type=Path, default=_RANKS, help="o200k_base.tiktoken")
+    options = parser.parse_args()
+    if options.output.exists():
+        parser.error(f"{options.output} exists; name a new folder")
+    if not options.ranks.is_file():
+        parser.error(f"{options.ranks} is not there; name o200k_base.tiktoken with --ranks")
+    write_checkpoint(
+        options.output, options.family, options.ranks,
+        full=options.full, seed=options.seed, shard_bytes=options.shard_bytes,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
