@@ -153,7 +153,7 @@ class MediaAnswers:
             ids, targets, features = self._assemble(samples, pictures, clips)
             hidden = self.model.hidden_states(ids, features, self.route)
             learnt = targets != IGNORED
-            logits = F.linear(hidden[learnt], self.model.embedding_weight())
+            logits = F.linear(hidden[learnt], self.model.head_weight())
         return F.cross_entropy(logits.float(), targets[learnt]), len(samples)
 
     def _assemble(
