@@ -133,7 +133,7 @@ class MediaEncoder:
         return Media("audio", key, audio_processor.count_tokens(len(frames), spec), frames)
 
     def count_image_tokens(self, source: ImageSource, detail: ImageDetail = "auto") -> int:
-        """What a picture costs, from its header alone."""
+        """What a picture costs; nothing is resized or encoded for it."""
         spec = self._image_spec(detail)
         image, _, name = image_processor.open_image(source, self._manifest.limits)
         return image_processor.count_tokens(image_processor.upright_size(image), spec, name)

@@ -93,7 +93,7 @@ def open_image(source: ImageSource, limits: Limits) -> tuple[Image.Image, str, s
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation is applied, from the header."""
+    """(width, height) after the EXIF orientation is applied; of a PNG this may read the pixels."""
     return (image.height, image.width) if _orientation(image) >= 5 else image.size
 
 

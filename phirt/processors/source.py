@@ -39,7 +39,7 @@ def _read_file(path: Path, kind: str, max_bytes: int) -> bytes:
         if not path.exists():
             raise MediaError(f"{path} does not exist; check the {kind} file's name")
         if not path.is_file():
-            raise MediaError(f"{path} is no regular file; name an {kind} file")
+            raise MediaError(f"{path} is no regular file; name one {kind} file")
         with path.open("rb") as stream:
             return stream.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL

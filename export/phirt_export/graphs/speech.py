@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from phirt.adapters import PROJECTOR_IDS
 from phirt_export.graphs.encoder import EncoderParts
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.reference.config import AudioConfig
 
 _PREFIX = "model.embed_tokens_extend.audio_embed"
 _TOWER = "encoder"
-PROJECTOR_IDS = {"speech": 0, "vision": 1}
 
 
 def build_speech(store: WeightStore, config: AudioConfig, hidden_size: int, form: WeightFormat) -> None:
