@@ -320,15 +320,16 @@ def export(
 ) -> None:
     """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
 
-    The bundle appears under its name when it is complete; memory stays bounded by the largest tensor.
+    The bundle appears under its name when it is complete; memory stays bounded however large the checkpoint.
+    Ctrl-C keeps what is finished; the same command goes on where it stopped.
 
     \b
       phirt export runs/nano/checkpoint -o nano
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
     """
-    from . import training
+    from . import exporting
 
-    training.export(
+    if not exporting.export(
         checkpoint,
         output,
         Output(),
@@ -339,7 +340,8 @@ def export(
         encoder_bits=encoder_bits,
         method=method,
         name=name,
-    )
+    ):
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command(short_help="Train a model from a recipe (needs the export extra).")

@@ -114,6 +114,11 @@ class Output:
         """A quiet line on stderr: figures, reminders."""
         self.notice(text, "dim")
 
+    def notice_table(self, table: Table) -> None:
+        """A table on stderr; whole values where that is no terminal."""
+        width = None if self._console.is_terminal else 160
+        self._console.print(table, width=width, soft_wrap=False)
+
     def prompt(self, text: str) -> None:
         """The prompt of an interactive session on stderr, without a newline."""
         self._console.print(Text(text), end="")
