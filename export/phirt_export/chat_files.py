@@ -27,13 +27,15 @@ def require_tokenizer(folder: Path) -> Path:
     """
     path = folder / TOKENIZER_NAME
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no {TOKENIZER_NAME}, which a bundle needs; put it beside the weights")
+        raise ConfigError(
+            f"{folder} holds no {TOKENIZER_NAME}, which a bundle needs; put it beside the weights"
+        )
     return path
 
 
 def read_template(folder: Path) -> str:
-    """The checkpoint's chat template: chat_template.jinja, else the one in tokenizer_config.json, else the one
-    in chat_template.json. Of several named ones, the one named "default".
+    """The checkpoint's chat template: chat_template.jinja, else what tokenizer_config.json has, else
+    chat_template.json. Of several named ones, the one named "default".
 
     Raises:
         ConfigError: there is none, or it is no text of reasonable size.
@@ -45,8 +47,8 @@ def read_template(folder: Path) -> str:
             template = _default_of(config.raw("chat_template"))
     if template is None:
         raise ConfigError(
-            f"{folder} holds no {TEMPLATE_NAME} and no 'chat_template' in {_TOKENIZER_CONFIG_NAME}, and a bundle "
-            f"needs a chat template; put it beside the weights as {TEMPLATE_NAME}"
+            f"{folder} holds no {TEMPLATE_NAME} and no 'chat_template' in {_TOKENIZER_CONFIG_NAME}, and a "
+            f"bundle needs a chat template; put it beside the weights as {TEMPLATE_NAME}"
         )
     if len(template.encode("utf-8", "surrogatepass")) > _MAX_TEMPLATE_BYTES:
         raise ConfigError(f"the chat template in {folder} is larger than {_MAX_TEMPLATE_BYTES} bytes")

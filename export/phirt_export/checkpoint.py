@@ -93,4 +93,6 @@ class Checkpoint:
         }
         problems = [f"{len(names)} {what}: {some(names)}" for what, names in groups.items() if names]
         if problems:
-            raise ConfigError(f"the weights in {self.folder} do not fit its config.json; {'; '.join(problems)}")
+            raise ConfigError(
+                f"the weights in {self.folder} do not fit its config.json; {'; '.join(problems)}"
+            )

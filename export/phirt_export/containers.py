@@ -27,7 +27,7 @@ _MAX_HEADER_BYTES = 16 << 20  # about a hundred thousand tensors
 _MAX_JSON_BYTES = 16 << 20
 _MAX_AXES = 8
 _MAX_SHARDS = 1024
-# From this size on, pages that were read are given back, so that reading a file once does not keep it in memory.
+# From this size on, pages that were read are given back: reading a file once must not keep it in memory.
 _RELEASED_BYTES = 1 << 16
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHOWN = 8
@@ -112,7 +112,9 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} holds pickled weights ({some(pickled)}), which can run code when opened and are not "
             f"read; convert them to {WEIGHTS_NAME}"
         )
-    raise ConfigError(f"{folder} holds no {WEIGHTS_NAME} and no {INDEX_NAME}; save the weights as safetensors")
+    raise ConfigError(
+        f"{folder} holds no {WEIGHTS_NAME} and no {INDEX_NAME}; save the weights as safetensors"
+    )
 
 
 def open_file(path: Path) -> dict[str, StoredTensor]:
@@ -152,7 +154,7 @@ def _open_shards(folder: Path) -> dict[str, StoredTensor]:
     for shard in shards[:_MAX_SHARDS]:
         if not shard.endswith(".safetensors") or any(c in "/\\:" or ord(c) < 32 for c in shard):
             raise ConfigError(
-                f"{path} names {shard[:80]!r}; accepted are .safetensors files in the same folder, by plain name"
+                f"{path} names {shard[:80]!r}; accepted are plain names of .safetensors files beside it"
             )
     if len(shards) > _MAX_SHARDS:
         raise ConfigError(f"{path} names {len(shards)} files, accepted: {_MAX_SHARDS} at most")

@@ -1,1 +1,1 @@
-"""Random checkpoints in published layouts, of any size, with a real tokenizer: `python -m tests.checkpoints`."""
+"""Random checkpoints in published layouts, of any size, with a tokenizer: `python -m tests.checkpoints`."""

@@ -15,7 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.checkpoints", description=__doc__)
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("output", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--full", action="store_true", help="the published size (Phi models) instead of a tiny one")
+    parser.add_argument(
+        "--full", action="store_true", help="the published size (Phi models) instead of a tiny one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
     parser.add_argument("--ranks", type=Path, default=_RANKS, help="o200k_base.tiktoken")

@@ -8,9 +8,15 @@ Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 _LONG_FACTORS = [32.03 ** (i / 31) for i in range(32)] + [
-    32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97, 33.28, 33.49, 33.5, 44.16, 47.77,
+    32.1, 32.13, 32.23, 32.6, 32.61, 32.64, 32.66, 32.7, 32.71, 32.93, 32.97, 33.28, 33.49, 33.5, 44.16,
+    47.77,
 ]  # fmt: skip
-_COMMON = {"hidden_act": "silu", "torch_dtype": "bfloat16", "initializer_range": 0.02, "attention_dropout": 0.0}
+_COMMON = {
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+}
 
 
 def _sizes(layers: int, hidden: int, heads: int, kv_heads: int, inner: int, vocab: int) -> Config:
@@ -66,8 +72,8 @@ SMALL: dict[str, Config] = {
     "llama": {
         "model_type": "llama", **_sizes(2, 64, 4, 2, 96, 400), **_ids(335, 356), "rms_norm_eps": 1e-5,
         "max_position_embeddings": 512, "rope_theta": 500000.0, "tie_word_embeddings": True,
-        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                         "original_max_position_embeddings": 64},
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
         "attention_bias": False, "mlp_bias": False,
     },
     "llama-biased": {
@@ -131,6 +137,11 @@ def projections(config: Config) -> Shapes:
         attention = {"qkv_proj": (q + 2 * kv, hidden), "o_proj": (hidden, q)}
         forward = {"gate_up_proj": (2 * inner, hidden), "down_proj": (hidden, inner)}
     else:
-        attention = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
+        attention = {
+            "q_proj": (q, hidden),
+            "k_proj": (kv, hidden),
+            "v_proj": (kv, hidden),
+            "o_proj": (hidden, q),
+        }
         forward = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     return {f"self_attn.{n}": s for n, s in attention.items()} | {f"mlp.{n}": s for n, s in forward.items()}

@@ -13,7 +13,7 @@ import base64
 import json
 from pathlib import Path
 
-# o200k's way of cutting text into words: letters by case, contractions with them, digits by three, punctuation.
+# o200k's way of cutting text: words by case, contractions with them, digits by three, punctuation, spaces.
 _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -32,8 +32,9 @@ FULL_RANKS = 199_998
 VOCABULARY_TAIL = 66  # ids past the ranks of the published vocabulary of 200,064
 # Names at their distance from the end of the ranks; from `endoftext10` on, white space after them vanishes.
 _SPECIAL = {
-    1: "<|endoftext|>", 12: "<|endoftext10|>", 13: "<|endoftext11|>", 20: "<|endofprompt|>", 21: "<|assistant|>",
-    22: "<|end|>", 23: "<|user|>", 24: "<|system|>", 25: "<|tool|>", 26: "<|/tool|>", 27: "<|tool_call|>",
+    1: "<|endoftext|>", 12: "<|endoftext10|>", 13: "<|endoftext11|>", 20: "<|endofprompt|>",
+    21: "<|assistant|>", 22: "<|end|>",
+    23: "<|user|>", 24: "<|system|>", 25: "<|tool|>", 26: "<|/tool|>", 27: "<|tool_call|>",
     28: "<|/tool_call|>", 29: "<|tool_response|>", 30: "<|tag|>",
 }  # fmt: skip
 _TRIMMING = range(21, 31)
@@ -46,8 +47,8 @@ def special_id(name: str, ranks: int) -> int:
 
 
 def byte_letters() -> list[str]:
-    """The character that byte-level BPE writes for each byte: its own where it is visible in Latin-1, else the
-    next one from U+0100 on.
+    """The character that byte-level BPE writes for each byte: its own where it is visible in Latin-1, else
+    the next one from U+0100 on.
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
@@ -97,6 +98,9 @@ def tokenizer_json(ranks: dict[bytes, int]) -> str:
         }
         for offset, name in _SPECIAL.items()
     ]  # fmt: skip
+    # Ids have gaps before and between the special tokens, which only a vocabulary can say.
+    vocabulary = {spelled(token): rank for token, rank in ranks.items()}
+    vocabulary |= {token["content"]: token["id"] for token in added}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     document = {
@@ -111,7 +115,7 @@ def tokenizer_json(ranks: dict[bytes, int]) -> str:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-            "vocab": {spelled(token): rank for token, rank in ranks.items()}, "merges": merges,
+            "vocab": vocabulary, "merges": merges,
         },
     }  # fmt: skip
     return json.dumps(document, ensure_ascii=False)

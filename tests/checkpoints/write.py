@@ -1,4 +1,4 @@
-"""Puts a whole random checkpoint together: configuration, weights, tokenizer, template, generation settings."""
+"""Puts a random checkpoint together: configuration, weights, tokenizer, template, generation settings."""
 
 from __future__ import annotations
 

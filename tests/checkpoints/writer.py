@@ -19,10 +19,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _SLAB = 1 << 22  # elements
 _ITEMSIZE = 2  # bfloat16
+_LORA_GAIN = 0.4  # a branch changes the projection, and does not drown it
 
 
 def values(name: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
-    """float32 elements of a tensor in slabs, scaled so that activations keep their size through the layers."""
+    """float32 elements of a tensor in slabs, scaled so that activations keep their size throughout."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     total = math.prod(shape)
     for start in range(0, total, _SLAB):
@@ -32,7 +33,8 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]
         elif "norm" in name and name.endswith("weight"):
             yield 1 + 0.2 * noise
         elif len(shape) >= 2 and name.endswith("weight"):
-            yield noise * np.float32(1.2 * math.prod(shape[1:]) ** -0.5)
+            gain = _LORA_GAIN if ".lora_B." in name else 1.2
+            yield noise * np.float32(gain * math.prod(shape[1:]) ** -0.5)
         else:
             yield 0.3 * noise
 
@@ -62,7 +64,7 @@ def write_file(path: Path, shapes: Shapes, drawn_as: Mapping[str, str], seed: in
 def write_shards(
     folder: Path, shapes: Shapes, drawn_as: Mapping[str, str], seed: int, shard_bytes: int
 ) -> None:
-    """All tensors in files of about `shard_bytes`, with their index; one plain file where they fit into it."""
+    """All tensors in files of about `shard_bytes`, with their index; one plain file where they fit."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     used = 0
     for name, shape in shapes.items():

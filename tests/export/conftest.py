@@ -10,11 +10,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
-# Tests are collected without packages, so a module beside this file is made importable by name.
-_NAME = "small_models"
-_spec = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name(f"{_NAME}.py"))
-sys.modules[_NAME] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules[_NAME])
+
+def _make_importable(name: str, path: Path) -> None:
+    """Tests are collected without packages, so modules they share are made importable by name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+_HERE = Path(__file__).parent
+_make_importable("small_models", _HERE / "small_models.py")
+_make_importable("checkpoints", _HERE.parent / "checkpoints" / "__init__.py")
+_make_importable("three_ways", _HERE / "three_ways.py")
 
 import small_models  # noqa: E402
 
@@ -38,6 +45,12 @@ def _export(folder: Path, **options) -> Exported:
     checkpoint = small_models.save_checkpoint(model, folder / "checkpoint")
     bundle = export_bundle(checkpoint, folder / "bundle", bits=32)
     return Exported(model, checkpoint, bundle)
+
+
+@pytest.fixture(scope="session")
+def ranks(shared_data) -> Path:
+    """The o200k ranks, from which tokenizers are built."""
+    return shared_data / "tokenizer" / "o200k_base.tiktoken"
 
 
 @pytest.fixture(scope="session")

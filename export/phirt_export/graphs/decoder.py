@@ -177,9 +177,7 @@ class _Stack:
             normed.append(g.Reshape(rows, merge))
         return (*normed, parts[2])
 
-    def _attend(
-        self, index: int, qkv: tuple[ir.Value | None, ...]
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _attend(self, index: int, qkv: tuple[ir.Value | None, ...]) -> tuple[ir.Value, ir.Value, ir.Value]:
         """(attention output, key, value); present is written in place of past where both share a buffer."""
         c, inputs, shared = self.config, self.inputs, self.shared
         key, value = inputs.past[index]

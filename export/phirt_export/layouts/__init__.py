@@ -61,4 +61,6 @@ def read_layout(folder: Path, document: Fields, shapes: Mapping[str, tuple[int, 
 
 
 def _no_folder(folder: Path) -> Fields:
-    raise ConfigError(f"{folder} is not a folder; a checkpoint is a folder with {CONFIG_NAME} and its weights")
+    raise ConfigError(
+        f"{folder} is not a folder; a checkpoint is a folder with {CONFIG_NAME} and its weights"
+    )

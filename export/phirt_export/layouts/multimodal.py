@@ -75,7 +75,7 @@ def read_native(published: Published) -> Layout:
     files = {f"{route}-lora": published.folder / f"{route}-lora" for route in ("vision", "speech")}
     if lost := [name for name, path in files.items() if not path.is_dir()]:
         raise ConfigError(
-            f"{published.folder} lacks {', '.join(lost)}; this layout keeps the adapters there, fetch them too"
+            f"{published.folder} lacks {', '.join(lost)}; this layout keeps its adapters there, fetch them"
         )
     model = _model(
         published,

@@ -36,7 +36,9 @@ def read_rope(config: Fields, head_dim: int) -> RopeConfig:
     if name is not None:
         kind = scaling.text("rope_type" if scaling.has("rope_type") else "type", "default")
     if kind not in _SCALINGS:
-        raise scaling.refusal(f"rope scaling {kind[:80]!r} is not supported, accepted: {', '.join(_SCALINGS)}")
+        raise scaling.refusal(
+            f"rope scaling {kind[:80]!r} is not supported, accepted: {', '.join(_SCALINGS)}"
+        )
     return _SCALINGS[kind](plain)
 
 

@@ -1,8 +1,8 @@
 """Decoders without media: Phi-3 and Phi-4 (`phi3`), Llama, Mistral, Qwen2, Qwen3.
 
 Knows their configurations and names. One block serves all of them; they differ in fused or separate
-projections, biases, query and key norms, rotary scaling and the head. Values that a class of transformers would
-fill in differ between families, so what changes a shape must be in config.json.
+projections, biases, query and key norms, rotary scaling and the head. Values that a class of transformers
+would fill in differ between families, so what changes a shape must be in config.json.
 """
 
 from __future__ import annotations

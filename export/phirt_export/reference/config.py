@@ -14,8 +14,10 @@ from typing import Any
 
 from phirt.errors import ConfigError
 
-
 CONFIG_NAME = "config.json"
+# Far past any model; within them a contradiction shows as a tensor of the wrong shape.
+_MAX_INTEGER, _MAX_FLOAT = 1 << 24, 1e13
+_MAX_LAYERS = 1024
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
@@ -77,7 +79,9 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if unknown := set(self.biases) - set(PROJECTIONS):
-            raise ConfigError(f"biases of {sorted(unknown)} are not known, accepted: {', '.join(PROJECTIONS)}")
+            raise ConfigError(
+                f"biases of {sorted(unknown)} are not known, accepted: {', '.join(PROJECTIONS)}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -207,15 +211,37 @@ class ModelConfig:
         """
         try:
             raw = json.loads(text)
-            return cls(
+            config = cls(
                 decoder=_decoder(raw["decoder"]),
                 tokens=TokenConfig(**{**raw["tokens"], "eos": tuple(raw["tokens"]["eos"])}),
                 vision=_vision(raw["vision"]),
                 audio=AudioConfig(**raw["audio"]) if raw["audio"] else None,
                 adapters={name: AdapterConfig(**branch) for name, branch in raw["adapters"].items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+            _check_values(config)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ConfigError(f"the model configuration does not parse: {error!r}") from error
+        return config
+
+
+def _check_values(part: Any) -> None:
+    """Raises ValueError where a number of `part`, or of what it holds, is no number or out of any range."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        kind = str(field.type)
+        if dataclasses.is_dataclass(value):
+            _check_values(value)
+        elif isinstance(value, Mapping):
+            for inner in value.values():
+                _check_values(inner)
+        elif "int" in kind or "float" in kind:
+            accepted = (int, float) if "float" in kind else (int,)
+            highest = _MAX_LAYERS if field.name == "num_layers" else _MAX_INTEGER
+            highest = _MAX_FLOAT if float in accepted else highest
+            for number in value if isinstance(value, tuple) else (value,):
+                absent = number is None and "None" in kind
+                if not absent and (type(number) not in accepted or not 0 <= number <= highest):
+                    raise ValueError(f"{field.name} is {number!r:.80}")
 
 
 def _decoder(raw: dict[str, Any]) -> DecoderConfig:

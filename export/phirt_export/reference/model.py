@@ -170,7 +170,10 @@ def initialize(model: Model, seed: int) -> None:
             if parameter.dim() < 2:
                 parameter.zero_()
                 continue
-            if any(part in name for part in ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")):
+            if any(
+                part in name
+                for part in ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")
+            ):
                 fan_in = parameter[0].numel()
                 parameter.normal_(0.0, fan_in**-0.5, generator=generator)
                 continue

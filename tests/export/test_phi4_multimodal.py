@@ -1,0 +1,243 @@
+"""Phi-4-multimodal in both published layouts, against transformers: text, images, audio, and both, each under
+its adapter.
+
+transformers runs the base weights unless told otherwise, so the oracle of a route has that adapter fused in.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints.write import write_checkpoint
+from safetensors.torch import load_file
+from small_models import session
+from three_ways import Media, ThreeWays, load_oracle, load_reference
+
+from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.exporter import export_bundle
+from phirt_export.reference.vision import position_buckets
+
+pytest.importorskip("transformers", reason="transformers is the oracle here")
+
+GRID = 32
+BEFORE, AFTER = [355, 12, 40], [7, 99, 310, 356, 354]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, ranks):
+    """The same weights in both layouts, in shards."""
+    folder = tmp_path_factory.mktemp("published")
+    return {
+        family: write_checkpoint(folder / family, family, ranks, shard_bytes=1_000_000)
+        for family in ("phi4mm", "phi4_multimodal")
+    }
+
+
+@pytest.fixture(scope="module")
+def ways(folders, tmp_path_factory) -> ThreeWays:
+    """The original layout exported, beside transformers on its own layout."""
+    bundle = export_bundle(folders["phi4mm"], tmp_path_factory.mktemp("bundles") / "bundle", bits=32)
+    base = load_oracle(folders["phi4_multimodal"])
+    oracles = {"none": base} | {
+        route: fused(base, folders["phi4_multimodal"] / f"{route}-lora") for route in ("vision", "speech")
+    }
+    return ThreeWays(folders["phi4mm"], load_reference(folders["phi4mm"]), bundle, oracles)
+
+
+def fused(base, adapter):
+    """A copy of transformers' model with base + 2 · B·A, the published scale (spec section D)."""
+    model = copy.deepcopy(base)
+    state = load_file(adapter / "adapter_model.safetensors")
+    for name, a in state.items():
+        if name.endswith("lora_A.weight"):
+            b = state[name.replace("lora_A", "lora_B")]
+            target = name.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
+            with torch.no_grad():
+                model.get_parameter(target).add_(2.0 * b.float() @ a.float())
+    return model
+
+
+class Image:
+    """Random crops of an image of h x w crops, of which the last patch rows or columns may be padding."""
+
+    def __init__(self, h: int, w: int, bottom: int = 0, right: int = 0, seed: int = 0) -> None:
+        valid = np.ones((h * GRID, w * GRID), bool)
+        valid[h * GRID - bottom :] = False
+        valid[:, w * GRID - right :] = False
+        crops = valid.reshape(h, GRID, w, GRID).transpose(0, 2, 1, 3).reshape(h * w, GRID, GRID)
+        self.grid = (h, w)
+        self.mask = torch.from_numpy(np.concatenate([np.ones((1, GRID, GRID), bool), crops]))
+        self.features = (int(valid[::2, 0].sum()), int(valid[0, ::2].sum()))
+        generator = torch.Generator().manual_seed(seed)
+        self.pixels = torch.rand((1 + h * w, 3, 448, 448), generator=generator) * 2 - 1
+
+    def media(self, ways: ThreeWays) -> Media:
+        """Feature rows of the reference and of the bundle's encoder."""
+        feeds = {
+            "pixel_values": self.pixels.numpy(),
+            "patch_mask": self.mask.flatten(1).numpy(),
+            "position_ids": position_buckets(self.mask, GRID).flatten(1).numpy().astype(np.int64),
+            "crop_grid": np.array(self.grid, np.int64),
+            "feature_grid": np.array(self.features, np.int64),
+        }
+        (rows,) = session(ways.bundle / "vision.onnx").run(None, feeds)
+        with torch.no_grad():
+            expected = ways.reference.image_embed(self.pixels, self.mask, self.grid, self.features).numpy()
+        u, v = self.features
+        assert rows.shape[0] == u * v + u + 1 + 256 + 16
+        return Media(ways.reference.config.tokens.image, expected, rows)
+
+
+def oracle_images(*images: Image) -> dict[str, torch.Tensor]:
+    """Inputs of transformers: images padded to equally many crops by zeros under masks of ones."""
+    most = max(len(image.pixels) for image in images)
+    missing = [most - len(image.pixels) for image in images]
+    return {
+        "image_pixel_values": torch.stack(
+            [F.pad(image.pixels, (0, 0) * 3 + (0, n)) for image, n in zip(images, missing, strict=True)]
+        ),
+        "image_attention_mask": torch.stack(
+            [
+                F.pad(image.mask, (0, 0) * 2 + (0, n), value=True)
+                for image, n in zip(images, missing, strict=True)
+            ]
+        ),
+        "image_sizes": torch.tensor([[448 * side for side in image.grid] for image in images]),
+    }
+
+
+class Clip:
+    """Random log-mel frames of one recording."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = torch.randn((1, frames, 80), generator=torch.Generator().manual_seed(frames)) * 2
+        self.tokens = -(-frames // 8)
+
+    def media(self, ways: ThreeWays, projector: str) -> Media:
+        """Feature rows of the reference and of the bundle's encoder."""
+        feeds = {
+            "audio_embeds": self.frames.numpy(),
+            "projector": np.array([projector == "vision"], np.int64),
+        }
+        (rows,) = session(ways.bundle / "speech.onnx").run(None, feeds)
+        with torch.no_grad():
+            expected = ways.reference.audio_embed(self.frames, projector)[0].numpy()
+        assert rows.shape[0] == self.tokens
+        return Media(ways.reference.config.tokens.audio, expected, rows)
+
+    def oracle(self) -> dict[str, torch.Tensor]:
+        """Inputs of transformers: one clip, unpadded, without a mask."""
+        return {"audio_input_features": self.frames, "audio_embed_sizes": torch.tensor([self.tokens])}
+
+
+def assert_adapter_matters(ways: ThreeWays, pieces, route: str) -> None:
+    """The first answer's logits under the route differ from those of the base weights."""
+    ids = [i for p in pieces for i in ([p.token] * len(p.reference_rows) if isinstance(p, Media) else [p])]
+    rows = torch.from_numpy(np.concatenate([p.reference_rows for p in pieces if isinstance(p, Media)]))
+    with torch.no_grad():
+        active, base = (ways.reference(torch.tensor([ids]), rows, r)[0, -1] for r in (route, "none"))
+    assert (active - base).abs().max() > 0.1
+
+
+def test_text_is_that_of_transformers(ways):
+    ways.assert_equal([*BEFORE, *AFTER])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 1, 9, 0)], ids=["1 crop", "5 crops", "padded"])
+def test_an_image_is_that_of_transformers_under_the_vision_adapter(ways, shape):
+    image = Image(*shape)
+    pieces = [*BEFORE, image.media(ways), *AFTER]
+    ways.assert_equal(pieces, "vision", oracle_images(image))
+    assert_adapter_matters(ways, pieces, "vision")
+
+
+def test_two_images_are_those_of_transformers(ways):
+    first, second = Image(1, 2, right=7, seed=1), Image(1, 1, seed=2)
+    pieces = [*BEFORE, first.media(ways), 8, second.media(ways), *AFTER]
+    ways.assert_equal(pieces, "vision", oracle_images(first, second))
+
+
+@pytest.mark.parametrize("frames", [61, 333])
+def test_audio_is_that_of_transformers_under_the_speech_adapter(ways, frames):
+    clip = Clip(frames)
+    pieces = [*BEFORE, clip.media(ways, "speech"), *AFTER]
+    ways.assert_equal(pieces, "speech", clip.oracle())
+    assert_adapter_matters(ways, pieces, "speech")
+
+
+def test_audio_past_the_window_is_that_of_transformers(ways):
+    clip = Clip(8 * 520)
+    media = clip.media(ways, "speech")
+    embed = ways.oracles["none"].model.embed_tokens_extend.audio_embed
+    with torch.no_grad():
+        rows = embed.down_proj_for_speech(F.gelu(embed.up_proj_for_speech(embed.encoder(clip.frames, None))))
+    for ours in (media.reference_rows, media.bundle_rows):
+        np.testing.assert_allclose(ours, rows[0].numpy(), atol=1e-4, rtol=0)
+
+
+def test_image_and_audio_are_those_of_transformers_under_the_vision_adapter_and_projector(ways):
+    image, clip = Image(1, 1, seed=3), Clip(200)
+    pieces = [*BEFORE, image.media(ways), clip.media(ways, "vision"), *AFTER]
+    ways.assert_equal(pieces, "vision", oracle_images(image) | clip.oracle())
+
+
+def test_both_layouts_are_the_same_model(folders):
+    original, native = (Checkpoint(folders[family]) for family in ("phi4mm", "phi4_multimodal"))
+    assert original.config == native.config
+    for name in expected_shapes(original.config):
+        np.testing.assert_array_equal(original.tensor(name), native.tensor(name))
+    name = "model.layers.1.mlp.gate_up_proj.lora_B.speech.weight"
+    np.testing.assert_array_equal(native.rows(name, 100, 300), original.tensor(name)[100:300])
+
+
+def test_transformers_leaves_routing_to_its_user_and_the_specification_wins(ways):
+    # Without an adapter being set, an image runs through the base weights; here it never does.
+    image = Image(1, 1, seed=4)
+    media = image.media(ways)
+    ids = torch.tensor([[*BEFORE, *[media.token] * len(media.reference_rows), *AFTER]])
+    rows = torch.from_numpy(media.reference_rows)
+    with torch.no_grad():
+        unrouted = ways.oracles["none"](ids, **oracle_images(image)).logits[0, -1]
+        base, routed = (ways.reference(ids, rows, route)[0, -1] for route in ("none", "vision"))
+    np.testing.assert_allclose(base, unrouted, atol=1e-4, rtol=0)
+    assert (routed - unrouted).abs().max() > 0.1
+
+
+def test_padded_recordings_differ_in_transformers_and_the_specification_wins(ways):
+    # transformers adds its boolean mask to the bias; the original excludes padding, so that a clip in a
+    # padded batch comes out as it does alone (spec section C).
+    oracle = ways.oracles["none"].model.embed_tokens_extend.audio_embed.encoder
+    ours = ways.reference.audio_embed.encoder
+    short, long = Clip(80).frames, Clip(240).frames
+    padded = F.pad(short, (0, 0, 0, 160))
+    padded[:, 80:] = ours.encoder_embedding.global_mean  # what the convolutions pad with, once normalised
+    frames = torch.tensor([80, 240])
+    mask = torch.arange(240)[None] < frames[:, None]
+    with torch.no_grad():
+        alone = oracle(short, None)[0]
+        in_oracle = oracle(torch.cat((padded, long)), mask)[0, :10]
+        in_ours = ours(torch.cat((padded, long)), frames)[0, :10]
+    np.testing.assert_allclose(in_ours, alone, atol=1e-4, rtol=0)
+    assert (in_oracle - alone).abs().max() > 1e-2
+
+
+def test_fused_attention_of_transformers_sees_whole_crops_causally_and_the_specification_wins(ways, folders):
+    # Its vision attention calls itself causal, which counts where no mask is passed: in full crops.
+    image = Image(1, 1, seed=5)
+    towers = [
+        model.model.embed_tokens_extend.image_embed.img_processor
+        for model in (ways.oracles["none"], load_oracle(folders["phi4_multimodal"], "sdpa"))
+    ]
+    with torch.no_grad():
+        plain, causal = (
+            tower(image.pixels, patch_attention_mask=image.mask, output_hidden_states=True).hidden_states[-2]
+            for tower in towers
+        )
+        pooled = ways.reference.image_embed.img_processor(image.pixels, image.mask)
+    expected = F.avg_pool2d(plain.transpose(1, 2).unflatten(2, (GRID, GRID)), 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(pooled, expected, atol=1e-4, rtol=0)
+    assert (plain - causal).abs().max() > 1
