@@ -344,6 +344,50 @@ def export(
         raise typer.Exit(INTERRUPTED)
 
 
+@app.command("eval", short_help="Measure how far a bundle is from its checkpoint or another bundle.")
+def evaluate(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", show_default=False, help="Folder of an exported model.")
+    ],
+    against: Annotated[
+        Path,
+        typer.Option(
+            "--against", metavar="FOLDER", help="The checkpoint (needs the export extra), or another bundle."
+        ),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Text to predict. Default: the program's sentences."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=2, metavar="N", help="How much of the text, in tokens.")
+    ] = 2048,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="An image to compare on. Default: rendered ones."),
+    ] = None,
+    audio: Annotated[
+        list[Path] | None,
+        typer.Option("--audio", metavar="FILE", help="A recording to compare on. Default: made by itself."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Compares the predictions of BUNDLE with those of its checkpoint, or of another bundle, on each route.
+
+    Text is predicted token by token; after an image or a recording the reference's answer is. KL is in nats,
+    of the reference's distribution to the bundle's. A checkpoint runs in float32 and needs four bytes of
+    memory a weight; when that is too much, compare with an export of --bits 32.
+
+    \b
+      phirt eval phi4-int4 --against Phi-4-multimodal-instruct
+      phirt eval phi4-int4 --against phi4-fp32 --text book.txt --image photo.jpg --json
+    """
+    from . import evaluation
+
+    inputs = evaluation.Inputs(text, tokens, image or (), audio or ())
+    evaluation.evaluate(bundle, against, inputs, Output(), as_json=json)
+
+
 @app.command(short_help="Train a model from a recipe (needs the export extra).")
 def train(
     recipe: Annotated[

@@ -38,7 +38,7 @@ def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool
         with _progress(out) as report:
             folder = export_bundle(checkpoint, output, progress=report, errors=errors.extend, **settings)
     except KeyboardInterrupt:
-        out.notice(f"stopped before {one_line(str(output))} was complete: the same command goes on from there")
+        out.notice(f"stopped; {one_line(str(output))} is not complete: the same command goes on from here")
         return False
     if errors:
         out.notice_table(_error_table(errors))
