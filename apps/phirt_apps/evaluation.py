@@ -1,7 +1,7 @@
 """`phirt eval`: how far a bundle's predictions are from its checkpoint's, or from another bundle's.
 
-Knows what the comparison runs on and how its figures are shown. The comparison is phirt_quant's, the reference
-model phirt_export's.
+Knows what the comparison runs on and how its figures are shown. The comparison is phirt_quant's, the
+reference model phirt_export's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a finished bundle says about itself: its manifest, written last.
 
-Knows files, checksums and the manifest's keys. Knows nothing of weights or nodes, nor of where a bundle grows.
+Knows files, checksums and the manifest's keys. Knows nothing of weights or nodes, nor of where a bundle
+grows.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class GraphFiles:
-    """One finished graph of a bundle: names of its files, the digest of its data (hex sha256, taken as they were
-    written), and its inputs and outputs as the manifest lists them.
+    """One finished graph of a bundle: names of its files, the digest of its data (hex sha256, taken as they
+    were written), and its inputs and outputs as the manifest lists them.
     """
 
     file: str
@@ -78,8 +79,8 @@ def write_manifest(
     target: str,
     quantization: Mapping[str, Any],
 ) -> None:
-    """Write `manifest.json` over all other files of `folder`, which must be complete. It is there whole or not at
-    all.
+    """Write `manifest.json` over all other files of `folder`, which must be complete. It is there whole or
+    not at all.
     """
     digests = {graph.data: graph.data_sha256 for graph in graphs.values()}
     files = {

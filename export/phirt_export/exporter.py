@@ -35,6 +35,7 @@ TARGETS = ("cpu",)
 _WIDE = 1024
 _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
 
+
 @dataclasses.dataclass(frozen=True)
 class BundleFormats:
     """Weight formats of a bundle's parts: base projections, embedding with head, LoRA matrices, encoders."""
@@ -89,9 +90,9 @@ def export_bundle(
 ) -> Path:
     """Export a checkpoint folder as a bundle.
 
-    What is finished stays when the call is interrupted or the process killed: the same call goes on from there
-    and ends with the same bytes. Memory is bounded by a few slabs of one tensor (`bits=32`: by the largest
-    projection).
+    What is finished stays when the call is interrupted or the process killed: the same call goes on from
+    there and ends with the same bytes. Memory is bounded by a few slabs of one tensor (`bits=32`: by the
+    largest projection).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a

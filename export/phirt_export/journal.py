@@ -89,7 +89,7 @@ class Journal:
         self._file.close()
 
     def _read(self, path: Path) -> int:
-        """Take over the entries of an earlier run; returns the bytes of the file that are good, 0 for none."""
+        """Take over the entries of an earlier run; returns how many bytes of the file are good."""
         try:
             with path.open("rb") as file:
                 if file.readline(_MAX_LINE_BYTES) != self._header:

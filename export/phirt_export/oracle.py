@@ -38,8 +38,8 @@ class CheckpointReference:
     """The reference model of a checkpoint. Nothing is cached between steps, so a long answer is slow.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, is not the bundle's, or needs more memory than there is (said
-            before any weight is read).
+        ConfigError: the checkpoint cannot be read, is not the bundle's, or needs more memory than there is
+            (said before any weight is read).
     """
 
     def __init__(self, checkpoint: Path, manifest: Manifest) -> None:
@@ -115,9 +115,10 @@ def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
     needed, there = needed_memory(checkpoint.config) + bundle_bytes, available_memory()
     if there is not None and needed > there:
         raise ConfigError(
-            f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about {needed / 1e9:.1f} GB of "
-            f"memory, and {there / 1e9:.1f} GB are available; close other programs, or compare with an unquantized "
-            "bundle, which is read from the disk as it is needed: phirt export CHECKPOINT -o REFERENCE --bits 32"
+            f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about {needed / 1e9:.1f} GB "
+            f"of memory, and {there / 1e9:.1f} GB are available; close other programs, or compare with an "
+            "unquantized bundle, which is read from the disk as it is needed: phirt export CHECKPOINT -o "
+            "REFERENCE --bits 32"
         )
 
 
@@ -128,7 +129,7 @@ def needed_memory(config: ModelConfig) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that programs can still take; all of the memory where only that is known, None where nothing is."""
+    """Bytes that programs can still take; all of the memory where only that is known; None for unknown."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

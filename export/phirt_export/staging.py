@@ -1,9 +1,9 @@
 """The folder in which a bundle grows: beside its destination, under a fixed name, kept when the work is
 interrupted.
 
-Knows locks, durability, what may be overwritten and when to give up what is there. Knows nothing of a bundle's
-contents. For the output `NAME` the folder is `.NAME.partial`; it holds `bundle` (which becomes NAME by a
-rename), `journal`, `lock`, and for a moment `former`, the bundle that is replaced.
+Knows locks, durability, what may be overwritten and when to give up what is there. Knows nothing of a
+bundle's contents. For the output `NAME` the folder is `.NAME.partial`; it holds `bundle` (which becomes NAME by
+a rename), `journal`, `lock`, and for a moment `former`, the bundle that is replaced.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Staging:
 def staged_bundle(output: Path, identity: str) -> Iterator[Staging]:
     """A folder to fill; it becomes `output` when the block ends without an error.
 
-    When the block is interrupted, or the process killed, what is finished stays and the next call with the same
-    `identity` (see `identity.identity`) continues with it. A user's mistake that comes up in the block (any
-    PhirtError) removes it.
+    When the block is interrupted, or the process killed, what is finished stays and the next call with the
+    same `identity` (see `identity.identity`) continues with it. A user's mistake that comes up in the block
+    (any PhirtError) removes it.
 
     Raises:
-        ConfigError: `output` exists and is neither empty nor a bundle, so replacing it would lose something; or
-            another process exports to it now.
+        ConfigError: `output` exists and is neither empty nor a bundle, so replacing it would lose something;
+            or another process exports to it now.
         BundleError: the disk is full or the place is not writable; a former bundle is still there.
     """
     output = output.absolute()
@@ -163,8 +163,8 @@ def _check_ours(partial: Path) -> None:
     names = {path.name for path in partial.iterdir()} if partial.is_dir() else set()
     if foreign := sorted(names - {_BUNDLE, _JOURNAL, _LOCK, _FORMER}):
         raise ConfigError(
-            f"{partial} holds {foreign[0][:80]}, which no export has put there; move it away, or choose another "
-            "output"
+            f"{partial} holds {foreign[0][:80]}, which no export has put there; move it away, or choose "
+            "another output"
         )
 
 

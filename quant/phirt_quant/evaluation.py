@@ -1,7 +1,7 @@
 """A bundle beside a reference on equal prompts, route by route: how far apart their predictions are.
 
-Knows prompts, forced continuations and who leads. Knows nothing of checkpoints or torch: a reference is whatever
-yields logits, and another bundle is one.
+Knows prompts, forced continuations and who leads. Knows nothing of checkpoints or torch: a reference is
+whatever yields logits, and another bundle is one.
 
 Text is forced on both, token by token. For media the reference answers greedily and its answer is forced on
 the bundle, so that several bundles are compared along the same path.
@@ -35,8 +35,8 @@ Rows = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """One prompt. Either `forced` holds the ids of a passage, of which the first alone is the prompt; or `text`
-    and media are a user's turn, and the reference's answer is followed for at most STEPS tokens.
+    """One prompt. Either `forced` holds the ids of a passage, of which the first alone is the prompt; or
+    `text` and media are a user's turn, and the reference's answer is followed for at most STEPS tokens.
     """
 
     text: str = ""
@@ -49,8 +49,8 @@ class Reference(Protocol):
     """A model to be compared with."""
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
-        """Logits float32 [vocab] after the prompt, and after each token that follows: those of `case.forced`, or
-        the likeliest one of the logits before. `prompt` is the candidate's encoding of the case.
+        """Logits float32 [vocab] after the prompt, and after each token that follows: those of `case.forced`,
+        or the likeliest one of the logits before. `prompt` is the candidate's encoding of the case.
         """
 
 
@@ -70,8 +70,8 @@ class BundleReference:
         mine, other = (m.manifest.files[m.manifest.tokenizer].sha256 for m in (model, candidate))
         if mine != other:
             raise ConfigError(
-                f"the bundles {candidate.manifest.name!r} and {model.manifest.name!r} have different tokenizers, "
-                "so their predictions cannot be compared; compare bundles of one checkpoint"
+                f"the bundles {candidate.manifest.name!r} and {model.manifest.name!r} have different "
+                "tokenizers, so their predictions cannot be compared; compare bundles of one checkpoint"
             )
         self._model = model
 
@@ -81,8 +81,8 @@ class BundleReference:
         own = encode(self._model, case)
         if not np.array_equal(own.ids, prompt.ids) or own.route != prompt.route:
             raise ConfigError(
-                "the two bundles turn the same request into different prompts, so their predictions cannot be "
-                "compared; compare bundles of one checkpoint"
+                "the two bundles turn the same request into different prompts, so their predictions cannot "
+                "be compared; compare bundles of one checkpoint"
             )
         logits = engine.prefill_prompt(own).copy()
         yield logits
@@ -114,7 +114,7 @@ def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case],
     for case in cases:
         prompt, engine = encode(candidate, case), candidate.new_engine()
         assert prompt.route == route
-        logits = engine.prefill_prompt(prompt)
+        logits, token = engine.prefill_prompt(prompt), -1
         for step, leading in enumerate(reference.follow(case, prompt)):
             if step:
                 logits = engine.decode_step(token)
@@ -150,7 +150,7 @@ def passages(model: phirt.Model, texts: Sequence[str], limit: int) -> list[Case]
                 cases.append(Case(forced=passage))
                 left -= len(passage)
     if not cases:
-        raise ConfigError("the text has fewer than two tokens, and one must be predicted from another; give more")
+        raise ConfigError("the text has fewer than two tokens, and one is predicted from another; give more")
     return cases
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 SENTENCES = (
     "The ferry leaves the harbour at seven, turns north behind the lighthouse, and reaches the island before "
     "noon if the wind is fair. In winter it sails only twice a week, and the shop keeps more flour in store.",
-    "A sorting network compares pairs of values in a fixed order, whatever the values are. That makes it easy "
-    "to build in hardware, where every comparison of one layer happens at the same time.",
+    "A sorting network compares pairs of values in a fixed order, whatever the values are. That makes it "
+    "easy to build in hardware, where every comparison of one layer happens at the same time.",
     "Der Bäcker an der Ecke öffnet um sechs Uhr. Wer früh kommt, bekommt das Brot noch warm, und wer spät "
     "kommt, nimmt, was übrig ist.",
     "El río crece en primavera, cuando la nieve de las montañas se derrite, y baja otra vez en agosto.",
@@ -58,8 +58,9 @@ def _page(width: int, height: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     draw.text((30, 20), "INVOICE 2041", fill=(20, 20, 20))
     for row in range(12):
-        draw.text((30, 60 + 26 * row), f"item {row + 1}   {3 * row + 2} x {1.25 * (row + 1):.2f}", fill=(40, 40, 60))
-        draw.line((25, 56 + 26 * row, width - 25, 56 + 26 * row), fill=(190, 190, 190))
+        top = 56 + 26 * row
+        draw.text((30, top + 4), f"item {row + 1}   {3 * row + 2} x {1.25 * (row + 1):.2f}", fill=(40, 40, 60))
+        draw.line((25, top, width - 25, top), fill=(190, 190, 190))
     return picture
 
 

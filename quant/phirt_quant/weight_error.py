@@ -31,7 +31,7 @@ class RelativeError:
 
 @dataclasses.dataclass(frozen=True)
 class WeightError:
-    """One quantized tensor: its bits, the sum of its squares, and that of its differences from the original."""
+    """One quantized tensor: its bits, the sum of its squares, and that of what quantization adds to it."""
 
     tensor: str
     bits: int
@@ -58,20 +58,22 @@ class PartError:
 
 
 def part_errors(graph: str, errors: Sequence[WeightError]) -> list[PartError]:
-    """The parts of one graph: an encoder is one, a decoder has its projections, its tables and its adapters."""
+    """The parts of one graph: an encoder is one; a decoder has projections, tables and adapters."""
     groups: dict[str, list[WeightError]] = {}
     for error in errors:
         groups.setdefault(_part(graph, error.tensor), []).append(error)
     return [
         PartError(
-            part,
-            len(group),
-            group[0].bits,
-            WeightError("", group[0].bits, sum(e.signal for e in group), sum(e.noise for e in group)).relative,
-            max(group, key=lambda e: e.relative),
+            part, len(group), group[0].bits, _whole(group).relative, max(group, key=lambda e: e.relative)
         )
         for part, group in groups.items()
     ]
+
+
+def _whole(group: Sequence[WeightError]) -> WeightError:
+    """All tensors of a group as one."""
+    signal, noise = sum(error.signal for error in group), sum(error.noise for error in group)
+    return WeightError("all", group[0].bits, signal, noise)
 
 
 def _part(graph: str, tensor: str) -> str:

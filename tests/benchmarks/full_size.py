@@ -1,13 +1,13 @@
-"""A model of the published size from checkpoint to answers: export time, memory and size, then speeds of chat.
+"""A model of the published size from checkpoint to answers: time, memory and size of its export; chat.
 
-    python tests/benchmarks/full_size.py FOLDER                      5.57 billion random weights, 30 GB of disk
-    python tests/benchmarks/full_size.py FOLDER --scale small        the same steps in seconds
+    python tests/benchmarks/full_size.py FOLDER                   5.57 billion random weights, 18 GB of disk
+    python tests/benchmarks/full_size.py FOLDER --scale small     the same steps in seconds
 
 Writes a random checkpoint in the original Phi-4-multimodal layout to FOLDER/checkpoint (kept for the next
 time), exports it to FOLDER/bundle by `phirt export`, which is interrupted once on the way and started again,
-and asks `phirt chat` about text, an image, a recording, both, and a prompt of about 2,000 tokens. Each command
-runs in a process of its own whose memory is sampled (Linux). Prints Markdown tables. The answers are noise, as
-the weights are; times and memory are not.
+and asks `phirt chat` about text, an image, a recording, both, and a prompt of about 2,000 tokens. Each
+command runs in a process of its own whose memory is sampled (Linux). Prints Markdown tables. The answers are
+noise, as the weights are; times and memory are not.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def main() -> None:
         parser.error(f"{folder} has {free / 1e9:.0f} GB free, and {needed / 1e9:.0f} GB are needed")
     checkpoint = write_checkpoint(folder, options.scale)
     exported = export(checkpoint, folder / "bundle")
-    asked = chats(folder / "bundle", options.image.absolute(), options.audio.absolute(), options.max_new_tokens)
+    image, audio = options.image.absolute(), options.audio.absolute()
+    asked = chats(folder / "bundle", image, audio, options.max_new_tokens)
     print("\n".join([*exported, "", *asked]))
 
 

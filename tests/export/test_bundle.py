@@ -66,7 +66,8 @@ def test_every_tensor_of_the_checkpoint_is_exported_and_reported(plain, tmp_path
     assert sorted({step.begun for step in seen}) == list(range(1, len(shapes) + 1))
     assert [step.done for step in seen] == sorted(step.done for step in seen)
     weights = sum(np.prod(shape) for shape in shapes.values())
-    assert (seen[-1].tensors, seen[-1].done, seen[-1].weights, seen[-1].kept) == (len(shapes), weights, weights, 0)
+    last = seen[-1]
+    assert (last.tensors, last.done, last.weights, last.kept) == (len(shapes), weights, weights, 0)
 
 
 def test_exports_are_reproducible(plain, tmp_path):

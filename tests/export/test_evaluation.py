@@ -137,7 +137,7 @@ def test_a_checkpoint_that_does_not_fit_into_memory_is_refused_before_it_is_read
 ):
     monkeypatch.setattr(oracle, "available_memory", lambda: 1 << 29)
     monkeypatch.setattr(oracle, "load_model", None)
-    with pytest.raises(ConfigError, match=r"needs about 1\.\d GB of memory, and 0\.5 GB are avail.*--bits 32"):
+    with pytest.raises(ConfigError, match=r"about 1\.\d GB of memory, and 0\.5 GB are avail.*--bits 32"):
         CheckpointReference(checkpoint, phirt.load(full).manifest)
 
 

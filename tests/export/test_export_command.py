@@ -31,8 +31,8 @@ def test_the_errors_reported_are_those_of_the_weights(model, checkpoint, tmp_pat
     parts = []
     export_bundle(checkpoint, tmp_path / "b", encoder_bits=4, errors=parts.extend)
     assert [(part.part, part.bits) for part in parts] == [
-        ("token table", 4), ("decoder", 4), ("vision adapter", 8), ("speech adapter", 8), ("vision encoder", 4),
-        ("speech encoder", 4),
+        ("token table", 4), ("decoder", 4), ("vision adapter", 8), ("speech adapter", 8),
+        ("vision encoder", 4), ("speech encoder", 4),
     ]  # fmt: skip
     weight = model.state_dict()["model.embed_tokens.weight"].numpy()
     difference = dequantize(quantize(weight, 4, 32)) - weight
@@ -53,7 +53,8 @@ def test_an_unquantized_export_has_no_errors_to_report(checkpoint, tmp_path):
 def test_the_command_names_the_folder_on_stdout_and_the_errors_on_stderr(checkpoint, tmp_path):
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b")])
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
-    assert re.search(r"vision encoder +\d+ +8 +0\.\d\d % +model\.embed_tokens_extend\.image_embed", result.stderr)
+    row = r"vision encoder +\d+ +8 +0\.\d\d % +model\.embed_tokens_extend\.image_embed"
+    assert re.search(row, result.stderr)
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(checkpoint, tmp_path, monkeypatch):

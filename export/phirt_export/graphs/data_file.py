@@ -1,8 +1,8 @@
 """The external data file of one graph: bytes appended once, referenced by any number of initializers.
 
 Knows offsets, alignment, the digest of what was written, and which pieces an interrupted run has left. Knows
-nothing of quantization or of what the bytes mean. Writing is sequential, so a weight larger than memory can be
-appended slab by slab.
+nothing of quantization or of what the bytes mean. Writing is sequential, so a weight larger than memory can
+be appended slab by slab.
 """
 
 from __future__ import annotations
@@ -118,11 +118,13 @@ class DataFile:
         stop = extents[-1].offset + extents[-1].length
         lengths = tuple(extent.length for extent in extents)
         number, self._count = self._count, self._count + 1
-        if self._kept and (self._kept[0].key, self._kept[0].lengths, self._kept[0].stop) == (key, lengths, stop):
+        known = self._kept[0] if self._kept else None
+        if known is not None and (known.key, known.lengths, known.stop) == (key, lengths, stop):
+            self._kept.popleft()
             self._end = stop
             if self._on_kept is not None:
                 self._on_kept(key)
-            return Piece(extents, self._kept.popleft().note)
+            return Piece(extents, known.note)
         self._forget_kept()
         start = self._end
         for (slabs, _), extent in zip(parts, extents, strict=True):
