@@ -115,10 +115,10 @@ def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
     needed, there = needed_memory(checkpoint.config) + bundle_bytes, available_memory()
     if there is not None and needed > there:
         raise ConfigError(
-            f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about {needed / 1e9:.1f} GB "
-            f"of memory, and {there / 1e9:.1f} GB are available; close other programs, or compare with an "
-            "unquantized bundle, which is read from the disk as it is needed: phirt export CHECKPOINT -o "
-            "REFERENCE --bits 32"
+            f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about "
+            f"{needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are available; close other programs, or "
+            "compare with an unquantized bundle, which is read from the disk as it is needed: phirt export "
+            "CHECKPOINT -o REFERENCE --bits 32"
         )
 
 

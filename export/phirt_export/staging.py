@@ -2,8 +2,8 @@
 interrupted.
 
 Knows locks, durability, what may be overwritten and when to give up what is there. Knows nothing of a
-bundle's contents. For the output `NAME` the folder is `.NAME.partial`; it holds `bundle` (which becomes NAME by
-a rename), `journal`, `lock`, and for a moment `former`, the bundle that is replaced.
+bundle's contents. For the output `NAME` the folder is `.NAME.partial`; it holds `bundle` (which becomes NAME
+by a rename), `journal`, `lock`, and for a moment `former`, the bundle that is replaced.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def staged_bundle(output: Path, identity: str) -> Iterator[Staging]:
 
 
 def _prepared(folder: Path, journal: Journal) -> Path:
-    """The bundle's folder: without a manifest, and empty unless there is something to continue."""
-    if journal.is_empty:
-        shutil.rmtree(folder, ignore_errors=True)
+    """The bundle's folder, with nothing in it but the data files that the journal knows."""
     folder.mkdir(exist_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if not journal.entries(path.name):
+            path.unlink()
     return folder
 
 

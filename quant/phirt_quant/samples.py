@@ -59,7 +59,8 @@ def _page(width: int, height: int) -> Image.Image:
     draw.text((30, 20), "INVOICE 2041", fill=(20, 20, 20))
     for row in range(12):
         top = 56 + 26 * row
-        draw.text((30, top + 4), f"item {row + 1}   {3 * row + 2} x {1.25 * (row + 1):.2f}", fill=(40, 40, 60))
+        item = f"item {row + 1}   {3 * row + 2} x {1.25 * (row + 1):.2f}"
+        draw.text((30, top + 4), item, fill=(40, 40, 60))
         draw.line((25, top, width - 25, top), fill=(190, 190, 190))
     return picture
 

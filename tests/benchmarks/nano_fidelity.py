@@ -3,9 +3,9 @@
     phirt export CHECKPOINT -o FP32 --bits 32
     python tests/benchmarks/nano_fidelity.py INT4 FP32 [--data ../shared/data] [--items 40] [--json]
 
-The comparison of `phirt eval`, on prompts from the data package: pages, photos and sentences that training has
-not seen. Both bundles run the same prompts, each with its own encoders. The unquantized one leads: its greedy
-answer (for text: the page itself) is forced on both, and their logits are compared at every step.
+The comparison of `phirt eval`, on prompts from the data package: pages, photos and sentences that training
+has not seen. Both bundles run the same prompts, each with its own encoders. The unquantized one leads: its
+greedy answer (for text: the page itself) is forced on both, and their logits are compared at every step.
 """
 
 from __future__ import annotations
