@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_configuration_survives_json() -> None:
 def test_broken_configuration_is_a_config_error(text: str) -> None:
     with pytest.raises(ConfigError, match="does not parse"):
         ModelConfig.from_json(text)
+
+
+@pytest.mark.parametrize("value", [10**9, -1, 2.5, "2", None, True, [2], {}], ids=str)
+def test_numbers_that_are_none_are_a_config_error(value: object) -> None:
+    raw = json.loads(CONFIG.to_json())
+    raw["decoder"]["num_layers"] = value
+    with pytest.raises(ConfigError, match="does not parse"):
+        ModelConfig.from_json(json.dumps(raw))
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def _check_values(part: Any) -> None:
         kind = str(field.type)
         if dataclasses.is_dataclass(value):
             _check_values(value)
-        elif isinstance(value, Mapping):
+        elif kind.startswith("Mapping"):
             for inner in value.values():
                 _check_values(inner)
         elif "int" in kind or "float" in kind:
