@@ -47,12 +47,10 @@ def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool
 
 
 def _error_table(errors: list[PartError]) -> Any:
-    table = plain_table("quantized", "#tensors", "#bits", "#relative error", "largest in")
+    table = plain_table("quantized", "#tensors", "#bits", "#relative error", "#largest", "in")
     for part in errors:
-        worst = f"{part.worst.tensor} ({100 * part.worst.relative:.2f} %)"
-        table.add_row(
-            part.part, str(part.tensors), str(part.bits), f"{100 * part.relative:.2f} %", one_line(worst)
-        )
+        whole, worst = (f"{100 * relative:.2f} %" for relative in (part.relative, part.worst.relative))
+        table.add_row(part.part, str(part.tensors), str(part.bits), whole, worst, one_line(part.worst.tensor))
     return table
 
 

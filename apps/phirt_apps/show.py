@@ -116,8 +116,12 @@ class Output:
 
     def notice_table(self, table: Table) -> None:
         """A table on stderr; whole values where that is no terminal."""
-        width = None if self._console.is_terminal else 160
-        self._console.print(table, width=width, soft_wrap=False)
+        if self._console.is_terminal:
+            self._console.print(table, soft_wrap=False)
+        else:
+            Console(file=self._console.file, highlight=False, emoji=False, markup=False, width=160).print(
+                table
+            )
 
     def prompt(self, text: str) -> None:
         """The prompt of an interactive session on stderr, without a newline."""

@@ -116,8 +116,8 @@ def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
     if there is not None and needed > there:
         raise ConfigError(
             f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about "
-            f"{needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are available; close other programs, or "
-            "compare with an unquantized bundle, which is read from the disk as it is needed: phirt export "
+            f"{needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are available; close other programs, "
+            "or compare with an unquantized bundle, which is read from disk as it is needed: phirt export "
             "CHECKPOINT -o REFERENCE --bits 32"
         )
 

@@ -53,7 +53,7 @@ def test_an_unquantized_export_has_no_errors_to_report(checkpoint, tmp_path):
 def test_the_command_names_the_folder_on_stdout_and_the_errors_on_stderr(checkpoint, tmp_path):
     result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b")])
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
-    row = r"vision encoder +\d+ +8 +0\.\d\d % +model\.embed_tokens_extend\.image_embed"
+    row = r"vision encoder +\d+ +8 +0\.\d\d % +0\.\d\d % +model\.embed_tokens_extend\.image_embed"
     assert re.search(row, result.stderr)
 
 

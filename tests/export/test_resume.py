@@ -331,10 +331,18 @@ def test_a_data_file_goes_on_after_a_piece_and_drops_what_was_not_journaled(tmp_
     assert file.size == (tmp_path / "once.data").stat().st_size
 
 
-WRONG = ({"number": -1}, {"stop": "9"}, {"lengths": 3}, {"lengths": [1.5]}, {"note": ["x"]}, {"key": 1}, {"x": 1})
+WRONG = (
+    ("number", -1),
+    ("stop", "9"),
+    ("lengths", 3),
+    ("lengths", [1.5]),
+    ("note", ["x"]),
+    ("key", 1),
+    ("x", 1),
+)
 
 
-@pytest.mark.parametrize("change", WRONG)
+@pytest.mark.parametrize("change", [dict([pair]) for pair in WRONG])
 def test_a_line_that_no_export_wrote_is_no_entry(change):
     good = {"file": "w", "number": 0, "key": "k", "lengths": [4], "stop": 4, "sha256": "0", "note": [0.5]}
     assert Entry.from_line(json.dumps(good).encode()) == Entry("w", 0, "k", (4,), 4, "0", (0.5,))
