@@ -292,27 +292,12 @@ def export(
         Path,
         typer.Option("-o", "--output", metavar="BUNDLE", help="The folder to write; a bundle is replaced."),
     ],
-    target: Annotated[
-        list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")
-    ] = None,
-    bits: Annotated[
-        int, typer.Option("--bits", metavar="N", help="Bits of a weight: 4, 8, or 32 for unquantized.")
-    ] = 4,
-    block_size: Annotated[
-        int | None,
-        typer.Option(
-            "--block-size", min=1, metavar="N", help="Weights that share a scale. Default: by width."
-        ),
-    ] = None,
-    adapter_bits: Annotated[
-        int, typer.Option("--adapter-bits", metavar="N", help="The same for the LoRA branches.")
-    ] = 8,
-    encoder_bits: Annotated[
-        int, typer.Option("--encoder-bits", metavar="N", help="The same for the encoders.")
-    ] = 8,
-    method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="How scales are chosen: rtn or mse.")
-    ] = "rtn",
+    target: options.Targets = None,
+    bits: options.Bits = 4,
+    block_size: options.BlockSize = None,
+    adapter_bits: options.AdapterBits = 8,
+    encoder_bits: options.EncoderBits = 8,
+    method: options.Method = "rtn",
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
@@ -362,21 +347,16 @@ def evaluate(
     tokens: Annotated[
         int, typer.Option("--tokens", min=2, metavar="N", help="How much of the text, in tokens.")
     ] = 2048,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="An image to compare on. Default: rendered ones."),
-    ] = None,
-    audio: Annotated[
-        list[Path] | None,
-        typer.Option("--audio", metavar="FILE", help="A recording to compare on. Default: made by itself."),
-    ] = None,
+    image: options.Images = None,
+    audio: options.Audio = None,
     json: options.Json = False,
 ) -> None:
     """Compares the predictions of BUNDLE with those of its checkpoint, or of another bundle, on each route.
 
     Text is predicted token by token; after an image or a recording the reference's answer is. KL is in nats,
     of the reference's distribution to the bundle's. A checkpoint runs in float32 and needs four bytes of
-    memory a weight; when that is too much, compare with an export of --bits 32.
+    memory a weight; when that is too much, compare with an export of --bits 32. What is not given of text,
+    images and recordings is the program's own: sentences, rendered pictures, synthesised clips.
 
     \b
       phirt eval phi4-int4 --against Phi-4-multimodal-instruct

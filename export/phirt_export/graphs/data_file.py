@@ -103,9 +103,7 @@ class DataFile:
         assert not self._kept, "pieces of an interrupted run are still to come"
         return self._digest.hexdigest()
 
-    def append(
-        self, key: str, parts: Sequence[Part], note: Callable[[], tuple[float, ...]] = tuple
-    ) -> Piece:
+    def append(self, key: str, parts: Sequence[Part], note: Callable[[], tuple[float, ...]] = tuple) -> Piece:
         """Write `parts` as one extent each; together they are one piece, finished or not.
 
         Args:
