@@ -319,27 +319,12 @@ def export(
         Path,
         typer.Option("-o", "--output", metavar="BUNDLE", help="The folder to write; a bundle is replaced."),
     ],
-    target: Annotated[
-        list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")
-    ] = None,
-    bits: Annotated[
-        int, typer.Option("--bits", metavar="N", help="Bits of a weight: 4, 8, or 32 for unquantized.")
-    ] = 4,
-    block_size: Annotated[
-        int | None,
-        typer.Option(
-            "--block-size", min=1, metavar="N", help="Weights that share a scale. Default: by width."
-        ),
-    ] = None,
-    adapter_bits: Annotated[
-        int, typer.Option("--adapter-bits", metavar="N", help="The same for the LoRA branches.")
-    ] = 8,
-    encoder_bits: Annotated[
-        int, typer.Option("--encoder-bits", metavar="N", help="The same for the encoders.")
-    ] = 8,
-    method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="How scales are chosen: rtn or mse.")
-    ] = "rtn",
+    target: options.Targets = None,
+    bits: options.Bits = 4,
+    block_size: options.BlockSize = None,
+    adapter_bits: options.AdapterBits = 8,
+    encoder_bits: options.EncoderBits = 8,
+    method: options.Method = "rtn",
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
@@ -347,15 +332,16 @@ def export(
 ) -> None:
     """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
 
-    The bundle appears under its name when it is complete; memory stays bounded by the largest tensor.
+    The bundle appears under its name when it is complete; memory stays bounded however large the checkpoint.
+    Ctrl-C keeps what is finished; the same command goes on where it stopped.
 
     \b
       phirt export runs/nano/checkpoint -o nano
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
     """
-    from . import training
+    from . import exporting
 
-    training.export(
+    if not exporting.export(
         checkpoint,
         output,
         Output(),
@@ -366,7 +352,47 @@ def export(
         encoder_bits=encoder_bits,
         method=method,
         name=name,
-    )
+    ):
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command("eval", short_help="Measure how far a bundle is from its checkpoint or another bundle.")
+def evaluate(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", show_default=False, help="Folder of an exported model.")
+    ],
+    against: Annotated[
+        Path,
+        typer.Option(
+            "--against", metavar="FOLDER", help="The checkpoint (needs the export extra), or another bundle."
+        ),
+    ],
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="Text to predict. Default: the program's sentences."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=2, metavar="N", help="How much of the text, in tokens.")
+    ] = 2048,
+    image: options.Images = None,
+    audio: options.Audio = None,
+    json: options.Json = False,
+) -> None:
+    """Compares the predictions of BUNDLE with those of its checkpoint, or of another bundle, on each route.
+
+    Text is predicted token by token; after an image or a recording the reference's answer is. KL is in nats,
+    of the reference's distribution to the bundle's. A checkpoint runs in float32 and needs four bytes of
+    memory a weight; when that is too much, compare with an export of --bits 32. What is not given of text,
+    images and recordings is the program's own: sentences, rendered pictures, synthesised clips.
+
+    \b
+      phirt eval phi4-int4 --against Phi-4-multimodal-instruct
+      phirt eval phi4-int4 --against phi4-fp32 --text book.txt --image photo.jpg --json
+    """
+    from . import evaluation
+
+    inputs = evaluation.Inputs(text, tokens, image or (), audio or ())
+    evaluation.evaluate(bundle, against, inputs, Output(), as_json=json)
 
 
 @app.command(short_help="Train a model from a recipe (needs the export extra).")

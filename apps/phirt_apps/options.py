@@ -1,4 +1,4 @@
-"""The options that several commands share, each spelled and explained once.
+"""The options that several commands share, and the settings of an export, each spelled and explained once.
 
 Knows names, ranges and help texts. Does nothing.
 """
@@ -93,3 +93,18 @@ Stop = Annotated[
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text. May be repeated."),
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Times, speeds, token counts and memory on stderr.")]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")
+]
+Bits = Annotated[
+    int, typer.Option("--bits", metavar="N", help="Bits of a weight: 4, 8, or 32 for unquantized.")
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option("--block-size", min=1, metavar="N", help="Weights that share a scale. Default: by width."),
+]
+AdapterBits = Annotated[
+    int, typer.Option("--adapter-bits", metavar="N", help="The same for the LoRA branches.")
+]
+EncoderBits = Annotated[int, typer.Option("--encoder-bits", metavar="N", help="The same for the encoders.")]
+Method = Annotated[str, typer.Option("--method", metavar="NAME", help="How scales are chosen: rtn or mse.")]

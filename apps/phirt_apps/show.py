@@ -130,6 +130,15 @@ class Output:
         """A quiet line on stderr: figures, reminders."""
         self.notice(text, "dim")
 
+    def notice_table(self, table: Table) -> None:
+        """A table on stderr; whole values where that is no terminal."""
+        if self._console.is_terminal:
+            self._console.print(table, soft_wrap=False)
+        else:
+            Console(file=self._console.file, highlight=False, emoji=False, markup=False, width=160).print(
+                table
+            )
+
     def prompt(self, text: str) -> None:
         """The prompt of an interactive session on stderr, without a newline."""
         self._console.print(Text(text), end="")

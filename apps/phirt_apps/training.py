@@ -1,6 +1,6 @@
-"""`phirt train` and `phirt export`: the commands that need the export extra.
+"""`phirt train`, and what all commands share that need the export extra.
 
-Knows how progress is shown and how a missing extra is said. The work is phirt_export's.
+Knows how training's progress is shown and how a missing extra is said. The work is phirt_export's.
 """
 
 from __future__ import annotations
@@ -62,21 +62,6 @@ def train(
         return False
     out.answer(result_table(results))
     return True
-
-
-def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> None:
-    """Writes the checkpoint as a bundle, and the bundle's folder to stdout. Shows progress on a terminal."""
-    with needs_extra("export"):
-        from phirt_export.exporter import export_bundle
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, console=out.console, disable=not out.notices_on_terminal, transient=True) as bars:
-        task = bars.add_task("weights", total=None)
-
-        def report(tensor: str, done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
-        folder = export_bundle(checkpoint, output, progress=report, **settings)
-    out.answer(f"{folder}\n")
 
 
 @contextlib.contextmanager

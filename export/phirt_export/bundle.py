@@ -1,33 +1,29 @@
-"""Writing a bundle folder: staged beside its destination, described by a manifest, then moved into place at
-once.
+"""What a finished bundle says about itself: its manifest, written last.
 
-Knows files, checksums, the manifest's keys and what may be overwritten. Knows nothing of weights or nodes.
+Knows files, checksums and the manifest's keys. Knows nothing of weights or nodes, nor of where a bundle
+grows.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from phirt.errors import BundleError, ConfigError
-from phirt.manifest import FORMAT, MANIFEST_NAME, load_manifest
+from phirt.manifest import FORMAT, MANIFEST_NAME
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.graphs.lora import NO_ADAPTER, ROUTE_IDS
 from phirt_export.reference import ModelConfig
 
 VERSION = 1
 CARD_NAME = "MODEL_CARD.md"
+_DRAFT_NAME = f"{MANIFEST_NAME}.draft"
 # What a request may cost at most; not part of a checkpoint.
 _LIMITS = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
 _MIN_IMAGE_SIDE = 10
@@ -37,12 +33,13 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class GraphFiles:
-    """One finished graph of a bundle: names of its files, and its inputs and outputs as the manifest lists
-    them.
+    """One finished graph of a bundle: names of its files, the digest of its data (hex sha256, taken as they
+    were written), and its inputs and outputs as the manifest lists them.
     """
 
     file: str
     data: str
+    data_sha256: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
 
@@ -72,36 +69,6 @@ def describe(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
     return described
 
 
-@contextlib.contextmanager
-def staged_bundle(output: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `output` when the block ends without an error, and is removed otherwise.
-
-    Raises:
-        ConfigError: `output` exists and is neither empty nor a bundle, so replacing it would lose something.
-        BundleError: the disk is full or the place is not writable; a former bundle is still there.
-    """
-    output = output.absolute()
-    _check_replaceable(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".staging", dir=output.parent))
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    try:
-        yield staging
-        load_manifest(staging)
-        for path in staging.iterdir():
-            _sync(path)
-        _sync(staging)
-        staging.chmod(0o755)
-        _replace(staging, output)
-        _sync(output.parent)
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def write_manifest(
     folder: Path,
     config: ModelConfig,
@@ -112,11 +79,14 @@ def write_manifest(
     target: str,
     quantization: Mapping[str, Any],
 ) -> None:
-    """Write `manifest.json` over all other files of `folder`, which must be complete."""
+    """Write `manifest.json` over all other files of `folder`, which must be complete. It is there whole or
+    not at all.
+    """
+    digests = {graph.data: graph.data_sha256 for graph in graphs.values()}
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": digests.get(path.name) or _sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST_NAME
+        if path.name not in (MANIFEST_NAME, _DRAFT_NAME)
     }
     manifest = {
         "format": FORMAT,
@@ -137,7 +107,9 @@ def write_manifest(
         "quantization": dict(quantization),
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    draft = folder / _DRAFT_NAME
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(folder / MANIFEST_NAME)
 
 
 def routes(config: ModelConfig) -> dict[str, Any]:
@@ -198,50 +170,6 @@ def _audio(config: ModelConfig) -> dict[str, Any] | None:
         "subsampling": audio.subsampling,
         "window_tokens": audio.window_tokens,
     }
-
-
-def _unwritable(output: Path, error: OSError) -> BundleError:
-    return BundleError(
-        f"{output} cannot be written: {error.strerror or error}; free space or choose another output"
-    )
-
-
-def _check_replaceable(output: Path) -> None:
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise ConfigError(f"{output} exists and is not a folder; choose another output")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    try:
-        manifest = json.loads((output / MANIFEST_NAME).read_text(encoding="utf-8"))
-        is_bundle = isinstance(manifest, dict) and manifest.get("format") == FORMAT
-    except (OSError, ValueError):
-        is_bundle = False
-    if not is_bundle:
-        raise ConfigError(
-            f"{output} exists and is not a bundle, so it is not overwritten; choose another output"
-        )
-
-
-def _replace(staging: Path, output: Path) -> None:
-    """Move `staging` to `output`; a former bundle stays until the new one is in place."""
-    former = staging.with_suffix(".former")
-    if output.exists():
-        output.rename(former)
-    try:
-        staging.rename(output)
-    except OSError:
-        if former.exists():
-            former.rename(output)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

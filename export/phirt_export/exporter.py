@@ -11,18 +11,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
-from phirt_export.bundle import (
-    CARD_NAME,
-    GraphFiles,
-    describe,
-    producer,
-    staged_bundle,
-    write_manifest,
-)
+from phirt_export.bundle import CARD_NAME, GraphFiles, describe, producer, write_manifest
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME, read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.graphs.builder import GraphBuilder
@@ -31,38 +23,17 @@ from phirt_export.graphs.decoder import build_decoder
 from phirt_export.graphs.linear import FLOAT_BITS, WeightFormat, WeightSource, WeightStore
 from phirt_export.graphs.speech import build_speech
 from phirt_export.graphs.vision import build_vision
+from phirt_export.identity import identity
+from phirt_export.journal import Journal
+from phirt_export.progress import ObservedSource, Progress
 from phirt_export.reference import ModelConfig
+from phirt_export.staging import staged_bundle
+from phirt_quant.weight_error import PartError, WeightError, part_errors
 
 TARGETS = ("cpu",)
 # Wide models lose little with long blocks and decode 1.6 times faster; narrow ones need the finer scales.
 _WIDE = 1024
 _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
-
-Progress = Callable[[str, int, int], None]
-
-
-class _Observed:
-    """A weight source that reports each tensor when it is first read."""
-
-    def __init__(self, source: WeightSource, total: int, progress: Progress) -> None:
-        self._source, self._total, self._progress = source, total, progress
-        self._seen: set[str] = set()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._source.shape(name)
-
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        self._note(name)
-        return self._source.rows(name, start, stop)
-
-    def tensor(self, name: str) -> np.ndarray:
-        self._note(name)
-        return self._source.tensor(name)
-
-    def _note(self, name: str) -> None:
-        if name not in self._seen:
-            self._seen.add(name)
-            self._progress(name, len(self._seen), self._total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +86,13 @@ def export_bundle(
     name: str | None = None,
     description: str = "",
     progress: Progress | None = None,
+    errors: Callable[[list[PartError]], None] | None = None,
 ) -> Path:
     """Export a checkpoint folder as a bundle.
+
+    What is finished stays when the call is interrupted or the process killed: the same call goes on from
+    there and ends with the same bytes. Memory is bounded by a few slabs of one tensor (`bits=32`: by the
+    largest projection).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
@@ -132,14 +108,15 @@ def export_bundle(
         method: how scales are chosen: `rtn` or `mse`.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
-        progress: called with (tensor name, tensors begun, tensors in all) as weights are read.
+        progress: called as weights are read.
+        errors: called once, at the end, with what quantization has cost each part of the model.
 
     Returns:
         `output`.
 
     Raises:
         ConfigError: unsupported settings, a checkpoint that does not fit its configuration, or an output that
-            holds something other than a bundle.
+            holds something other than a bundle, or is being written by another export.
         BundleError: the output cannot be written.
     """
     if tuple(targets) != TARGETS:
@@ -151,14 +128,16 @@ def export_bundle(
     block_size = default_block_size(config) if block_size is None else block_size
     formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
     tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
-    with staged_bundle(output) as staging:
-        graphs = write_graphs(staging, config, opened, formats, progress)
-        shutil.copyfile(tokenizer, staging / TOKENIZER_NAME)
-        (staging / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    work = identity(checkpoint, {"formats": dataclasses.asdict(formats), "producer": producer()})
+    with staged_bundle(output, work) as staging:
+        measured: list[PartError] = []
+        graphs = write_graphs(staging.folder, config, opened, formats, progress, staging.journal, measured)
+        shutil.copyfile(tokenizer, staging.folder / TOKENIZER_NAME)
+        (staging.folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
         if (checkpoint / CARD_NAME).is_file():
-            shutil.copyfile(checkpoint / CARD_NAME, staging / CARD_NAME)
+            shutil.copyfile(checkpoint / CARD_NAME, staging.folder / CARD_NAME)
         write_manifest(
-            staging,
+            staging.folder,
             config,
             graphs,
             name=name or checkpoint.absolute().name,
@@ -166,6 +145,8 @@ def export_bundle(
             target=targets[0],
             quantization=formats.manifest_entry(),
         )
+    if errors is not None:
+        errors(measured)
     return output
 
 
@@ -175,10 +156,14 @@ def write_graphs(
     source: WeightSource,
     formats: BundleFormats,
     progress: Progress | None = None,
+    journal: Journal | None = None,
+    measured: list[PartError] | None = None,
 ) -> dict[str, GraphFiles]:
-    """Write decoder and, where the model has them, encoder graphs; returns them by manifest name."""
-    if progress is not None:
-        source = _Observed(source, len(expected_shapes(config)), progress)
+    """Write decoder and, where the model has them, encoder graphs; returns them by manifest name.
+
+    `journal` is what an interrupted run has left in `folder`; quantization errors are added to `measured`.
+    """
+    observed = ObservedSource(source, expected_shapes(config), progress)
     width = config.decoder.hidden_size
     parts: dict[str, Callable[[WeightStore], None]] = {
         "decoder": lambda store: build_decoder(
@@ -189,15 +174,26 @@ def write_graphs(
         parts["vision"] = lambda store: build_vision(store, vision, width, formats.encoder)
     if (audio := config.audio) is not None:
         parts["speech"] = lambda store: build_speech(store, audio, width, formats.encoder)
-    return {part: _write_graph(folder, part, source, build) for part, build in parts.items()}
+    graphs = {}
+    for part, build in parts.items():
+        graphs[part], errors = _write_graph(folder, part, observed, build, journal)
+        if measured is not None:
+            measured += part_errors(part, errors)
+    return graphs
 
 
 def _write_graph(
-    folder: Path, part: str, source: WeightSource, build: Callable[[WeightStore], None]
-) -> GraphFiles:
-    with DataFile(folder / f"{part}.data") as data:
+    folder: Path,
+    part: str,
+    source: ObservedSource,
+    build: Callable[[WeightStore], None],
+    journal: Journal | None,
+) -> tuple[GraphFiles, list[WeightError]]:
+    with DataFile(folder / f"{part}.data", journal, source.note_kept) as data:
         g = GraphBuilder(part, data)
-        build(WeightStore(g, source))
+        store = WeightStore(g, source)
+        build(store)
     file = f"{part}.onnx"
     ir.save(g.model(producer()), folder / file)
-    return GraphFiles(file, data.path.name, describe(g.inputs), describe(g.outputs))
+    files = GraphFiles(file, data.path.name, data.sha256, describe(g.inputs), describe(g.outputs))
+    return files, store.errors

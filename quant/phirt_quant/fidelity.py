@@ -19,6 +19,8 @@ class Fidelity:
 
     Attributes:
         positions: how many positions were compared.
+        mean_difference: mean of |candidate - reference| over all logits.
+        max_difference: the largest of them.
         mean_kl: mean of KL(reference || candidate), nats.
         p99_kl: 99th percentile of the same.
         top1_agreement: share of positions where both rank the same token first, 0 to 1.
@@ -28,6 +30,8 @@ class Fidelity:
     """
 
     positions: int
+    mean_difference: float
+    max_difference: float
     mean_kl: float
     p99_kl: float
     top1_agreement: float
@@ -53,6 +57,9 @@ class FidelityMeter:
     def __init__(self) -> None:
         self._kl: list[np.ndarray] = []
         self._agreed = 0
+        self._differences = 0.0
+        self._largest = 0.0
+        self._logits = 0
         self._losses = np.zeros(2, dtype=np.float64)
         self._targets = 0
 
@@ -73,6 +80,10 @@ class FidelityMeter:
         if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
             raise ConfigError("the logits hold values that are not finite; one of the models is damaged")
         self._kl.append(kl_divergence(reference, candidate))
+        differences = np.abs(candidate - reference)
+        self._differences += float(differences.sum(dtype=np.float64))
+        self._largest = max(self._largest, float(differences.max(initial=0.0)))
+        self._logits += differences.size
         self._agreed += int((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).sum())
         if targets is not None:
             known = np.flatnonzero(targets >= 0)
@@ -92,6 +103,8 @@ class FidelityMeter:
         perplexities = [math.exp(loss / self._targets) if self._targets else None for loss in self._losses]
         return Fidelity(
             positions=kl.size,
+            mean_difference=self._differences / self._logits,
+            max_difference=self._largest,
             mean_kl=float(kl.mean()),
             p99_kl=float(np.percentile(kl, 99)),
             top1_agreement=self._agreed / kl.size,

@@ -160,6 +160,8 @@ def test_bad_stdin_is_one_line(invoke, data: bytes, part: str) -> None:
         ["tokens", "--nonsense"],
         ["export"],
         ["export", "x"],
+        ["eval", "x"],
+        ["eval", "x", "--against", "y", "--tokens", "1"],
         ["train"],
         ["nonsense"],
         [],
@@ -202,7 +204,7 @@ def test_tokens_as_a_table(invoke, examples: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["chat", "transcribe", "tokens", "inspect", "verify", "devices", "export", "train"]
+    "command", ["chat", "transcribe", "tokens", "inspect", "verify", "devices", "export", "eval", "train"]
 )
 def test_help_names_every_option_and_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])

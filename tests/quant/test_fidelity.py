@@ -41,6 +41,8 @@ def test_figures_do_not_depend_on_how_positions_are_chunked():
     assert a.reference_perplexity == pytest.approx(np.exp(-np.log(probabilities).mean()))
     assert a.top1_agreement == (p.argmax(-1) == q.argmax(-1)).mean()
     assert a.p99_kl == pytest.approx(np.percentile(kl_divergence(p, q), 99))
+    assert a.max_difference == b.max_difference == np.abs(p - q).max()
+    assert a.mean_difference == pytest.approx(np.abs(p - q).mean()) == pytest.approx(b.mean_difference)
 
 
 def test_a_model_agrees_with_itself_and_uniform_logits_have_the_vocabulary_as_perplexity():

@@ -87,7 +87,7 @@ class GraphBuilder:
         array = np.ascontiguousarray(np.asarray(array, dtype=dtype))
         if array.nbytes <= _INLINE_BYTES:
             return self._register(ir.tensor(array, name=name), self._frames[-1])
-        extent = self.data.append_array(array)
+        extent = self.data.append_array(".".join([*self._scope, name]), array)
         return self.initializer(extent.tensor(name, ir.DataType.from_numpy(array.dtype), array.shape))
 
     def initializer(self, tensor: ir.ExternalTensor, outer: bool = False) -> ir.Value:

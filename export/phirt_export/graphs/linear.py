@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_quant.blockwise import check_format, num_blocks, quantize
+from phirt_quant.blockwise import check_format, dequantize, num_blocks, quantize
+from phirt_quant.weight_error import RelativeError, WeightError
 
 FLOAT_BITS = 32
 ACCEPTED_BITS = (4, 8, FLOAT_BITS)
@@ -125,10 +126,14 @@ class StoredBlocks:
 
 
 class WeightStore:
-    """Turns weights of one source into initializers of one graph, each stored once however often used."""
+    """Turns weights of one source into initializers of one graph, each stored once however often used.
+
+    `errors` says what quantization has cost each of them.
+    """
 
     def __init__(self, g: GraphBuilder, source: WeightSource) -> None:
         self.g, self.source = g, source
+        self.errors: list[WeightError] = []
         self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
@@ -162,7 +167,7 @@ class WeightStore:
         """A one-dimensional float32 initializer, stored once for all branches that use it."""
         if tensor not in self._vectors:
             array = self.source.tensor(tensor).reshape(-1)
-            extent = self.g.data.append_array(array)
+            extent = self.g.data.append_array(tensor, array)
             self._vectors[tensor] = Stored(extent.tensor(tensor, ir.DataType.FLOAT, array.shape))
         return self._vectors[tensor].value(self.g, name, outer=True)
 
@@ -192,7 +197,7 @@ class WeightStore:
         if key not in self._dense:
             shape = weight.shape[::-1] if transposed else weight.shape
             slabs = _transposed_slabs(weight) if transposed else weight.slabs()
-            extent = self.g.data.append(slabs, 4 * shape[0] * shape[1])
+            (extent,) = self.g.data.append(weight.name, [(slabs, 4 * shape[0] * shape[1])]).extents
             self._dense[key] = Stored(extent.tensor(weight.name, ir.DataType.FLOAT, shape))
         return self._dense[key]
 
@@ -208,15 +213,20 @@ class WeightStore:
         block = form.block_for(columns)
         shape = (rows, num_blocks(columns, block), block * form.bits // 8)
         scales: list[np.ndarray] = []
+        error = RelativeError()
 
         def codes() -> Iterator[np.ndarray]:
             for slab in weight.slabs():
                 quantized = quantize(slab, form.bits, block, form.method)
+                error.add(slab, dequantize(quantized))
                 scales.append(quantized.scales)
                 yield quantized.codes
 
-        code_extent = self.g.data.append(codes(), int(np.prod(shape)))
-        scale_extent = self.g.data.append(scales, 4 * shape[0] * shape[1])
+        # One piece: codes without their scales would be worth nothing to an export that goes on.
+        parts = [(codes(), int(np.prod(shape))), (scales, 4 * shape[0] * shape[1])]
+        piece = self.g.data.append(weight.name, parts, error.sums)
+        self.errors.append(WeightError(weight.name, form.bits, *piece.note))
+        code_extent, scale_extent = piece.extents
         return StoredBlocks(
             Stored(code_extent.tensor("codes", ir.DataType.UINT8, shape)),
             Stored(scale_extent.tensor("scales", ir.DataType.FLOAT, shape[:2])),

@@ -1,0 +1,151 @@
+"""`phirt eval`: how far a bundle's predictions are from its checkpoint's, or from another bundle's.
+
+Knows what the comparison runs on and how its figures are shown. The comparison is phirt_quant's, the
+reference model phirt_export's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phirt.errors import ConfigError
+from phirt.manifest import MANIFEST_NAME
+
+from .show import Output, one_line, plain_table
+from .training import needs_extra
+
+if TYPE_CHECKING:
+    import phirt
+    from phirt_quant.evaluation import Case, Reference, RouteFidelity
+
+_MAX_TEXT_BYTES = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the user gave to compare on; what is empty is made by the program."""
+
+    text: Path | None
+    tokens: int
+    images: Sequence[Path]
+    audio: Sequence[Path]
+
+
+def evaluate(bundle: Path, against: Path, inputs: Inputs, out: Output, *, as_json: bool) -> None:
+    """Writes one row of figures for each route of `bundle` that takes what is given, or one JSON object."""
+    import phirt
+    from phirt_quant.evaluation import compare
+
+    with out.busy("loading the models"):
+        candidate = phirt.load(bundle)
+        kind, reference = _reference(against, candidate)
+    cases, used = _cases(candidate, inputs)
+    results = {}
+    for route, batch in cases.items():
+        with out.busy(f"comparing on route {route}"):
+            results[route] = compare(candidate, reference, batch, route)
+    if as_json:
+        out.json(
+            {
+                "bundle": str(bundle),
+                "against": {"path": str(against), "kind": kind},
+                "inputs": used,
+                "routes": {route: _as_object(result) for route, result in results.items()},
+            }
+        )
+        return
+    out.table(_table(results))
+    for line in _text_lines(results):
+        out.answer(f"\n{line}\n")
+    out.answer(f"\nreference: {one_line(str(against))}, {kind}\n")
+    for name, detail in used.items():
+        out.answer(f"{name}: {one_line(detail)}\n")
+
+
+def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
+    """The reference at a path, and what it is in words."""
+    from phirt_quant.evaluation import BundleReference
+
+    if (against / MANIFEST_NAME).is_file():
+        import phirt
+
+        return "another bundle", BundleReference(phirt.load(against), candidate)
+    with needs_extra("eval"):
+        from phirt_export.oracle import CheckpointReference
+    return "the checkpoint in float32", CheckpointReference(against, candidate.manifest)
+
+
+def _cases(candidate: phirt.Model, inputs: Inputs) -> tuple[dict[str, list[Case]], dict[str, str]]:
+    """Cases by route, and what they are made of in words."""
+    from phirt_quant import samples
+    from phirt_quant.evaluation import media_cases, passages
+
+    texts = samples.SENTENCES if inputs.text is None else (_read(inputs.text),)
+    images: Sequence[Any] = inputs.images or samples.pictures()
+    clips: Sequence[Any] = inputs.audio or samples.clips()
+    cases = {
+        "none": passages(candidate, texts, inputs.tokens),
+        **media_cases(candidate, images, clips),
+    }
+    manifest = candidate.manifest
+    used = {
+        "text": "sentences of the program" if inputs.text is None else str(inputs.text),
+        "images": _media_words("pictures rendered", inputs.images, len(images), manifest.image is not None),
+        "audio": _media_words("clips synthesised", inputs.audio, len(clips), manifest.audio is not None),
+    }
+    return cases, used
+
+
+def _media_words(made: str, given: Sequence[Path], count: int, taken: bool) -> str:
+    if not taken:
+        return "none, the bundle takes none"
+    return ", ".join(path.name for path in given) if given else f"{count} {made} by the program"
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_TEXT_BYTES + 1)
+        if len(raw) > _MAX_TEXT_BYTES:
+            raise ConfigError(f"{path} is larger than {_MAX_TEXT_BYTES} bytes; give a part of it")
+        return raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _as_object(result: RouteFidelity) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(result.fidelity),
+        "reference_bits_per_byte": result.reference_bits_per_byte,
+        "candidate_bits_per_byte": result.candidate_bits_per_byte,
+    }
+
+
+def _table(results: dict[str, RouteFidelity]) -> Any:
+    table = plain_table(
+        "route", "#positions", "#mean KL", "#p99 KL", "#top-1 agreement", "#logits differ by", "#at most"
+    )
+    for route, result in results.items():
+        f = result.fidelity
+        table.add_row(
+            route, str(f.positions), f"{f.mean_kl:.3g}", f"{f.p99_kl:.3g}", f"{100 * f.top1_agreement:.1f} %",
+            f"{f.mean_difference:.3g}", f"{f.max_difference:.3g}",
+        )  # fmt: skip
+    return table
+
+
+def _text_lines(results: dict[str, RouteFidelity]) -> list[str]:
+    """Perplexity and bits per byte, of the routes whose continuation is a given text."""
+    lines = []
+    for route, result in results.items():
+        f = result.fidelity
+        if result.reference_bits_per_byte is not None and f.reference_perplexity is not None:
+            lines.append(
+                f"text on route {route}: perplexity {f.reference_perplexity:.4g} of the reference, "
+                f"{f.candidate_perplexity:.4g} of the bundle; bits per byte "
+                f"{result.reference_bits_per_byte:.4g} and {result.candidate_bits_per_byte:.4g}"
+            )
+    return lines

@@ -1,0 +1,112 @@
+"""`phirt export`: the way from a checkpoint to a bundle, as somebody sees it who waits for it.
+
+Knows progress, time left and the table of errors. The work is phirt_export's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .show import Output, one_line, plain_table
+from .training import needs_extra
+
+if TYPE_CHECKING:
+    from phirt_export.progress import Step
+    from phirt_quant.weight_error import PartError
+
+_LOG_EVERY_SECONDS = 60.0
+_NAME_CHARACTERS = 44
+
+
+def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool:
+    """Writes the checkpoint as a bundle, and the bundle's folder to stdout. False when it was interrupted.
+
+    On stderr: progress tensor by tensor on a terminal and otherwise one line a minute, and at the end what
+    quantization has cost. An interrupted export keeps what is finished; a later call with the same settings
+    continues.
+    """
+    with needs_extra("export"):
+        from phirt_export.exporter import export_bundle
+    errors: list[PartError] = []
+    try:
+        with _progress(out) as report:
+            folder = export_bundle(checkpoint, output, progress=report, errors=errors.extend, **settings)
+    except KeyboardInterrupt:
+        out.notice(f"stopped; {one_line(str(output))} is not complete: the same command goes on from here")
+        return False
+    if errors:
+        out.notice_table(_error_table(errors))
+    out.answer(f"{folder}\n")
+    return True
+
+
+def _error_table(errors: list[PartError]) -> Any:
+    table = plain_table("quantized", "#tensors", "#bits", "#relative error", "#largest", "in")
+    for part in errors:
+        whole, worst = (f"{100 * relative:.2f} %" for relative in (part.relative, part.worst.relative))
+        table.add_row(part.part, str(part.tensors), str(part.bits), whole, worst, one_line(part.worst.tensor))
+    return table
+
+
+@contextlib.contextmanager
+def _progress(out: Output) -> Iterator[Callable[[Step], None]]:
+    figures = Figures(time.monotonic)
+    if not out.notices_on_terminal:
+        yield _LogLines(out, figures)
+        return
+    columns = (BarColumn(), TextColumn("{task.fields[figures]}"), TextColumn("{task.description}"))
+    with Progress(*columns, console=out.console, transient=True) as bars:
+        task = bars.add_task("", total=None, figures="")
+
+        def report(step: Step) -> None:
+            name = one_line(step.tensor)
+            shown = name if len(name) <= _NAME_CHARACTERS else f"…{name[1 - _NAME_CHARACTERS :]}"
+            bars.update(
+                task, completed=step.done, total=step.weights, description=shown, figures=figures.of(step)
+            )
+
+        yield report
+
+
+class Figures:
+    """Tensors, share of the weights, and the time that is left at the speed so far.
+
+    Weights that an interrupted export had finished cost no time and are left out of the speed.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._start = clock, clock()
+
+    def of(self, step: Step) -> str:
+        """One short line."""
+        share = 100 * step.done // max(1, step.weights)
+        text = f"{step.begun}/{step.tensors} tensors, {share} %"
+        fresh, seconds = step.done - step.kept, self._clock() - self._start
+        if fresh <= 0 or seconds < 1:
+            return text
+        minutes, rest = divmod(int((step.weights - step.done) * seconds / fresh), 60)
+        return f"{text}, {minutes // 60}:{minutes % 60:02}:{rest:02} left"
+
+
+class _LogLines:
+    """Writes a line when an interrupted export is taken up, and then once a minute."""
+
+    def __init__(self, out: Output, figures: Figures) -> None:
+        self._out, self._figures = out, figures
+        self._taken_up = False
+        self._written = time.monotonic()
+
+    def __call__(self, step: Step) -> None:
+        now = time.monotonic()
+        if step.kept and not self._taken_up:
+            self._taken_up = True
+            self._out.notice("an interrupted export goes on from where it stopped")
+        elif now - self._written >= _LOG_EVERY_SECONDS:
+            self._out.notice(f"{self._figures.of(step)}: {one_line(step.tensor)}")
+            self._written = now

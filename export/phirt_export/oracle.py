@@ -1,0 +1,142 @@
+"""A checkpoint as a reference for `phirt_quant.evaluation`: the reference model in float32.
+
+Knows how a checkpoint becomes a torch model, what memory that takes, and how media reach it. The processors'
+constants come from the bundle that is compared with it; weights, encoders and decoder are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phirt.sequence import Prompt
+from phirt.errors import ConfigError
+from phirt.manifest import Manifest
+from phirt.processors import audio as audio_processor
+from phirt.processors import image as image_processor
+from phirt_export.chat_files import require_tokenizer
+from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.reference import Model, ModelConfig
+from phirt_export.reference.decoder import rope_tables
+from phirt_export.reference.model import ROUTES, Route
+from phirt_quant.evaluation import STEPS, Case, Rows, following
+
+# Activations of a prompt with media, a few rows of logits, and what torch itself takes.
+_ROOM = 1 << 30
+_ROWS = 16
+
+
+class CheckpointReference:
+    """The reference model of a checkpoint. Nothing is cached between steps, so a long answer is slow.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, is not the bundle's, or needs more memory than there is
+            (said before any weight is read).
+    """
+
+    def __init__(self, checkpoint: Path, manifest: Manifest) -> None:
+        tokenizer = hashlib.sha256(require_tokenizer(checkpoint).read_bytes()).hexdigest()
+        if tokenizer != manifest.files[manifest.tokenizer].sha256:
+            raise ConfigError(
+                f"{checkpoint} has another tokenizer than the bundle {manifest.name!r}, so their predictions "
+                "cannot be compared; name the checkpoint that the bundle was exported from"
+            )
+        opened = Checkpoint(checkpoint)
+        require_memory(opened, sum(entry.size for entry in manifest.files.values()))
+        self._manifest = manifest
+        self._model = load_model(opened)
+
+    def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
+        """Logits along a case; see `phirt_quant.evaluation.Reference`."""
+        route: Route = prompt.route  # type: ignore[assignment]
+        ids = [int(i) for i in prompt.ids]
+        with torch.no_grad():
+            media = self._features(case, route)
+            if case.forced is not None:
+                yield from self._logits([*ids, *case.forced[1:-1]], media, route, len(ids) - 1)
+                return
+            for step in range(STEPS):
+                (logits,) = self._logits(ids, media, route, len(ids) - 1)
+                yield logits
+                ids.append(following(case, logits, step))
+
+    def _logits(self, ids: list[int], media: Tensor | None, route: Route, first: int) -> Iterator[Rows]:
+        """Logits at each position from `first` on; only a few rows of them exist at a time."""
+        hidden = self._model.hidden_states(torch.tensor([ids]), media, route)[0, first:]
+        for rows in hidden.split(_ROWS):
+            yield from F.linear(rows, self._model.head_weight()).numpy()
+
+    def _features(self, case: Case, route: Route) -> Tensor | None:
+        """Rows for all placeholders of the case, pictures before clips."""
+        rows = [self._image_rows(source) for source in case.images]
+        rows += [self._audio_rows(source, ROUTES[route].audio_projector) for source in case.audio]
+        return torch.cat(rows) if rows else None
+
+    def _image_rows(self, source: image_processor.ImageSource) -> Tensor:
+        spec = self._manifest.image
+        assert spec is not None
+        image, _, name = image_processor.open_image(source, self._manifest.limits)
+        inputs = image_processor.process_image(image, spec, name)
+        mask = torch.from_numpy(inputs.patch_mask).view(-1, spec.grid, spec.grid)
+        (h, w), (u, v) = inputs.crop_grid.tolist(), inputs.feature_grid.tolist()
+        return self._model.image_embed(torch.from_numpy(inputs.pixel_values), mask, (h, w), (u, v))
+
+    def _audio_rows(self, source: audio_processor.AudioSource, projector: str) -> Tensor:
+        spec = self._manifest.audio
+        assert spec is not None
+        frames, _ = audio_processor.process_audio(source, spec, self._manifest.limits)
+        return self._model.audio_embed(torch.from_numpy(np.ascontiguousarray(frames))[None], projector)[0]
+
+
+def load_model(checkpoint: Checkpoint) -> Model:
+    """The reference model with the checkpoint's weights, float32; one tensor at a time is held twice."""
+    with torch.device("meta"):
+        model = Model(checkpoint.config)
+    model.to_empty(device="cpu").eval()
+    rope = checkpoint.config.decoder.rope
+    model.model.rope_cos, model.model.rope_sin = rope_tables(rope, rope.original_context)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in expected_shapes(checkpoint.config):
+            state[name].copy_(torch.from_numpy(checkpoint.tensor(name)))
+    return model
+
+
+def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
+    """Raise ConfigError unless the reference model and a bundle of this size fit into memory together."""
+    needed, there = needed_memory(checkpoint.config) + bundle_bytes, available_memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about "
+            f"{needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are available; close other programs, "
+            "or compare with an unquantized bundle, which is read from disk as it is needed: phirt export "
+            "CHECKPOINT -o REFERENCE --bits 32"
+        )
+
+
+def needed_memory(config: ModelConfig) -> int:
+    """Bytes of the float32 model, its largest tensor once more, and room to work."""
+    sizes = [math.prod(shape) for shape in expected_shapes(config).values()]
+    return 4 * (sum(sizes) + max(sizes)) + _ROOM
+
+
+def available_memory() -> int | None:
+    """Bytes that programs can still take; all of the memory where only that is known; None for unknown."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

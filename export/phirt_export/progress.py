@@ -1,0 +1,76 @@
+"""How far an export is, tensor by tensor.
+
+Knows which tensors were read or kept, and how much of each. Knows nothing of clocks or screens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from phirt_export.graphs.linear import WeightSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The state after reading a part of `tensor`, or after finding it finished by an interrupted run.
+
+    `begun` of `tensors` tensors were read in full or in part or kept; `done` of `weights` elements were, and
+    `kept` of those are from the interrupted run.
+    """
+
+    tensor: str
+    begun: int
+    tensors: int
+    done: int
+    weights: int
+    kept: int
+
+
+Progress = Callable[[Step], None]
+
+
+class ObservedSource:
+    """A weight source that reports what is read from it."""
+
+    def __init__(
+        self, source: WeightSource, shapes: Mapping[str, tuple[int, ...]], progress: Progress | None
+    ) -> None:
+        self._source, self._progress = source, progress
+        self._sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        self._weights = sum(self._sizes.values())
+        self._read: dict[str, int] = {}
+        self._done = self._kept = 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return self._source.shape(name)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop-1 along the first axis, float32."""
+        rows = self._source.rows(name, start, stop)
+        self._note(name, stop * (rows.size // max(1, stop - start)))
+        return rows
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The whole tensor, float32."""
+        tensor = self._source.tensor(name)
+        self._note(name, tensor.size)
+        return tensor
+
+    def note_kept(self, key: str) -> None:
+        """A piece of the data file was finished already; where `key` is a tensor, all of it was."""
+        if key in self._sizes and key not in self._read:
+            self._kept += self._sizes[key]
+            self._note(key, self._sizes[key])
+
+    def _note(self, name: str, read: int) -> None:
+        before = self._read.get(name, 0)
+        self._read[name] = max(before, read)
+        self._done += self._read[name] - before
+        if self._progress is not None and (read > before or not before):
+            tensors, weights = len(self._sizes), self._weights
+            self._progress(Step(name, len(self._read), tensors, self._done, weights, self._kept))

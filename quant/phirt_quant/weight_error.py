@@ -1,0 +1,84 @@
+"""What quantization costs weights: the size of the difference relative to the size of the weights.
+
+Knows running sums, so nothing is kept per element. Knows nothing of formats beyond the number of bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class RelativeError:
+    """Sums over one matrix, slab by slab."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = 0.0
+
+    def add(self, original: np.ndarray, stored: np.ndarray) -> None:
+        """Take in a slab of the matrix and what it becomes when it is read back, float32 of equal shapes."""
+        difference = (stored - original).reshape(-1)
+        self._signal += float(np.dot(original.reshape(-1), original.reshape(-1)))
+        self._noise += float(np.dot(difference, difference))
+
+    def sums(self) -> tuple[float, float]:
+        """(sum of W², sum of (Ŵ - W)²)."""
+        return self._signal, self._noise
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightError:
+    """One quantized tensor: its bits, the sum of its squares, and that of what quantization adds to it."""
+
+    tensor: str
+    bits: int
+    signal: float
+    noise: float
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of Ŵ - W over that of W; 0 for a tensor of zeros."""
+        return math.sqrt(self.noise / self.signal) if self.signal else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PartError:
+    """All quantized tensors of one part: how many, in how many bits, the relative error over all of their
+    weights, and the tensor where it is largest.
+    """
+
+    part: str
+    tensors: int
+    bits: int
+    relative: float
+    worst: WeightError
+
+
+def part_errors(graph: str, errors: Sequence[WeightError]) -> list[PartError]:
+    """The parts of one graph: an encoder is one; a decoder has projections, tables and adapters."""
+    groups: dict[str, list[WeightError]] = {}
+    for error in errors:
+        groups.setdefault(_part(graph, error.tensor), []).append(error)
+    return [
+        PartError(
+            part, len(group), group[0].bits, _whole(group).relative, max(group, key=lambda e: e.relative)
+        )
+        for part, group in groups.items()
+    ]
+
+
+def _whole(group: Sequence[WeightError]) -> WeightError:
+    """All tensors of a group as one."""
+    signal, noise = sum(error.signal for error in group), sum(error.noise for error in group)
+    return WeightError("all", group[0].bits, signal, noise)
+
+
+def _part(graph: str, tensor: str) -> str:
+    if graph != "decoder":
+        return f"{graph} encoder"
+    if ".lora_" in tensor:
+        return f"{tensor.split('.')[-2]} adapter"
+    return "token table" if tensor in ("model.embed_tokens.weight", "lm_head.weight") else "decoder"

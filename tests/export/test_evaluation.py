@@ -1,0 +1,192 @@
+"""Bundles beside their checkpoint and beside each other, through the command `phirt eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import config, random_model, rope, save_checkpoint
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from typer.testing import CliRunner
+
+import phirt
+from phirt.errors import ConfigError
+from phirt_apps.cli import app
+from phirt_export import oracle
+from phirt_export.checkpoint import Checkpoint
+from phirt_export.exporter import export_bundle
+from phirt_export.oracle import CheckpointReference, available_memory, load_model, needed_memory
+from phirt_export.train.recipe import SPECIAL_TOKENS
+from phirt_quant import samples
+from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
+
+TEMPLATE = (
+    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{%- endfor -%}{{ '<|assistant|>' }}"
+)
+ROUTES = {"none", "vision", "speech"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """Random weights behind a real tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(samples.SENTENCES, trainer)
+    small = config(stem=False, rotary=rope(1024, 1024))
+    decoder = dataclasses.replace(small.decoder, vocab_size=tokenizer.get_vocab_size())
+    model = random_model(dataclasses.replace(small, decoder=decoder))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.2)
+    folder = save_checkpoint(model, tmp_path_factory.mktemp("eval") / "checkpoint")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full(checkpoint, tmp_path_factory) -> Path:
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("eval") / "fp32", bits=32)
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint, tmp_path_factory) -> Path:
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("eval") / "int4", bits=4)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Path:
+    return Path(__file__).parents[2] / "examples"
+
+
+def evaluate(*arguments: object) -> dict:
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments), "--tokens", "200", "--json"])
+    assert result.exit_code == 0, result.output + result.stderr
+    return json.loads(result.stdout)
+
+
+def test_an_unquantized_bundle_predicts_what_its_checkpoint_does(checkpoint, full):
+    report = evaluate(full, "--against", checkpoint)
+    assert set(report["routes"]) == ROUTES and "float32" in report["against"]["kind"]
+    for figures in report["routes"].values():
+        assert figures["mean_kl"] < 1e-6 and figures["p99_kl"] < 1e-5
+        assert figures["top1_agreement"] > 0.99 and figures["max_difference"] < 1e-2
+    assert report["routes"]["none"]["positions"] > 150
+    assert report["routes"]["vision"]["positions"] > 4 * 4  # three pictures, and one beside a clip
+
+
+def test_a_bundle_agrees_with_itself(small):
+    for figures in evaluate(small, "--against", small)["routes"].values():
+        assert (figures["mean_kl"], figures["p99_kl"], figures["top1_agreement"]) == (0.0, 0.0, 1.0)
+        assert figures["max_difference"] == 0.0
+
+
+def test_four_bits_cost_something_and_not_everything(checkpoint, full, small):
+    against_bundle, against_checkpoint = (evaluate(small, "--against", other) for other in (full, checkpoint))
+    for route in ROUTES:
+        one, other = against_bundle["routes"][route], against_checkpoint["routes"][route]
+        assert 1e-5 < one["mean_kl"] < one["p99_kl"] < 10 and 0.1 < one["top1_agreement"] <= 1
+        assert one["positions"] == other["positions"]
+        assert one["mean_kl"] == pytest.approx(other["mean_kl"], rel=1e-2)
+
+
+def test_text_of_the_users_own_is_scored_in_bits_per_byte(full, small, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The ferry leaves at noon. " * 30)
+    report = evaluate(small, "--against", full, "--text", text)
+    assert report["inputs"]["text"] == str(text)
+    assert "rendered by the program" in report["inputs"]["images"]
+    none, vision = report["routes"]["none"], report["routes"]["vision"]
+    model = phirt.load(full)
+    ids = model.tokenizer.encode_content(text.read_text())[:200]
+    assert none["positions"] == len(ids) - 1
+    expected = np.log2(none["reference_perplexity"]) * (len(ids) - 1) / len(model.tokenizer.decode(ids[1:]))
+    assert none["reference_bits_per_byte"] == pytest.approx(expected)
+    assert none["candidate_perplexity"] != none["reference_perplexity"]
+    assert vision["reference_bits_per_byte"] is None and vision["reference_perplexity"] is None
+
+
+def test_the_table_names_every_route_and_what_it_ran_on(full, small):
+    result = CliRunner().invoke(app, ["eval", str(small), "--against", str(full), "--tokens", "20"])
+    assert result.exit_code == 0
+    made = ("3 pictures rendered by the program", "3 clips synthesised by the program")
+    for word in (*ROUTES, "perplexity", *made, str(full)):
+        assert word in result.stdout
+
+
+def test_media_of_the_users_own_are_taken(full, small, examples):
+    report = evaluate(
+        small, "--against", full, "--image", examples / "shapes.png", "--audio", examples / "seven.flac"
+    )
+    assert report["inputs"]["images"] == "shapes.png"
+    assert report["routes"]["vision"]["positions"] <= 2 * 16
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_refused_before_it_is_read(
+    checkpoint, full, monkeypatch
+):
+    monkeypatch.setattr(oracle, "available_memory", lambda: 1 << 29)
+    monkeypatch.setattr(oracle, "load_model", None)
+    with pytest.raises(ConfigError, match=r"about 1\.\d GB of memory, and 0\.5 GB are avail.*--bits 32"):
+        CheckpointReference(checkpoint, phirt.load(full).manifest)
+
+
+def test_the_memory_named_is_that_of_float32_and_the_machines_is_known(checkpoint):
+    opened = Checkpoint(checkpoint)
+    weights = sum(parameter.numel() for parameter in load_model(opened).parameters())
+    assert needed_memory(opened.config) - (1 << 30) > 4 * weights
+    available = available_memory()
+    assert available is None or 1 << 20 < available < 1 << 50
+
+
+def test_models_with_other_tokenizers_are_refused(full, tmp_path):
+    other = save_checkpoint(random_model(config()), tmp_path / "other")
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        CheckpointReference(other, phirt.load(full).manifest)
+    model = phirt.load(full)
+    entry = dataclasses.replace(model.manifest.files["tokenizer.json"], sha256="0" * 64)
+    files = {**model.manifest.files, "tokenizer.json": entry}
+    model.manifest = dataclasses.replace(model.manifest, files=files)
+    with pytest.raises(ConfigError, match="different tokenizers"):
+        BundleReference(model, phirt.load(full))
+
+
+def test_too_little_text_is_refused(full):
+    with pytest.raises(ConfigError, match="fewer than two tokens"):
+        passages(phirt.load(full), ["a"], 100)
+
+
+def test_a_text_only_bundle_is_compared_on_text_alone(checkpoint, full):
+    model = phirt.load(full)
+    model.manifest = dataclasses.replace(model.manifest, image=None, audio=None)
+    assert media_cases(model, samples.pictures(), samples.clips()) == {}
+
+
+def test_passages_have_at_most_the_tokens_asked_for_and_no_long_regime(full):
+    model = phirt.load(full)
+    cases = passages(model, ["ferry " * 800], 300)
+    lengths = [len(case.forced) for case in cases]
+    assert sum(lengths) == 300 and max(lengths) <= 256
+    result = compare(model, _Uniform(model.manifest.geometry.vocab_size), cases[1:], "none")
+    assert result.fidelity.reference_perplexity == pytest.approx(model.manifest.geometry.vocab_size)
+
+
+class _Uniform:
+    """A reference that knows nothing."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+
+    def follow(self, case, prompt):
+        for _ in case.forced[1:]:
+            yield np.zeros(self._vocab, np.float32)
