@@ -121,8 +121,8 @@ class MediaAnswerData:
         pictures, clips: share of each source; with both, a clip stands beside a picture.
         pictures_alone: with clips, the share of batches without any.
         two_pictures: share of batches whose samples show two pictures in a turn.
-        follow_ups: share of batches in which a picture is followed by a turn with a `picture`, a `clip` or
-            `text` alone.
+        follow_ups: share of batches in which a picture is followed by a turn with a `picture` or a `clip`, or
+            by `text` alone, with clips often after one.
         rendered, synthetic: sizes of the rendered and of the synthesised sources.
         augment, warp: random changes of photos and of clips.
         start_projector_from: the audio projector that the `vision` one is copied from before training.

@@ -71,10 +71,14 @@ class MediaChats:
         kind = rng.choice([*kinds, ""], p=[*shares, 1 - shares.sum()])
         if not kind:
             return [Sample((turn,)) for turn in turns]
-        if kind == "clip":
-            return [Sample(pair) for pair in zip(turns, self._clips_alike(rng), strict=True)]
-        follow = self._courtesy if kind == "text" else self._next_picture
-        return [Sample((turn, follow(rng))) for turn in turns]
+        if kind == "picture":
+            return [Sample((turn, self._next_picture(rng))) for turn in turns]
+        talks = [(turn,) for turn in turns]
+        if kind == "clip" or (self.clips and rng.random() < 0.6):
+            talks = [(*talk, clip) for talk, clip in zip(talks, self._clips_alike(rng), strict=True)]
+        if kind == "text":
+            talks = [(*talk, self._courtesy(rng)) for talk in talks]
+        return [Sample(talk) for talk in talks]
 
     def ask(self, source: str, pictures: PictureSet, index: int, rng: np.random.Generator) -> Task:
         """A question about one picture."""

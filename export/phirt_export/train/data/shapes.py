@@ -164,7 +164,7 @@ def _discs(rng: np.random.Generator, count: int, width: int, height: int) -> lis
     """
     side = min(width, height)
     # More than three stay so small that neighbours cannot touch; three are drawn again until they do not.
-    largest, shift = (0.23, 0.12) if count <= 3 else (0.135, 0.09)
+    largest, shift = (0.25, 0.12) if count <= 3 else (0.135, 0.09)
     while True:
         cells = rng.choice(9, count, replace=False)
         radii = side * rng.uniform(0.10, largest, count)
