@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 import phirt
 from phirt.chat import Message
-from phirt.sequence import Prompt
 from phirt.errors import ConfigError
 from phirt.model import TRANSCRIBE_PROMPT
 from phirt.processors.audio import AudioSource
 from phirt.processors.image import ImageSource
+from phirt.sequence import Prompt
 from phirt_quant.fidelity import Fidelity, FidelityMeter
 from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT
 
