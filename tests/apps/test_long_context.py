@@ -85,8 +85,8 @@ def test_results_of_tools_in_a_session(model: phirt.Model, monkeypatch: pytest.M
                 raise EOFError from None
 
     stdout, stderr = io.StringIO(), io.StringIO()
-    setup = Setup(phirt.GenerationConfig(max_new_tokens=4), tools=[{"name": "look_up"}])
-    session = Session(model, setup, Output(stdout, stderr))
+    setup = Setup(phirt.GenerationConfig(max_new_tokens=4))
+    session = Session(model, model.chat(tools=[{"name": "look_up"}]), setup, Output(stdout, stderr))
     session.run(Script())
     assert "calls look_up: /result gives what came back" in stderr.getvalue()
     errors = [line for line in stderr.getvalue().splitlines() if line.startswith("error: ")]
