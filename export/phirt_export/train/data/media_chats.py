@@ -116,8 +116,7 @@ class MediaChats:
         usable = {n: s for n, s in self.data.clips.items() if n in self.clips and n != SPOKEN_QUESTIONS}
         source = self._draw(usable, rng)
         clips = self.clips[source]
-        pool = rng.integers(0, len(clips), 4 * self.size)
-        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
+        pool = clips.draw(4 * self.size, rng)
         begin = int(rng.integers(0, 4)) * self.size
         picks = pool[begin : begin + self.size]
         return [Turn(hear(clips.records[i], rng), (), (source, int(i))) for i in picks]

@@ -68,6 +68,11 @@ class Clips:
         """Frames of each clip."""
         return np.diff(self.starts)
 
+    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Indices of `count` clips drawn at random, shortest first."""
+        pool = rng.integers(0, len(self), count)
+        return pool[np.argsort(self.lengths[pool], kind="stable")]
+
     def select(self, keep: NDArray[np.bool_]) -> Clips:
         """The clips where `keep` [n] is true."""
         picks = np.flatnonzero(keep)

@@ -84,8 +84,7 @@ class Transcripts:
     def _pick(self, rng: np.random.Generator) -> list[tuple[Clips, int]]:
         """Clips of similar length from one source."""
         clips = self.sources[list(self.sources)[rng.choice(len(self.sources), p=self.shares)]]
-        pool = rng.integers(0, len(clips), 4 * self.stage.batch)
-        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
+        pool = clips.draw(4 * self.stage.batch, rng)
         if clips.lengths[pool[-1]] <= self.SHORT:
             return [(clips, int(i)) for i in pool]
         begin = int(rng.integers(0, 4)) * self.stage.batch
