@@ -62,6 +62,21 @@ def test_logits_follow_the_dequantized_weights(checkpoint, tmp_path, bits):
         assert np.corrcoef(got.reshape(-1), expected.reshape(-1))[0, 1] > 0.97
 
 
+@pytest.mark.parametrize(
+    ("bits", "block_size", "columns", "expected"),
+    [
+        (4, 128, 3072, 128),
+        (8, 128, 320, 64),  # 5 x 68 bytes; 3 x 132 in blocks of 128, 10 x 36 in blocks of 32
+        (8, 128, 8, 16),
+        (8, 128, 64, 64),
+        (4, 16, 40, 16),
+        (4, 128, 588, 128),  # 5 x 68 bytes, as 10 x 36 in blocks of 64 are more
+    ],
+)
+def test_the_block_is_the_one_that_stores_a_row_in_the_fewest_bytes(bits, block_size, columns, expected):
+    assert WeightFormat(bits, block_size).block_for(columns) == expected
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_encoders_with_8_bits_stay_close(checkpoint, model, tmp_path, bits):
     bundle = export_bundle(checkpoint, tmp_path / "b", encoder_bits=bits)

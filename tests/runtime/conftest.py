@@ -24,6 +24,7 @@ def _load(name: str):
 
 tiny_bundle = _load("tiny_bundle")
 _load("tiny_reference")
+_load("conversing")
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +63,9 @@ def clip(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("media") / "tone.wav"
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000), 16000)
     return path
+
+
+@pytest.fixture
+def chat(model):
+    """A new conversation."""
+    return model.chat()

@@ -1,15 +1,11 @@
-"""Conversations end to end on the tiny bundle: routes, reuse, errors that lose nothing, cancelling,
-counting.
-"""
+"""Conversations end to end on the tiny bundle: routes, reuse, errors that lose nothing, counting."""
 
 from __future__ import annotations
-
-import threading
-import time
 
 import numpy as np
 import pytest
 import tiny_reference
+from conversing import SHORT, fresh
 from PIL import Image
 from tiny_bundle import Tiny, write_bundle
 
@@ -20,13 +16,6 @@ from phirt.errors import BundleError, ConfigError, ContextError, MediaError
 from phirt.media import FeatureCache
 from phirt.session import LazySession
 
-SHORT = GenerationConfig(max_new_tokens=8)
-
-
-@pytest.fixture
-def chat(model):
-    return model.chat()
-
 
 @pytest.fixture
 def runs(monkeypatch):
@@ -35,15 +24,6 @@ def runs(monkeypatch):
     run = LazySession.run
     monkeypatch.setattr(LazySession, "run", lambda self, feed: (ran.append(self._graph), run(self, feed))[1])
     return ran
-
-
-def fresh(model, chat) -> list[int]:
-    """The greedy ids for a chat's last question, from a conversation without any cache."""
-    prompt = model.encode_prompt(chat.messages[:-1], chat.system, chat.tools)
-    from phirt.sampling import Chooser
-
-    chooser = Chooser(SHORT, 512, prompt.ids.tolist(), (1, 2))
-    return list(model.new_engine().generate(prompt, chooser, max_new_tokens=8, eos=(0, 4)))
 
 
 def test_an_answer_streams_and_is_kept(model, chat, bundle):
@@ -147,105 +127,6 @@ def test_typed_control_tokens_change_nothing(chat, model):
     assert [token for token in result.prompt_ids if token < 12] == [5, 4, 3]
 
 
-def test_system_and_tools_open_the_prompt(model):
-    chat = model.chat(system="be kind", tools=[{"name": "f", "parameters": {"x": "int"}}])
-    ids = chat.send("hi", config=SHORT).result.prompt_ids
-    assert [token for token in ids if token < 12] == [6, 7, 8, 4, 5, 4, 3]
-
-
-def test_tool_calls_are_found_in_the_answer(model, monkeypatch):
-    chat = model.chat()
-    script = [9, *model.tokenizer.encode_content('[{"name": "f", "arguments": {"x": 1}}]'), 10]
-    monkeypatch.setattr(Engine, "generate", lambda self, *args, **kwargs: scripted(script, "stop"))
-    result = chat.send("call").result
-    assert result.tool_calls == ({"name": "f", "arguments": {"x": 1}},)
-    assert result.text == '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}]<|/tool_call|>'
-
-
-def calling(model, monkeypatch, calls: str):
-    """A conversation whose last answer makes these calls."""
-    script = [9, *model.tokenizer.encode_content(calls), 10]
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "generate", lambda self, *args, **kwargs: scripted(script, "stop"))
-        chat = model.chat(tools=[{"name": "f"}])
-        chat.send("call").text()
-    return chat
-
-
-def test_results_of_tools_are_a_turn_that_is_answered(model, monkeypatch):
-    chat = calling(
-        model, monkeypatch, '[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"x": 1}}]'
-    )
-    result = chat.send_tool_results([{"celsius": 21}, "<|end|>"], config=SHORT).result
-    assert [message.role for message in chat.messages] == ["user", "assistant", "tool_response", "assistant"]
-    assert chat.messages[2].content == '[{"celsius": 21}, "<|end|>"]'
-    asked = [9, *model.tokenizer.encode_content('[{"name": "f", "arguments": {}}'), 10]
-    inner = model.tokenizer.encode_content(chat.messages[2].content)
-    ids = list(result.prompt_ids)
-    assert ids[-len(inner) - 4 :] == [4, 11, *inner, 4, 3]
-    assert ids.count(9) == asked.count(9)
-    assert list(result.ids) == fresh(model, chat)
-    chat.rewind()  # the question, the call, the results and the answer are one turn
-    assert chat.messages == ()
-
-
-def test_results_survive_saving(model, monkeypatch, tmp_path):
-    chat = calling(model, monkeypatch, '[{"name": "f", "arguments": {}}]')
-    chat.send_tool_results([1.5], config=SHORT).text()
-    chat.save(tmp_path / "x")
-    other = model.load_chat(tmp_path / "x")
-    assert other.messages[2].role == "tool_response"
-    assert other.send("on", config=SHORT).result.ids == chat.send("on", config=SHORT).result.ids
-
-
-@pytest.mark.parametrize(
-    ("results", "expected"),
-    [
-        ([], "0 results for 1 calls"),
-        ([1, 2], "2 results for 1 calls"),
-        ("text", "results is a str"),
-        ({"f": 1}, "results is a dict"),
-        ([{1, 2}], "cannot be written as JSON"),
-        ([float("nan")], "cannot be written as JSON"),
-    ],
-)
-def test_senseless_results_are_refused_and_change_nothing(model, monkeypatch, results, expected):
-    chat = calling(model, monkeypatch, '[{"name": "f", "arguments": {}}]')
-    with pytest.raises(ConfigError, match=expected):
-        chat.send_tool_results(results)
-    assert len(chat.messages) == 2
-
-
-def test_results_without_a_call_are_refused(chat):
-    with pytest.raises(ConfigError, match="calls no tool"):
-        chat.send_tool_results([1])
-    chat.send("hi", config=SHORT).text()
-    with pytest.raises(ConfigError, match="calls no tool"):
-        chat.send_tool_results([1])
-
-
-def scripted(ids, reason):
-    yield from ids
-    return reason
-
-
-def test_stop_strings_end_the_answer_and_its_turn(model, monkeypatch):
-    ids = model.tokenizer.encode_content("one two STOP three")
-    monkeypatch.setattr(Engine, "generate", lambda self, *args, **kwargs: scripted(ids, "length"))
-    chat = model.chat()
-    reply = chat.send("count", config=GenerationConfig(stop=(" STOP",)))
-    assert reply.text() == "one two"
-    assert reply.result.finish_reason == "stop"
-    assert (chat.messages[-1].content, chat.messages[-1].ids) == ("one two", None)
-
-
-def test_text_held_back_for_a_stop_string_comes_at_the_end(model, monkeypatch):
-    ids = model.tokenizer.encode_content("one ST")
-    monkeypatch.setattr(Engine, "generate", lambda self, *args, **kwargs: scripted(ids, "stop"))
-    reply = model.chat().send("count", config=GenerationConfig(stop=("STOP",)))
-    assert "".join(reply) == "one ST"
-
-
 def test_a_seed_repeats_an_answer(model):
     config = GenerationConfig(max_new_tokens=20, temperature=1.0, seed=3)
     answers = [model.chat().send("dream", config=config).result.ids for _ in range(2)]
@@ -307,78 +188,6 @@ def test_a_failing_engine_takes_the_question_back(chat, monkeypatch):
             reply.text()
     assert chat.messages == before
     assert chat.send("again", config=SHORT).result.usage["new_tokens"] == 8
-
-
-def test_a_full_context_ends_the_answer(model):
-    chat = model.chat()
-    used = model.count_tokens("x").total
-    text = "x" * (1020 - used + 1)
-    count = model.count_tokens(text).total
-    result = chat.send(text).result
-    assert (result.finish_reason, result.usage["new_tokens"]) == ("context", 1024 - count + 1)
-    with pytest.raises(ContextError):
-        chat.send("more")
-
-
-def test_cancelling_from_another_thread_stops_within_one_step(chat, monkeypatch):
-    step = Engine.decode_step
-    steps = []
-
-    def slow(self, token, *rest):
-        steps.append(token)
-        time.sleep(0.02)
-        return step(self, token, *rest)
-
-    monkeypatch.setattr(Engine, "decode_step", slow)
-    reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
-    timer = threading.Timer(0.1, lambda: (steps.append("cancel"), reply.cancel()))
-    timer.start()
-    text = reply.text()
-    timer.join()
-    assert reply.result.finish_reason == "cancelled"
-    assert len(steps) - steps.index("cancel") <= 2
-    assert (chat.messages[-1].role, chat.messages[-1].content) == ("assistant", text)
-    assert chat.send("go on", config=SHORT).result.finish_reason == "length"
-
-
-def test_cancelling_before_the_first_piece(chat):
-    reply = chat.send("talk")
-    reply.cancel()
-    assert (reply.text(), reply.result.finish_reason, reply.result.ids) == ("", "cancelled", ())
-    assert [m.role for m in chat.messages] == ["user", "assistant"]
-
-
-def test_an_interrupt_keeps_the_partial_answer(chat, monkeypatch):
-    step = Engine.decode_step
-
-    def interrupted(self, token, *rest):
-        if self.length > 12:
-            raise KeyboardInterrupt
-        return step(self, token, *rest)
-
-    monkeypatch.setattr(Engine, "decode_step", interrupted)
-    reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
-    with pytest.raises(KeyboardInterrupt):
-        list(reply)
-    assert reply.result.finish_reason == "cancelled"
-    assert chat.messages[-1].ids == reply.result.ids
-    assert len(reply.result.ids) > 0
-
-
-def test_a_half_read_answer_is_cut_by_the_next_question(chat):
-    reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
-    first = next(reply)
-    chat.send("next", config=SHORT).text()
-    assert reply.result.finish_reason == "cancelled"
-    assert chat.messages[1].content.startswith(first)
-    assert [m.role for m in chat.messages] == ["user", "assistant"] * 2
-
-
-def test_an_unread_answer_is_run_by_the_next_question(chat):
-    reply = chat.send("talk", config=SHORT)
-    chat.send("next", config=SHORT).text()
-    assert reply.result.finish_reason == "length"
-    assert len(chat.messages[1].ids) == 8
 
 
 def test_reset_and_rewind(chat, photo):
@@ -488,19 +297,6 @@ def test_the_feature_cache_drops_the_least_recently_used():
     cache.put("d", "p", np.zeros((10, 10), np.float32))
     assert cache.get("d", "p") is None
     assert cache.get("a", "p") is rows[0]
-
-
-def test_the_speed_counts_no_step_that_gave_no_token(model, monkeypatch):
-    """Three tokens, 1 s each, and 1 s to find the end: two decode steps in 2 s."""
-    clock = iter(range(100))
-    chat = model.chat()
-    reply = chat.send("hello", config=phirt.GenerationConfig(max_new_tokens=3))
-    reply.timings["media"] = reply.timings["total"] = 0.0
-    monkeypatch.setattr("phirt.conversation.time.perf_counter", lambda: next(clock))
-    result = reply.result
-    assert len(result.ids) == 3
-    assert (result.timings["prefill"], result.timings["decode"], result.timings["total"]) == (1, 2, 4)
-    assert result.tokens_per_second == 1.0
 
 
 def test_a_cache_that_cannot_grow_leaves_the_chat_usable(model, monkeypatch):

@@ -65,13 +65,16 @@ class WeightFormat:
         return self.bits != FLOAT_BITS
 
     def block_for(self, columns: int) -> int:
-        """Block size for rows of `columns` elements: short rows (a LoRA rank) get a smaller one rather than
-        padding.
+        """Block size for rows of `columns` elements: the one, up to `block_size`, that stores a row in the
+        fewest bytes. Short rows (a LoRA rank) get a smaller one where padding would cost more than scales.
         """
-        block = self.block_size
-        while block > 16 and block // 2 >= columns:
-            block //= 2
-        return block
+
+        def row_bytes(block: int) -> int:
+            return num_blocks(columns, block) * (block * self.bits // 8 + 4)
+
+        # MatMulNBits takes powers of two from 16 on; of two that cost the same, the larger comes first.
+        halvings = (self.block_size // 16).bit_length()
+        return min((self.block_size >> n for n in range(halvings)), key=row_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
