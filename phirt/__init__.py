@@ -71,6 +71,7 @@ _HOMES = {
 }
 _MODULES = (
     "adapters",
+    "bundle_files",
     "chat",
     "engine",
     "errors",

@@ -1,7 +1,8 @@
 """The bundle's contract: `manifest.json` read into frozen dataclasses and validated once.
 
-Knows names, types, sizes and checksums of a bundle's files. Knows nothing of onnxruntime, of arrays or of
-what the graphs compute. Keys that version 1 does not define are ignored, so that a producer may add notes.
+Knows names, types, sizes and checksums of a bundle's files, and opens none of them (`bundle_files` does).
+Knows nothing of onnxruntime, of arrays or of what the graphs compute. Keys that version 1 does not define are
+ignored, so that a producer may add notes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from phirt.fields import Fields, parse_json
 FORMAT = "phirt-bundle"
 ACCEPTED_VERSIONS = (1,)
 MANIFEST_NAME = "manifest.json"
+REMEDY = "export the bundle again or fetch a fresh copy"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
-_MAX_MANIFEST_BYTES = 4 << 20
 _MAX_NAME = 200  # of a file, in characters
-_REMEDY = "export the bundle again or fetch a fresh copy"
 
 _T = TypeVar("_T")
 
@@ -169,25 +169,13 @@ class Manifest:
         return self.folder / name
 
 
-def load_manifest(folder: str | Path) -> Manifest:
-    """Reads and validates `folder`/manifest.json; checks that every listed file is there with its size.
-
-    Checksums are left to `verify_bundle`, which reads every byte. Raises BundleError.
-    """
-    folder = Path(folder)
-    manifest = parse_manifest(_read_manifest(folder), folder)
-    for name, entry in manifest.files.items():
-        _check_file(folder, name, entry)
-    return manifest
-
-
 def parse_manifest(raw: bytes, folder: Path) -> Manifest:
     """Validates the bytes of a manifest without looking at the files it lists. Raises BundleError."""
     root = Fields(
-        parse_json(raw, str(folder / MANIFEST_NAME), BundleError, _REMEDY),
+        parse_json(raw, str(folder / MANIFEST_NAME), BundleError, REMEDY),
         MANIFEST_NAME,
         BundleError,
-        _REMEDY,
+        REMEDY,
     )
     if root.raw("format") != FORMAT:
         raise BundleError(
@@ -227,55 +215,6 @@ def parse_manifest(raw: bytes, folder: Path) -> Manifest:
     return manifest
 
 
-def verify_bundle(folder: str | Path) -> list[tuple[str, str]]:
-    """Checks every byte of a bundle. Returns (file, "ok" or what is wrong) for each listed file, in order.
-
-    A manifest that cannot be read, an unknown version or a path that leaves the bundle raises BundleError; a
-    missing, truncated or altered file is reported in the list, so that all damage shows at once.
-    """
-    folder = Path(folder)
-    manifest = parse_manifest(_read_manifest(folder), folder)
-    report = []
-    for name, entry in manifest.files.items():
-        _check_inside(folder, name)
-        try:
-            _check_file(folder, name, entry)
-            with (folder / name).open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            detail = "ok" if found == entry.sha256 else f"sha256 is {found}, the manifest says {entry.sha256}"
-        except (BundleError, OSError) as error:
-            detail = str(error)
-        report.append((name, detail))
-    return report
-
-
-def require_intact(folder: str | Path) -> None:
-    """Raises BundleError naming every file that differs from the manifest."""
-    bad = [f"{name}: {detail}" for name, detail in verify_bundle(folder) if detail != "ok"]
-    if bad:
-        raise BundleError(f"the bundle {folder} is damaged: {'; '.join(bad)}; {_REMEDY}")
-
-
-def _read_manifest(folder: Path) -> bytes:
-    if not folder.is_dir():
-        raise BundleError(
-            f"{folder} is not a folder; accepted: a bundle, which is a folder with a {MANIFEST_NAME}"
-        )
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise BundleError(f"{folder} has no {MANIFEST_NAME}; name a bundle made by 'phirt export'")
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(_MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read: {error.strerror or error}; check its permissions"
-        ) from error
-    if len(raw) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes; {_REMEDY}")
-    return raw
-
-
 def _check_name(name: str) -> None:
     """A plain relative path: forward slashes, no empty, '.' or '..' part, no drive, no control character."""
     parts = name.split("/")
@@ -284,28 +223,8 @@ def _check_name(name: str) -> None:
         raise BundleError(
             f"{MANIFEST_NAME}: file name {name!r} leaves the bundle or is not plain; accepted: relative "
             "names inside "
-            f"the bundle; {_REMEDY}"
+            f"the bundle; {REMEDY}"
         )
-
-
-def _check_inside(folder: Path, name: str) -> None:
-    root = folder.resolve()
-    try:
-        inside = (root / name).resolve().is_relative_to(root)
-    except (OSError, RuntimeError):  # a loop of links
-        inside = False
-    if not inside:
-        raise BundleError(f"{name!r} is a link that leaves the bundle {folder}; put the file itself there")
-
-
-def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    _check_inside(folder, name)
-    path = folder / name
-    if not path.is_file():
-        raise BundleError(f"{path} is missing though the manifest lists it; {_REMEDY}")
-    size = path.stat().st_size
-    if size != entry.size:
-        raise BundleError(f"{path} has {size} bytes, the manifest says {entry.size}; {_REMEDY}")
 
 
 def _optional(root: Fields, key: str, read: Callable[[Fields], _T]) -> _T | None:
@@ -418,7 +337,7 @@ def _check_consistency(manifest: Manifest) -> None:
     """
 
     def refuse(cause: str) -> BundleError:
-        return BundleError(f"{MANIFEST_NAME}: {cause}; {_REMEDY}")
+        return BundleError(f"{MANIFEST_NAME}: {cause}; {REMEDY}")
 
     for name in manifest.files:
         _check_name(name)

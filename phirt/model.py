@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from phirt import adapters
+from phirt.bundle_files import load_manifest, require_intact
 from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message, Role, tools_to_json
 from phirt.conversation import Chat
 from phirt.engine import Engine
 from phirt.errors import BundleError, ConfigError, ContextError
-from phirt.manifest import Manifest, load_manifest, require_intact
+from phirt.manifest import Manifest
 from phirt.media import Media, MediaEncoder
 from phirt.processors.audio import AudioSource
 from phirt.processors.image import ImageDetail, ImageSource

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from phirt.bundle_files import load_manifest
 from phirt.errors import BundleError, ConfigError, PhirtError
-from phirt.manifest import FORMAT, MANIFEST_NAME, load_manifest
+from phirt.manifest import FORMAT, MANIFEST_NAME
 from phirt_export.journal import Journal
 
 _BUNDLE, _JOURNAL, _LOCK, _FORMER = "bundle", "journal", "lock", "former"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_models import DecoderRunner, config, random_model, save_checkpoint, session
 
+from phirt.bundle_files import load_manifest, verify_bundle
 from phirt.errors import BundleError, ConfigError
-from phirt.manifest import load_manifest, verify_bundle
 from phirt_export import exporter
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import export_bundle
@@ -152,9 +152,9 @@ def test_unsupported_settings_name_what_is_accepted(plain, tmp_path, options, na
 
 
 def test_a_block_that_does_not_divide_the_shared_table_is_refused(tmp_path):
-    decoder = dataclasses.replace(config().decoder, hidden_size=96)
+    decoder = dataclasses.replace(config().decoder, hidden_size=112)
     model = random_model(dataclasses.replace(config(), decoder=decoder))
-    with pytest.raises(ConfigError, match="96 is no multiple of block size 64"):
+    with pytest.raises(ConfigError, match="112 is no multiple of block size 64"):
         export_bundle(save_checkpoint(model, tmp_path / "c"), tmp_path / "b", block_size=64)
 
 

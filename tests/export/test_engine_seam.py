@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_models import IMAGE
 
+from phirt.bundle_files import load_manifest
 from phirt.engine import Engine
-from phirt.manifest import load_manifest
 from phirt.sequence import MediaSpan, Prompt
 from phirt.session import Session, SessionConfig
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from checkpoints.write import write_checkpoint
 
+from phirt.bundle_files import load_manifest
 from phirt.engine import Engine
-from phirt.manifest import load_manifest
 from phirt.sequence import MediaSpan, Prompt
 from phirt.session import Session, SessionConfig
 from phirt_export.checkpoint import Checkpoint

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_bundle import Tiny, write_bundle
 
+from phirt.bundle_files import load_manifest
 from phirt.engine import CancelledError, Engine
 from phirt.errors import ContextError
-from phirt.manifest import load_manifest
 from phirt.sampling import Chooser, GenerationConfig
 from phirt.sequence import MediaSpan, Prompt, common_prefix
 from phirt.session import Session, SessionConfig

@@ -98,5 +98,5 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_submodules_are_reached_after_a_plain_import():
     assert run(
-        "import phirt; print(phirt.manifest.load_manifest.__name__, phirt.errors.MediaError.__name__)"
+        "import phirt; print(phirt.bundle_files.load_manifest.__name__, phirt.errors.MediaError.__name__)"
     ) == ("load_manifest MediaError")

@@ -11,8 +11,8 @@ import pytest
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
+from phirt.bundle_files import load_manifest
 from phirt.engine import CancelledError, Engine
-from phirt.manifest import load_manifest
 from phirt.sampling import Chooser, GenerationConfig
 from phirt.sequence import Prompt
 from phirt.session import Session, SessionConfig

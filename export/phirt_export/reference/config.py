@@ -219,7 +219,7 @@ class ModelConfig:
                 adapters={name: AdapterConfig(**branch) for name, branch in raw["adapters"].items()},
             )
             _check_values(config)
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ConfigError(f"the model configuration does not parse: {error!r}") from error
         return config
 
@@ -266,4 +266,4 @@ def load_config(folder: Path) -> ModelConfig:
         raise ConfigError(
             f"{folder} holds no {CONFIG_NAME}; a checkpoint folder has {CONFIG_NAME} and model.safetensors"
         )
-    return ModelConfig.from_json(path.read_text(encoding="utf-8"))
+    return ModelConfig.from_json(path.read_text(encoding="utf-8", errors="replace"))
