@@ -166,6 +166,7 @@ def _options(config: SessionConfig) -> Any:
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     return options
 
 
