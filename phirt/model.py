@@ -23,7 +23,7 @@ from phirt.processors.audio import AudioSource
 from phirt.processors.image import ImageDetail, ImageSource
 from phirt.sampling import GenerationConfig
 from phirt.sequence import MediaSpan, Prompt
-from phirt.session import Session, SessionConfig, check_threads, resolve_providers
+from phirt.session import OnPrepare, Session, SessionConfig, check_threads, resolve_providers
 from phirt.tokenizer import Tokenizer
 
 EMBEDDED = "nano"
@@ -155,14 +155,19 @@ def load(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     verify: bool = False,
+    on_prepare: OnPrepare | None = None,
 ) -> Model:
     """Loads a bundle; None is the embedded one.
 
     `providers` are execution providers in order of preference, the CPU by default. `verify` checks every
-    file's sha256, which reads them all; sizes are always checked. Raises BundleError, ProviderError,
-    ConfigError.
+    file's sha256, which reads them all; sizes are always checked. Where a large graph is opened for the first
+    time on this machine it is prepared for it, and kept in the user's cache folder (the environment variable
+    PHIRT_CACHE names another, or is `off`): `on_prepare` is called before, with the graph's name and the
+    bytes of its weights. Raises BundleError, ProviderError, ConfigError.
     """
-    config = SessionConfig(providers=resolve_providers(providers), threads=check_threads(threads))
+    config = SessionConfig(
+        providers=resolve_providers(providers), threads=check_threads(threads), on_prepare=on_prepare
+    )
     folder = embedded_bundle() if path is None else Path(path)
     manifest = load_manifest(folder)
     if verify:
