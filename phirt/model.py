@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,14 @@ class Model:
 
     def __init__(self, manifest: Manifest, config: SessionConfig) -> None:
         self.manifest = manifest
-        self.tokenizer = Tokenizer(
-            manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
-        )
-        self._template = ChatTemplate(_read_template(manifest), self.tokenizer, manifest.tokens)
-        self._decoder = Session(manifest, "decoder", config)
+        # A vocabulary of 200,000 takes a second to read; meanwhile the decoder opens on the other cores.
+        with ThreadPoolExecutor(1) as opener:
+            decoder = opener.submit(Session, manifest, "decoder", config)
+            self.tokenizer = Tokenizer(
+                manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
+            )
+            self._template = ChatTemplate(_read_template(manifest), self.tokenizer, manifest.tokens)
+            self._decoder = decoder.result()
         self.encoder = MediaEncoder(manifest, config)
 
     def chat(self, system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Chat:
