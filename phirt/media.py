@@ -93,7 +93,7 @@ class MediaEncoder:
 
     def __init__(self, manifest: Manifest, config: SessionConfig) -> None:
         self._manifest = manifest
-        quiet = dataclasses.replace(config, spinning=False)
+        quiet = dataclasses.replace(config, repeated=False)
         graphs = [name for name in ("vision", "speech") if name in manifest.graphs]
         self._sessions = {name: LazySession(manifest, name, quiet) for name in graphs}
         self.cache = FeatureCache()

@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from phirt import mapped, prepacked
+from phirt import memory, prepacked
 from phirt.errors import BundleError, ConfigError, ProviderError
 from phirt.manifest import GraphSpec, Manifest
 
@@ -51,14 +51,15 @@ OnPrepare = Callable[[str, int], None]
 class SessionConfig:
     """How graphs are executed. `threads` None lets onnxruntime take the physical cores.
 
-    `spinning` keeps worker threads awake for a moment between runs: right for decode steps, wasteful for
-    encoders. `on_prepare` is called with a graph's name and the bytes of its weights before it is prepared
-    for this machine, which takes seconds and is done once (see `prepacked`).
+    `repeated` says that runs follow each other quickly, as decode steps do: worker threads then stay awake
+    for a moment, and memory for what the graph computes is kept between runs. `on_prepare` is called with a
+    graph's name and the bytes of its weights before it is prepared for this machine, which takes seconds and
+    is done once (see `prepacked`).
     """
 
     providers: tuple[str, ...] = DEFAULT_PROVIDERS
     threads: int | None = None
-    spinning: bool = True
+    repeated: bool = True
     on_prepare: OnPrepare | None = None
 
 
@@ -112,6 +113,9 @@ class Session:
     def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
         self.spec = manifest.graphs[graph]
         self.graph = graph
+        self._run_options = ort.RunOptions()
+        if not config.repeated:
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         path = manifest.path(self.spec.file)
         try:
             self._session = self._open_prepared(manifest, path, config) or _open(path, config)
@@ -122,7 +126,7 @@ class Session:
                 "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
             ) from error
         self._check_interface(self.spec)
-        mapped.give_back([manifest.path(name) for name in self.spec.data])
+        memory.give_back_mapped([manifest.path(name) for name in self.spec.data])
 
     def _open_prepared(self, manifest: Manifest, path: Path, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
@@ -139,7 +143,7 @@ class Session:
                     config.on_prepare(self.graph, entry.weights)
                 _prepare(path, config, entry)
             session = _open(entry.model, config, prepared=True) if entry.is_complete() else None
-            mapped.give_back([entry.data])
+            memory.give_back_mapped([entry.data])
             return session
         except Exception:  # a full disk, a damaged entry: the bundle itself is the way that always works
             entry.discard()
@@ -148,7 +152,7 @@ class Session:
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
         try:
-            return list(self._session.run(None, dict(inputs)))
+            return list(self._session.run(None, dict(inputs), self._run_options))
         except Exception as error:
             raise self._failure(error) from error
 
@@ -210,6 +214,7 @@ def _prepare(path: Path, config: SessionConfig, entry: prepacked.Entry) -> None:
         ):
             options.add_session_config_entry(f"session.{key}", value)
         ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
+    memory.give_back_freed()
 
 
 def _options(config: SessionConfig) -> Any:
@@ -219,7 +224,7 @@ def _options(config: SessionConfig) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = config.threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.repeated else "0")
     return options
 
 

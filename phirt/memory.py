@@ -1,8 +1,9 @@
-"""Pages of mapped files that a process holds although it is done with them.
+"""Memory that a process holds although it is done with it: given back to the system.
 
 onnxruntime maps weights from their files, reads them once to pack them, and keeps some of the mappings (those
-of matrices inside an If). Their pages cost nothing when memory is short, but count as the process's own until
-then. Knows Linux's table of mappings; elsewhere nothing happens.
+of matrices inside an If): their pages cost nothing when memory is short, but count as the process's own until
+then. And the C library keeps what was freed in case it is asked for again. Knows Linux and its C library;
+elsewhere nothing happens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _DONT_NEED = 4  # MADV_DONTNEED, <asm-generic/mman-common.h>
 _TABLE = Path("/proc/self/smaps")
 
 
-def give_back(files: Collection[Path]) -> None:
+def give_back_mapped(files: Collection[Path]) -> None:
     """Lets the system take back the resident pages of these mapped files; whatever is read again comes from
     the file. Mappings that were written to are left alone: what they hold is in no file.
     """
@@ -29,6 +30,13 @@ def give_back(files: Collection[Path]) -> None:
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for start, stop in list(_clean(names)):
             madvise(start, stop - start, _DONT_NEED)
+
+
+def give_back_freed() -> None:
+    """Lets the system take back memory that was freed. For after work that took much more than what stays."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 def _clean(names: Collection[str]) -> Iterator[tuple[int, int]]:

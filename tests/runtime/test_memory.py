@@ -1,4 +1,4 @@
-"""Mapped files lose their resident pages and nothing else."""
+"""What is given back is gone from the process and nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phirt import mapped
+from phirt import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's table of mappings")
 SIZE = 64 * mmap.PAGESIZE
@@ -36,7 +36,7 @@ def test_pages_that_were_only_read_go_and_come_back(path):
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
         content = bytes(view)
         assert resident(path) == SIZE // 1024
-        mapped.give_back([path])
+        memory.give_back_mapped([path])
         assert resident(path) == 0
         assert bytes(view) == content
 
@@ -44,12 +44,26 @@ def test_pages_that_were_only_read_go_and_come_back(path):
 def test_what_was_written_stays(path):
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
         view[5] = 99
-        mapped.give_back([path])
+        memory.give_back_mapped([path])
         assert view[5] == 99
 
 
 def test_other_files_are_left_alone(path, tmp_path):
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         assert sum(view[:: mmap.PAGESIZE]) == 0
-        mapped.give_back([tmp_path / "another", tmp_path])
+        memory.give_back_mapped([tmp_path / "another", tmp_path])
         assert resident(path) > 0
+
+
+def test_freed_memory_goes_back():
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    small = [b"x" * (60000 + i % 2) for i in range(2000)]  # below the size that gets a mapping of its own
+    last = b"y" * 60000  # holds the end of the heap, so that it does not shrink by itself
+    full = anonymous()
+    del small
+    memory.give_back_freed()
+    assert anonymous() < full - 100_000
+    assert len(last) == 60000
