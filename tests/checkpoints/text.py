@@ -106,7 +106,8 @@ COMPARABLE: Config = {
 }  # fmt: skip
 BENCHMARK: dict[str, Config] = {
     "phi-4-mini": {
-        **FULL["phi-4-mini"], **_sizes(8, 3072, 24, 8, 8192, 32064), **_ids(31999, 31999, 31999), **COMPARABLE,
+        **FULL["phi-4-mini"], **_sizes(8, 3072, 24, 8, 8192, 32064), **_ids(31999, 31999, 31999),
+        **COMPARABLE,
     },
 }  # fmt: skip
 
