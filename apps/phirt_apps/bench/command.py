@@ -14,11 +14,11 @@ import phirt
 from phirt.bundle_files import load_manifest
 from phirt.media import Kind
 from phirt.session import check_threads
-
 from phirt_apps.ask import peak_memory
 from phirt_apps.border import UsageError
 from phirt_apps.machine import usable_cores
 from phirt_apps.show import Output
+
 from . import opening, peaks, speed
 from .report import Report, as_object, show
 from .work import decoder_work

@@ -32,9 +32,9 @@ _MAY_STAY = 0.02  # of the samples: a file system may keep a few pages, such as 
 class Opening:
     """Seconds from a started interpreter to an engine that can run.
 
-    `imports` is importing the runtime; `cold` and `warm` are `phirt.load` with an engine. `cold` is None where
-    `why_not_cold` says why. `private_bytes` is the memory that is no page of a mapped file once the engine is
-    there, None where the system does not tell.
+    `imports` is importing the runtime, `cold` and `warm` are `phirt.load` with an engine. `cold` is None
+    where `why_not_cold` says why. `private_bytes` is the memory that is no page of a mapped file once the
+    engine is there, None where the system does not tell.
     """
 
     cold: float | None

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from typing import Any
 
 from phirt.manifest import Manifest
-
 from phirt_apps.machine import cpu_name, usable_cores
 from phirt_apps.show import Output, one_line, plain_table, size
+
 from .opening import Opening
 from .speed import Decode, Encode, Prefill
 from .spread import Spread
