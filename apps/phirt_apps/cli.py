@@ -344,8 +344,8 @@ def bench(
     """Measures load time, time to first token, prefill, decoding, encoders and memory of a bundle.
 
     Beside them: which share of the machine's read bandwidth decoding takes, and which share of its int8
-    products prefill makes (needs the export extra). Both peaks are measured, before and after. Figures are
-    means over the repeats with their standard deviation; leave the machine alone meanwhile.
+    products prefill makes (needs the export extra); both peaks are measured as well. Figures are means over
+    the repeats with their standard deviation. Leave the machine alone meanwhile.
 
     \b
       phirt bench

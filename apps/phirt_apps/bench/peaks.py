@@ -88,7 +88,7 @@ def read_bandwidth(threads: int, buffer_bytes: int) -> dict[str, Any]:
                     rate = buffer.nbytes / min(_seconds(pool, read, pieces) for _ in range(_ROUNDS))
                     if rate > best["bytes_per_second"]:
                         best = {"bytes_per_second": rate, "method": method, "pages": pages}
-            del pieces
+            del pieces, buffer  # before there is another one
     return {**best, "threads": threads, "buffer_bytes": buffer_bytes}
 
 
@@ -118,9 +118,14 @@ def _buffers(nbytes: int) -> Iterator[tuple[str, Any]]:
                 memory.madvise(wanted)
             except OSError:  # a kernel without huge pages
                 pages = "as given"
-        buffer = np.frombuffer(memory, dtype=np.float32)
-        buffer[:] = 1.0
-        yield pages, buffer
+        yield pages, _filled(memory)
+        del memory
+
+
+def _filled(memory: mmap.mmap) -> Any:
+    buffer = np.frombuffer(memory, dtype=np.float32)
+    buffer[:] = 1.0
+    return buffer
 
 
 def _seconds(pool: ThreadPoolExecutor, read: Callable[[Any], Any], pieces: list[Any]) -> float:
