@@ -77,6 +77,7 @@ _MODULES = (
     "errors",
     "manifest",
     "model",
+    "prepacked",
     "processors",
     "sampling",
     "sequence",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from phirt.processors.audio import AudioSource
 from phirt.processors.image import ImageDetail, ImageSource
 from phirt.sampling import GenerationConfig
 from phirt.sequence import MediaSpan, Prompt
-from phirt.session import Session, SessionConfig, check_threads, resolve_providers
+from phirt.session import OnPrepare, Session, SessionConfig, check_threads, resolve_providers
 from phirt.tokenizer import Tokenizer
 
 EMBEDDED = "nano"
@@ -52,11 +53,14 @@ class Model:
 
     def __init__(self, manifest: Manifest, config: SessionConfig) -> None:
         self.manifest = manifest
-        self.tokenizer = Tokenizer(
-            manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
-        )
-        self._template = ChatTemplate(_read_template(manifest), self.tokenizer, manifest.tokens)
-        self._decoder = Session(manifest, "decoder", config)
+        # A vocabulary of 200,000 takes a second to read; meanwhile the decoder opens on the other cores.
+        with ThreadPoolExecutor(1) as opener:
+            decoder = opener.submit(Session, manifest, "decoder", config)
+            self.tokenizer = Tokenizer(
+                manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
+            )
+            self._template = ChatTemplate(_read_template(manifest), self.tokenizer, manifest.tokens)
+            self._decoder = decoder.result()
         self.encoder = MediaEncoder(manifest, config)
 
     def chat(self, system: str | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Chat:
@@ -155,14 +159,19 @@ def load(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     verify: bool = False,
+    on_prepare: OnPrepare | None = None,
 ) -> Model:
     """Loads a bundle; None is the embedded one.
 
     `providers` are execution providers in order of preference, the CPU by default. `verify` checks every
-    file's sha256, which reads them all; sizes are always checked. Raises BundleError, ProviderError,
-    ConfigError.
+    file's sha256, which reads them all; sizes are always checked. Where a large graph is opened for the first
+    time on this machine it is prepared for it, and kept in the user's cache folder (the environment variable
+    PHIRT_CACHE names another, or is `off`): `on_prepare` is called before, with the graph's name and the
+    bytes of its weights. Raises BundleError, ProviderError, ConfigError.
     """
-    config = SessionConfig(providers=resolve_providers(providers), threads=check_threads(threads))
+    config = SessionConfig(
+        providers=resolve_providers(providers), threads=check_threads(threads), on_prepare=on_prepare
+    )
     folder = embedded_bundle() if path is None else Path(path)
     manifest = load_manifest(folder)
     if verify:

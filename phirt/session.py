@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
+from phirt import prepacked
 from phirt.errors import BundleError, ConfigError, ProviderError
 from phirt.manifest import GraphSpec, Manifest
 
@@ -30,6 +32,7 @@ _REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})
 _SUFFIX = "ExecutionProvider"
 _LOG_NOTHING_BUT_FATAL = 4  # what goes wrong is raised; onnxruntime would print it a second time
 _MAX_THREADS = 1024
+_EXTERNAL_BYTES = 1024  # smaller initializers stay in the prepared graph itself
 _ORT_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
@@ -41,6 +44,7 @@ _ORT_TYPES = {
 }
 
 Array = npt.NDArray[Any]
+OnPrepare = Callable[[str, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +52,14 @@ class SessionConfig:
     """How graphs are executed. `threads` None lets onnxruntime take the physical cores.
 
     `spinning` keeps worker threads awake for a moment between runs: right for decode steps, wasteful for
-    encoders.
+    encoders. `on_prepare` is called with a graph's name and the bytes of its weights before it is prepared
+    for this machine, which takes seconds and is done once (see `prepacked`).
     """
 
     providers: tuple[str, ...] = DEFAULT_PROVIDERS
     threads: int | None = None
     spinning: bool = True
+    on_prepare: OnPrepare | None = None
 
 
 def devices() -> tuple[str, ...]:
@@ -108,9 +114,7 @@ class Session:
         self.graph = graph
         path = manifest.path(self.spec.file)
         try:
-            self._session = ort.InferenceSession(
-                str(path), sess_options=_options(config), providers=list(config.providers), enable_fallback=0
-            )
+            self._session = self._open_prepared(manifest, path, config) or _open(path, config)
         except Exception as error:  # onnxruntime's types derive from Exception alone
             raise BundleError(
                 f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
@@ -118,6 +122,25 @@ class Session:
                 "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
             ) from error
         self._check_interface(self.spec)
+
+    def _open_prepared(self, manifest: Manifest, path: Path, config: SessionConfig) -> Any:
+        """The graph with its weights mapped from the cache, where it is put first if need be; None if it
+        cannot.
+        """
+        entry = None
+        if config.providers == DEFAULT_PROVIDERS:
+            entry = prepacked.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
+        if entry is None:
+            return None
+        try:
+            if not entry.is_complete():
+                if config.on_prepare is not None:
+                    config.on_prepare(self.graph, entry.weights)
+                _prepare(path, config, entry)
+            return _open(entry.model, config, prepared=True) if entry.is_complete() else None
+        except Exception:  # a full disk, a damaged entry: the bundle itself is the way that always works
+            entry.discard()
+            return None
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
@@ -158,6 +181,31 @@ class Session:
             raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
 
 
+def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
+    options = _options(config)
+    if prepared:  # optimized when it was written; what is done again is checked against the packed weights
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(
+        str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
+    )
+
+
+def _prepare(path: Path, config: SessionConfig, entry: prepacked.Entry) -> None:
+    """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry."""
+    with entry.staged() as folder:
+        if folder is None:
+            return
+        options = _options(config)
+        options.optimized_model_filepath = str(folder / prepacked.MODEL_NAME)
+        for key, value in (
+            ("optimized_model_external_initializers_file_name", prepacked.DATA_NAME),
+            ("optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_BYTES)),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(f"session.{key}", value)
+        ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
+
+
 def _options(config: SessionConfig) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_NOTHING_BUT_FATAL
@@ -166,6 +214,7 @@ def _options(config: SessionConfig) -> Any:
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     return options
 
 

@@ -1,8 +1,11 @@
-"""Fixtures for all tests: where the shared data lies."""
+"""Fixtures for all tests: where the shared data lies, and no cache in the user's folders."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["PHIRT_CACHE"] = "off"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -18,7 +18,7 @@ import typer
 
 from . import making, options
 from .border import FAILED, INTERRUPTED, WRONG_USAGE, Border, UsageError
-from .show import Output
+from .show import Output, size
 
 if TYPE_CHECKING:
     import phirt
@@ -88,8 +88,15 @@ def _load(
 
         from .bundles import small_enough_to_hash
 
-        providers = None if provider is None else [provider]
-        return phirt.load(bundle, providers=providers, threads=threads, verify=small_enough_to_hash(bundle))
+        return phirt.load(
+            bundle,
+            providers=None if provider is None else [provider],
+            threads=threads,
+            verify=small_enough_to_hash(bundle),
+            on_prepare=lambda graph, weights: out.hint(
+                f"preparing the {graph} graph for this machine, once ({size(weights)} of weights)"
+            ),
+        )
 
 
 @app.command(short_help="Answer a prompt, or start an interactive session.")

@@ -5,11 +5,13 @@ regimes.
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from small_models import AUDIO, IMAGE, DecoderRunner, config, random_model, rope, save_checkpoint, session
 
 from phirt_export.exporter import export_bundle
+from phirt_export.graphs import lora
 
 TOLERANCE = 1e-3
 ROUTES = ("none", "vision", "speech")
@@ -136,3 +138,20 @@ def test_one_adapter_leaves_the_other_routes_at_the_base(tmp_path, adapter):
         runner = DecoderRunner(graph, model.config.decoder)
         expected = reference_logits(model, ids, route if route == adapter else "none")
         np.testing.assert_allclose(runner.run(ids, None, i), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("adapters", [("vision", "speech"), ("vision",), ("speech",)])
+def test_wide_models_skip_their_branches_at_each_projection(tmp_path, monkeypatch, adapters):
+    monkeypatch.setattr(lora, "_WIDE", 0)
+    model = random_model(config(adapters=adapters))
+    bundle = export_bundle(save_checkpoint(model, tmp_path / "c"), tmp_path / "b", bits=32)
+    nodes = onnx.load(bundle / "decoder.onnx", load_external_data=False).graph.node
+    layers = model.config.decoder.num_layers
+    assert [node.op_type for node in nodes].count("If") == 4 * layers
+    assert [node.op_type for node in nodes].count("GroupQueryAttention") == layers  # a single stack
+    ids = text(9)
+    for i, route in enumerate(ROUTES):
+        runner = DecoderRunner(session(bundle / "decoder.onnx"), model.config.decoder)
+        expected = reference_logits(model, ids, route if route in adapters else "none")
+        got = np.concatenate([runner.run(ids[:6], None, i), *(runner.run([t], None, i) for t in ids[6:])])
+        np.testing.assert_allclose(got, expected, atol=TOLERANCE)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.linear import EmbeddingTable, WeightFormat, WeightStore
-from phirt_export.graphs.lora import Adapters, choose_route
+from phirt_export.graphs.lora import Adapters, Branches
 from phirt_export.graphs.rope import tables
 from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
 
@@ -37,9 +37,10 @@ def build_decoder(
     inputs = _Inputs(g, decoder)
     table = EmbeddingTable(store, "model.embed_tokens.weight", embedding or base)
     embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens)
-    stack = _Stack(store, decoder, base, Adapters(store, config.adapters, adapter, inputs.route), inputs)
-    hidden, *present = choose_route(
-        g, inputs.route, list(config.adapters), lambda routed: stack.build(embedded, routed)
+    adapters = Adapters(store, config.adapters, adapter, inputs.route)
+    stack = _Stack(store, decoder, base, adapters, inputs)
+    hidden, *present = adapters.choose_stack(
+        lambda branches: stack.build(embedded, branches), decoder.hidden_size
     )
     head = table if decoder.tied else EmbeddingTable(store, "lm_head.weight", embedding or base)
     g.output(head.score(hidden), "logits", "float32", [1, "logits", decoder.vocab_size])
@@ -93,7 +94,7 @@ class _Shared:
 
 
 class _Stack:
-    """The layers and the final norm, built with and without branches over the same base weights."""
+    """The layers and the final norm, built with or without branches over the same base weights."""
 
     def __init__(
         self,
@@ -116,8 +117,8 @@ class _Stack:
             first_asked=g.Sub(length, inputs.num_logits, name="asked.first"),
         )
 
-    def build(self, residual: ir.Value, routed: bool) -> list[ir.Value]:
-        """Layers over embeddings [1, T, hidden], with the adapters' branches if `routed`.
+    def build(self, residual: ir.Value, branches: Branches) -> list[ir.Value]:
+        """Layers over embeddings [1, T, hidden].
 
         Returns:
             Normalised hidden states of the asked positions, then key 0, value 0, key 1 and so on.
@@ -133,29 +134,27 @@ class _Stack:
             layer = f"model.layers.{i}"
             following = "model.norm.weight" if last else f"model.layers.{i + 1}.input_layernorm.weight"
             with self.g.scope(f"layers.{i}"):
-                qkv = self._project(normed, f"{layer}.self_attn.qkv_proj", "attn.qkv", routed)
+                qkv = self._project(normed, f"{layer}.self_attn.qkv_proj", "attn.qkv", branches)
                 attended, key, value = self._attend(i, self._heads(qkv, f"{layer}.self_attn"))
                 present += [key, value]
                 if last:
                     attended, residual = self._asked(attended, "attn.asked"), self._asked(residual, "asked")
-                out = self._project(attended, f"{layer}.self_attn.o_proj", "attn.o", routed)
+                out = self._project(attended, f"{layer}.self_attn.o_proj", "attn.o", branches)
                 norm = f"{layer}.post_attention_layernorm.weight"
                 normed, residual = self._add_norm(out, residual, norm, "attn.normed")
-                both = self._project(normed, f"{layer}.mlp.gate_up_proj", "mlp.gate_up", routed)
+                both = self._project(normed, f"{layer}.mlp.gate_up_proj", "mlp.gate_up", branches)
                 gated = self._swiglu(both)
-                down = self._project(gated, f"{layer}.mlp.down_proj", "mlp.down", routed)
+                down = self._project(gated, f"{layer}.mlp.down_proj", "mlp.down", branches)
                 normed, residual = self._add_norm(down, residual, following, "mlp.normed")
         return [normed, *present]
 
-    def _project(self, x: ir.Value, projection: str, name: str, routed: bool) -> ir.Value:
-        """The base projection, plus the active adapter's share if `routed`."""
+    def _project(self, x: ir.Value, projection: str, name: str, branches: Branches) -> ir.Value:
+        """The base projection, plus what the active adapter adds."""
         tensor = f"{projection}.base_layer"
         has_bias = projection.split(".")[-1] in self.config.biases
         bias = f"{tensor}.bias" if has_bias else None
         y = self.store.linear(x, f"{tensor}.weight", self.form, name, bias=bias, outer=True)
-        if not routed:
-            return y
-        return self.g.Add(y, self.adapters.share(x, projection), name=f"{name}.sum")
+        return self.adapters.add(y, x, projection, name, branches)
 
     def _heads(self, qkv: ir.Value, attention: str) -> tuple[ir.Value | None, ...]:
         """Query, key and value as the attention takes them: packed in the first, or, where queries and keys
