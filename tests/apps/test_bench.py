@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import phirt
+from phirt import prepacked
 from phirt.errors import BundleError, ConfigError
 from phirt.manifest import Manifest
 from phirt_apps.bench import opening, peaks, speed
@@ -34,8 +36,6 @@ def tiny_bundle() -> ModuleType:
     spec = importlib.util.spec_from_file_location("tiny_bundle_for_bench", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module  # its dataclass looks itself up
     spec.loader.exec_module(module)
     return module
@@ -72,7 +72,7 @@ def test_json_has_every_figure(bundle: Path, quick_machine: None, monkeypatch: p
     machine, load = value["machine"], value["load"]
     assert machine["read"]["bytes_per_second"] > 0 and machine["multiply"] == peak
     assert machine["threads"] is None
-    assert (load["cold"] is None) != (load["why_not_cold"] is None)
+    assert (load["cold"] is None) != (load["why_not_cold"] is None) and load["preparing"] is None
     for name in ("warm", "imports"):
         _check_spread(load[name], 2)
     assert [row["prompt_tokens"] for row in value["prefill"]] == [16, 40]
@@ -294,6 +294,23 @@ def test_a_cache_that_keeps_the_files_is_noticed(tmp_path: Path, monkeypatch: py
     assert opening.drop_from_cache([path]) == "the system kept 100% of the files in the page cache"
 
 
+def test_preparing_a_graph_is_told_apart(
+    text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, dropped = _manifest(text_bundle), []
+    script = tmp_path / "sitecustomize.py"  # in the processes that open it, a bundle of this size is worth it
+    script.write_text("import phirt.prepacked\nphirt.prepacked._WORTHWHILE_BYTES = 1\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.setattr(prepacked, "_WORTHWHILE_BYTES", 1)
+    monkeypatch.setenv("PHIRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(opening, "drop_from_cache", lambda paths: dropped.append([p.name for p in paths]))
+    first, second = opening.measure(manifest, 1, 1), opening.measure(manifest, 1, 1)
+    assert first.preparing is not None and second.preparing is None
+    assert first.cold is not None and len(first.warm.takes) == 1
+    for names in dropped:  # of the bundle and of what was prepared
+        assert {"decoder.data", "tokenizer.json", "model.onnx", "model.data"} <= set(names)
+
+
 def test_opening_fails_with_the_reason(broken_bundle: Path) -> None:
     manifest = _manifest(broken_bundle)
     (broken_bundle / "decoder.onnx").write_bytes(b"\x00" * manifest.files["decoder.onnx"].size)
@@ -315,8 +332,6 @@ def test_products_are_measured_in_a_process_of_their_own() -> None:
 
 
 def test_products_need_the_export_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     assert peaks.int4_product(1) is None
 

@@ -6,7 +6,7 @@
     python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full
 
 Makes what FOLDER does not hold yet: a random checkpoint (904m: eight layers of Phi-4-mini's width, 904
-million weights, 4 GB of disk in all; full: Phi-4-mini's size, 18 GB), exported by phirt, by
+million weights, 5 GB of disk in all; full: Phi-4-mini's size, 22 GB), exported by phirt, by
 onnxruntime-genai's own builder (at its defaults, which is blocks of 32; and with blocks of 128 and fused gate
 and up), and as llama.cpp's Q4_0. Each runtime then runs in a process of its own with its model loaded
 (`peers_worker.py`), the same number of threads and the same ids; phirt and one peer take turns, so that a
@@ -104,7 +104,7 @@ class Worker:
         command = [str(python), str(HERE / "peers_worker.py"), kind, str(model), str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env=environment(foreign),
+            env=environment(log.parent, foreign),
         )  # fmt: skip
         self.runtime: str = self._answer()["runtime"]
 
@@ -131,12 +131,12 @@ class Worker:
         self._errors.close()
 
 
-def environment(foreign: bool) -> dict[str, str]:
-    """What a process is told: nothing about threads, which each runtime is asked for itself; and those of the
-    peers' environment shall not find this one's packages.
+def environment(folder: Path, foreign: bool) -> dict[str, str]:
+    """What a process is told: nothing about threads, which each runtime is asked for itself, and a cache for
+    phirt's prepared graphs; those of the peers' environment shall not find this one's packages.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    variables = {**kept, "HF_HUB_OFFLINE": "1"}
+    variables = {**kept, "HF_HUB_OFFLINE": "1", "PHIRT_CACHE": str(folder / "phirt-cache")}
     if foreign:
         variables.pop("PYTHONPATH", None)
     return variables
@@ -169,7 +169,11 @@ def call(what: str, command: list[str], folder: Path) -> None:
     """Runs a command, or ends the program with the end of what it wrote."""
     say(f"{what}: running")
     done = subprocess.run(
-        command, env=environment(command[0] != sys.executable), cwd=folder, capture_output=True, text=True
+        command,
+        env=environment(folder, command[0] != sys.executable),
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         sys.exit(f"{what} failed with status {done.returncode}:\n{done.stderr[-2000:]}")

@@ -1,6 +1,7 @@
 """How long a bundle takes to open in a fresh process, with its files in the page cache and without.
 
-Knows processes, files and the page cache. Knows nothing of what is computed. A process of its own opens it:
+Knows processes, files, the page cache, and that large graphs are prepared for a machine once. Knows nothing
+of what is computed. A process of its own opens the bundle:
 
     python -m phirt_apps.bench.opening FOLDER THREADS
 
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from phirt import prepacked
 from phirt.errors import BundleError, PhirtError
 from phirt.manifest import Manifest
 
@@ -32,11 +34,13 @@ _MAY_STAY = 0.02  # of the samples: a file system may keep a few pages, such as 
 class Opening:
     """Seconds from a started interpreter to an engine that can run.
 
-    `imports` is importing the runtime, `cold` and `warm` are `phirt.load` with an engine. `cold` is None
-    where `why_not_cold` says why. `private_bytes` is the memory that is no page of a mapped file once the
-    engine is there, None where the system does not tell.
+    `imports` is importing the runtime, the others are `phirt.load` with an engine: `preparing` the start that
+    prepared a graph for this machine (None where that was done before, or is not done), `cold` and `warm`
+    later ones. `cold` is None where `why_not_cold` says why. `private_bytes` is the memory that is no page of
+    a mapped file once the engine is there, None where the system does not tell.
     """
 
+    preparing: float | None
     cold: float | None
     why_not_cold: str | None
     warm: Spread
@@ -45,18 +49,34 @@ class Opening:
 
 
 def measure(manifest: Manifest, threads: int | None, repeats: int) -> Opening:
-    """Opens the bundle once cold where that can be had, then `repeats` times warm. Raises PhirtError."""
-    # Before any session of this process maps the files: mapped pages cannot be dropped.
-    why_not = drop_from_cache([manifest.path(name) for name in manifest.files])
+    """Opens the bundle once to have it prepared, once cold where that can be had, and `repeats` times warm.
+
+    No process may have it open: pages that are mapped stay in the page cache. Raises PhirtError.
+    """
     first = _open(manifest.folder, threads)
+    why_not = drop_from_cache(_files(manifest))
+    cold = _open(manifest.folder, threads)
     takes = [_open(manifest.folder, threads) for _ in range(repeats)]
     return Opening(
-        cold=first["load"] if why_not is None else None,
+        preparing=first["load"] if first["prepared"] else None,
+        cold=cold["load"] if why_not is None else None,
         why_not_cold=why_not,
         warm=Spread(tuple(take["load"] for take in takes)),
         imports=Spread(tuple(take["imports"] for take in takes)),
         private_bytes=takes[-1]["private"],
     )
+
+
+def _files(manifest: Manifest) -> list[Path]:
+    """The bundle's files, and those of its graphs that lie prepared."""
+    from phirt.session import ort
+
+    files = [manifest.path(name) for name in manifest.files]
+    for graph in manifest.graphs.values():
+        entry = prepacked.find_entry(manifest, graph, f"onnxruntime {ort.__version__}")
+        if entry is not None and entry.is_complete():
+            files += entry.folder.iterdir()
+    return files
 
 
 def drop_from_cache(paths: list[Path]) -> str | None:
@@ -123,11 +143,21 @@ def _main() -> None:
     import phirt.model
 
     imported = time.perf_counter()
-    model = phirt.load(Path(sys.argv[1]), threads=int(sys.argv[2]) or None)
+    prepared: list[str] = []
+    model = phirt.load(
+        Path(sys.argv[1]),
+        threads=int(sys.argv[2]) or None,
+        on_prepare=lambda graph, weights: prepared.append(graph),
+    )
     engine = model.new_engine()
     ready = time.perf_counter()
-    figures = {"imports": imported - start, "load": ready - imported, "private": private_bytes()}
     assert engine.length == 0
+    figures = {
+        "imports": imported - start,
+        "load": ready - imported,
+        "private": private_bytes(),
+        "prepared": bool(prepared),
+    }
     print(json.dumps(figures))
 
 

@@ -75,6 +75,7 @@ def as_object(report: Report) -> dict[str, Any]:
         },
         "versions": {name: version(name) for name in ("phirt", "onnxruntime", "numpy")},
         "load": {
+            "preparing": opening.preparing,
             "cold": opening.cold,
             "why_not_cold": opening.why_not_cold,
             "warm": opening.warm.as_object(),
@@ -154,6 +155,8 @@ def _heading(report: Report) -> Any:
             f"{peak['operations_per_second'] / 1e9:.0f} GFLOP/s at most (int4 weights in blocks of "
             f"{peak['block_size']}, {peak['rows']} rows, {peak['threads']} threads)",
         )
+    if opening.preparing is not None:
+        table.add_row("load, preparing", f"{_seconds(opening.preparing)}, once on this machine")
     if opening.cold is not None:
         table.add_row("load, cold", _seconds(opening.cold))
     table.add_row("load, warm", opening.warm.text(_seconds))
