@@ -25,6 +25,7 @@ from phirt_apps.bench.onnx_file import read_graph
 from phirt_apps.bench.spread import Spread
 from phirt_apps.bench.work import decoder_work
 from phirt_apps.cli import app
+from phirt_export.exporter import export_bundle
 
 SHORT = ["--prompt-tokens", "16,40", "--depth", "8,40", "--new-tokens", "4", "--repeats", "2"]
 
@@ -229,6 +230,20 @@ def test_work_of_a_quantized_decoder_on_route_none(bundle: Path) -> None:
     assert work.weight_bytes == sum(stored(*shape) for shape in shapes) + stored(64, vocab) + norms
     assert work.row_bytes == stored(64, 1)
     assert work.cache_bytes == 2 * 2 * 2 * 32 * 4
+
+
+def test_work_is_the_same_wherever_adapters_branch_off(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phirt_export.graphs.lora._WIDE", 1)  # an If at each projection, not around the stack
+    wide = export_bundle(
+        bundle.with_name("checkpoint"), tmp_path / "wide", bits=8, name="wide", description="random weights"
+    )
+    branching = [
+        sum(bool(node.graphs) for node in read_graph(f / "decoder.onnx").nodes) for f in (bundle, wide)
+    ]
+    assert branching[0] < branching[1]
+    assert decoder_work(_manifest(wide)) == decoder_work(_manifest(bundle))
 
 
 def _block_size(manifest: Manifest, inputs: int) -> int:

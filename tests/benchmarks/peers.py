@@ -3,7 +3,7 @@
     python3.11 -m venv PEERS
     CMAKE_ARGS=-DGGML_NATIVE=ON PEERS/bin/pip install -r tests/benchmarks/peers-requirements.txt
     python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python
-    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full
+    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full --peers llama
 
 Makes what FOLDER does not hold yet: a random checkpoint (904m: eight layers of Phi-4-mini's width, 904
 million weights, 5 GB of disk in all; full: Phi-4-mini's size, 22 GB), exported by phirt, by
@@ -12,6 +12,9 @@ and up), and as llama.cpp's Q4_0. Each runtime then runs in a process of its own
 (`peers_worker.py`), the same number of threads and the same ids; phirt and one peer take turns, so that a
 busy machine disturbs both alike, and who goes first changes from pair to pair. Prints a Markdown table with
 the median of the pairs' ratios and their quartiles. Leave the machine alone meanwhile.
+
+onnxruntime-genai's builder took 7.8 GB of memory for 904m and takes more than 24 GB for full; a model that it
+made elsewhere from the same checkpoint is used when it lies in FOLDER/genai-defaults or FOLDER/genai-128.
 """
 
 from __future__ import annotations
