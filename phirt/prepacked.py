@@ -50,6 +50,11 @@ class Entry:
         """The graph to open."""
         return self.folder / MODEL_NAME
 
+    @property
+    def data(self) -> Path:
+        """Its weights, raw and packed."""
+        return self.folder / DATA_NAME
+
     def is_complete(self) -> bool:
         """Whether the entry is there with the sizes that it was written with; notes that it was used."""
         try:

@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from phirt import prepacked
+from phirt import mapped, prepacked
 from phirt.errors import BundleError, ConfigError, ProviderError
 from phirt.manifest import GraphSpec, Manifest
 
@@ -122,6 +122,7 @@ class Session:
                 "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
             ) from error
         self._check_interface(self.spec)
+        mapped.give_back([manifest.path(name) for name in self.spec.data])
 
     def _open_prepared(self, manifest: Manifest, path: Path, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
@@ -137,7 +138,9 @@ class Session:
                 if config.on_prepare is not None:
                     config.on_prepare(self.graph, entry.weights)
                 _prepare(path, config, entry)
-            return _open(entry.model, config, prepared=True) if entry.is_complete() else None
+            session = _open(entry.model, config, prepared=True) if entry.is_complete() else None
+            mapped.give_back([entry.data])
+            return session
         except Exception:  # a full disk, a damaged entry: the bundle itself is the way that always works
             entry.discard()
             return None
@@ -183,8 +186,11 @@ class Session:
 
 def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
     options = _options(config)
-    if prepared:  # optimized when it was written; what is done again is checked against the packed weights
+    if prepared:
+        # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
+        # their content; on all cores, for which it holds all unpacked ones to the end.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
     return ort.InferenceSession(
         str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
     )
@@ -214,7 +220,6 @@ def _options(config: SessionConfig) -> Any:
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = config.threads or 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spinning else "0")
-    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     return options
 
 

@@ -1,0 +1,55 @@
+"""Mapped files lose their resident pages and nothing else."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+
+from phirt import mapped
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's table of mappings")
+SIZE = 64 * mmap.PAGESIZE
+
+
+def resident(path: Path) -> int:
+    """kB of a mapped file that are resident."""
+    found, total = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.split(" ")[0].endswith(":"):
+            found = line.endswith(f" {path}")
+        elif found and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    path = tmp_path / "with two  spaces.data"
+    path.write_bytes(bytes(range(256)) * (SIZE // 256))
+    return path
+
+
+def test_pages_that_were_only_read_go_and_come_back(path):
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        content = bytes(view)
+        assert resident(path) == SIZE // 1024
+        mapped.give_back([path])
+        assert resident(path) == 0
+        assert bytes(view) == content
+
+
+def test_what_was_written_stays(path):
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+        view[5] = 99
+        mapped.give_back([path])
+        assert view[5] == 99
+
+
+def test_other_files_are_left_alone(path, tmp_path):
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        assert sum(view[:: mmap.PAGESIZE]) == 0
+        mapped.give_back([tmp_path / "another", tmp_path])
+        assert resident(path) > 0
