@@ -317,6 +317,64 @@ def devices(json: options.Json = False) -> None:
     show(Output(), as_json=json)
 
 
+@app.command(short_help="Measure how fast a bundle is here.")
+def bench(
+    bundle: options.Bundle = None,
+    prompt_tokens: Annotated[
+        str | None,
+        typer.Option("--prompt-tokens", metavar="N,...", help="Lengths to prefill. Default: 128,1024."),
+    ] = None,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=1, metavar="N", help="Tokens to decode at each depth.")
+    ] = 32,
+    depth: Annotated[
+        str | None,
+        typer.Option("--depth", metavar="N,...", help="Depths to decode at. Default: 128,1024,4096."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="An image to encode. Default: a drawn one.")
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option("--audio", metavar="FILE", help="A recording to encode. Default: a synthesised one."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, max=1000, metavar="N", help="How often each figure is taken.")
+    ] = 5,
+    sustained: Annotated[
+        float | None,
+        typer.Option("--sustained", min=1.0, metavar="SECONDS", help="Decode that long: speed over time."),
+    ] = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Measures load time, time to first token, prefill, decoding, encoders and memory of a bundle.
+
+    Beside them: which share of the machine's read bandwidth decoding takes, and which share of its int8
+    products prefill makes (needs the export extra); both peaks are measured as well. Figures are means over
+    the repeats with their standard deviation. Leave the machine alone meanwhile.
+
+    \b
+      phirt bench
+      phirt bench -m phi4-int4 --prompt-tokens 1024 --depth 128,4096
+      phirt bench -m phi4-int4 --sustained 300 --json
+    """
+    from .bench.command import Request, lengths
+    from .bench.command import bench as run
+
+    request = Request(
+        prompt_tokens=lengths(prompt_tokens, "--prompt-tokens"),
+        new_tokens=new_tokens,
+        depths=lengths(depth, "--depth"),
+        repeats=repeats,
+        sustained=sustained,
+        image=image,
+        audio=audio,
+        threads=threads,
+    )
+    run(_folder(bundle), request, Output(), as_json=json)
+
+
 app.command(short_help="Turn a checkpoint into a bundle (needs the export extra).")(making.export)
 app.command("eval", short_help="Measure how far a bundle is from its checkpoint or another bundle.")(
     making.evaluate

@@ -117,7 +117,7 @@ def write_checkpoint(folder: Path, scale: str) -> Path:
     checkpoint = folder / "checkpoint"
     if not checkpoint.is_dir():
         say(f"writing a random checkpoint to {checkpoint}")
-        size = ["--full"] if scale == "full" else []
+        size = ["--scale", scale]
         require(run([sys.executable, "-m", "tests.checkpoints", "phi4mm", str(checkpoint), *size]), "writing")
     return checkpoint
 

@@ -99,6 +99,18 @@ SMALL: dict[str, Config] = {
     },
 }  # fmt: skip
 
+# What speed is compared on: one rotary regime, and what every runtime's own converter wants to be told.
+COMPARABLE: Config = {
+    "architectures": ["Phi3ForCausalLM"], "max_position_embeddings": 8192,
+    "original_max_position_embeddings": 8192, "rope_scaling": None, "sliding_window": None,
+}  # fmt: skip
+BENCHMARK: dict[str, Config] = {
+    "phi-4-mini": {
+        **FULL["phi-4-mini"], **_sizes(8, 3072, 24, 8, 8192, 32064), **_ids(31999, 31999, 31999),
+        **COMPARABLE,
+    },
+}  # fmt: skip
+
 
 def shapes(config: Config) -> Shapes:
     """Names and shapes of a decoder's tensors, in the order in which layers run."""

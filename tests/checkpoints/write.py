@@ -14,6 +14,7 @@ from .writer import write_file, write_shards
 SHARD_BYTES = 5_000_000_000
 MULTIMODAL = ("phi4mm", "phi4_multimodal")
 FAMILIES = (*MULTIMODAL, *text.SMALL)
+SCALES = ("small", "904m", "full")
 
 # The published format (spec section E): role, content, end; tools in the system turn.
 TEMPLATE = (
@@ -24,11 +25,12 @@ TEMPLATE = (
 )
 
 
-def configuration(family: str, full: bool) -> dict[str, Any]:
-    """The family's configuration; full size exists for the Phi models."""
+def configurations(family: str) -> dict[str, dict[str, Any]]:
+    """The family's configurations by scale; full size exists for the Phi models, 904m for Phi-4-mini."""
     if family in MULTIMODAL:
-        return multimodal.FULL if full else multimodal.SMALL
-    return (text.FULL if full else text.SMALL)[family]
+        return {"small": multimodal.SMALL, "full": multimodal.FULL}
+    known = {"small": text.SMALL, "904m": text.BENCHMARK, "full": text.FULL}
+    return {scale: configs[family] for scale, configs in known.items() if family in configs}
 
 
 def write_checkpoint(
@@ -36,7 +38,7 @@ def write_checkpoint(
     family: str,
     ranks_file: Path,
     *,
-    full: bool = False,
+    scale: str = "small",
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
     changes: dict[str, Any] | None = None,
@@ -45,7 +47,7 @@ def write_checkpoint(
 
     Equal seeds give both multimodal layouts equal weights. `changes` replace entries of config.json.
     """
-    config = {**configuration(family, full), **(changes or {})}
+    config = {**configurations(family)[scale], **(changes or {})}
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -1,0 +1,118 @@
+"""Runs all measurements of `phirt bench` in an order in which none disturbs another.
+
+Knows that order: what must happen before this process opens the bundle, and that the machine is measured
+beside it, before and after. The measurements are in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import phirt
+from phirt.bundle_files import load_manifest
+from phirt.media import Kind
+from phirt.session import check_threads
+from phirt_apps.ask import peak_memory
+from phirt_apps.border import UsageError
+from phirt_apps.machine import usable_cores
+from phirt_apps.show import Output
+
+from . import opening, peaks, speed
+from .report import Report, as_object, show
+from .work import decoder_work
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asked for; lengths are None where the usual ones are meant."""
+
+    prompt_tokens: tuple[int, ...] | None
+    new_tokens: int
+    depths: tuple[int, ...] | None
+    repeats: int
+    sustained: float | None
+    image: Path | None
+    audio: Path | None
+    threads: int | None
+
+
+def lengths(text: str | None, option: str) -> tuple[int, ...] | None:
+    """The numbers of a list such as `128,1024`. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"{option} is {text[:80]!r}, accepted: whole numbers from 1 on, such as 128,1024")
+    return numbers
+
+
+def bench(folder: Path, request: Request, out: Output, *, as_json: bool) -> None:
+    """Measures the bundle and writes tables, or one JSON object.
+
+    Raises BundleError, MediaError, ConfigError for what cannot be measured, PhirtError where a process for a
+    measurement fails.
+    """
+    threads = check_threads(request.threads)
+    report = _measure(folder, request, threads, out)
+    if as_json:
+        out.json(as_object(report))
+    else:
+        show(report, out)
+
+
+def _measure(folder: Path, request: Request, threads: int | None, out: Output) -> Report:
+    manifest = load_manifest(folder)
+    plan = speed.make_plan(
+        manifest.geometry, request.prompt_tokens, request.new_tokens, request.depths, request.repeats,
+        request.sustained,
+    )  # fmt: skip
+    work = decoder_work(manifest)
+    with out.busy("measuring the machine") as busy:
+        probe_threads = threads or usable_cores()
+        read = peaks.measure_reading(probe_threads)
+        multiply = peaks.measure_multiplying(probe_threads)
+        busy.wait("opening the bundle in processes of their own")
+        opened = opening.measure(manifest, threads, plan.repeats)
+        busy.wait("loading the model")
+        model = phirt.load(folder, threads=threads)
+        media = _media(model, request, busy)
+        model.release_encoders()
+        engine, prompts = model.new_engine(), speed.Prompts(manifest)
+        prefills, decodes = [], []
+        for count in plan.prompt_tokens:
+            busy.wait(f"prefill of {count} tokens")
+            prefills.append(speed.prefill(engine, prompts, count, plan.repeats))
+        for depth in plan.depths:
+            busy.wait(f"decoding at depth {depth}")
+            decodes.append(speed.decode(engine, prompts, depth, plan.new_tokens, plan.repeats))
+        over_time = []
+        if plan.sustained is not None:
+            busy.wait(f"decoding for {plan.sustained:g} seconds")
+            over_time = speed.sustained(engine, prompts, plan.depths[0], plan.new_tokens, plan.sustained)
+        memory = peak_memory()
+        busy.wait("measuring the machine again")
+        read = max(read, peaks.measure_reading(probe_threads), key=_rate)
+    return Report(
+        manifest, threads, opened, tuple(prefills), tuple(decodes), media, tuple(over_time), memory, work,
+        read, multiply,
+    )  # fmt: skip
+
+
+def _rate(measured: dict[str, Any]) -> float:
+    return float(measured["bytes_per_second"])
+
+
+def _media(model: phirt.Model, request: Request, busy: Any) -> dict[str, speed.Encode]:
+    kinds: tuple[tuple[Kind, Path | None], ...] = (("image", request.image), ("audio", request.audio))
+    measured = {}
+    for kind, path in kinds:
+        busy.wait(f"encoding: {kind}")
+        figures = speed.encode(model, kind, path, request.repeats)
+        if figures is not None:
+            measured[kind] = figures
+    return measured
