@@ -1,0 +1,231 @@
+"""Guesses what comes next from what was already said, and how much of a guess is worth a run.
+
+Knows token ids, times and counts. Knows nothing of graphs, caches or text; `engine` runs the drafts.
+
+Text repeats itself, and answers quote their prompts: after a few ids that occurred before, those that
+followed them then may follow again (prompt lookup; the longest match of LZ77). Several ids in one run cost
+little more than one, and a drafted id counts only where the id that is chosen at its place, from the model's
+own logits, is the same. So answers do not depend on drafts, be they greedy or sampled: each id is chosen from
+its own distribution, with the generator's draw that it has without speculation. A drafted id of probability p
+is thus taken with probability p, as in speculative sampling (arXiv 2211.17192) for a draft that is certain.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Collection, Iterable
+
+RUN_SIZES = (1, 2, 4, 8, 16)  # positions of one run: the id that is known, and drafted ones
+LONGEST_RUN = RUN_SIZES[-1]
+
+_FEWEST = 2  # ids that must agree for a match to be found
+_LONGEST = 16  # more agreeing ids say no more
+_CANDIDATES = 8  # earlier places that one search looks at
+_PATIENCE = 8  # wrong ids after which a broken match is given up
+
+# How often the next id comes true by how many ids before it agree, before anything is known; measured on
+# pages of an encyclopedia and rounded towards free text, where a useless draft costs most.
+_CLASSES = (1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first, whose match broke
+_FIRST_GUESS = (0.1, 0.2, 0.2, 0.4, 0.5, 0.7, 0.8, 0.9)
+_LEARNING = 1 / 16  # weight of the newest id in its class's estimate
+
+_SLOPE = 0.25  # of a run's time by its positions, in decode steps: 4 cost about 1.75, 8 about 2.75
+_TIME_WEIGHT = 0.2  # of the newest run in the estimate of its size
+_FORGETTING = 1 / 2048  # by each plain step, what other sizes were measured to cost
+_WORTH = 1.05  # the least gain for which a draft is run: estimates are noisy
+
+
+class PromptLookup:
+    """An index of one sequence that grows id by id, and the place where its end was found before.
+
+    Ids in `never` are neither drafted nor take part in a match: media placeholders, whose meaning is not in
+    their id, and ids that end an answer. Adding an id takes a few microseconds whatever the length.
+    """
+
+    def __init__(self, ids: Iterable[int], never: Collection[int]) -> None:
+        self._never = frozenset(never)
+        self._ids: list[int] = []
+        self._ends: dict[int, int] = {}  # pair of ids: where it ended last
+        self._earlier: list[int] = []  # by position: where the pair that ends here ended before, or -1
+        for token in ids:
+            self._append(token)
+        self._source = -1  # the position whose id is expected next, or -1
+        self._misses = 0
+        self.match_length = 0
+        self._search()
+
+    @property
+    def expected(self) -> int | None:
+        """The id that comes next if the text repeats itself; None where there is no match."""
+        if self._source < 0 or self._ids[self._source] in self._never:
+            return None
+        return self._ids[self._source]
+
+    def add(self, token: int) -> None:
+        """Notes the next id."""
+        came_true = self.expected == token
+        self._append(token)
+        if came_true:
+            self._source += 1
+            self.match_length += 1
+            return
+        # Where one word was replaced the text often goes on as it did: the old place stays, in step.
+        self.match_length = 0
+        self._misses += 1
+        if self._source >= 0:
+            self._source = self._source + 1 if self._misses <= _PATIENCE else -1
+        self._search()
+
+    def draft(self, count: int) -> list[int]:
+        """At most `count` ids that followed the match, none of `never`. A match that reaches the end of the
+        sequence goes on into the draft itself, as in a text that loops.
+        """
+        drafted: list[int] = []
+        if self._source < 0:
+            return drafted
+        for position in range(self._source, self._source + count):
+            past = position - len(self._ids)
+            token = self._ids[position] if past < 0 else drafted[past]
+            if token in self._never:
+                break
+            drafted.append(token)
+        return drafted
+
+    def _append(self, token: int) -> None:
+        position = len(self._ids)
+        previous = self._ids[-1] if position else token
+        self._ids.append(token)
+        if position == 0 or token in self._never or previous in self._never:
+            self._earlier.append(-1)
+            return
+        pair = previous << 32 | token
+        self._earlier.append(self._ends.get(pair, -1))
+        self._ends[pair] = position
+
+    def _search(self) -> None:
+        """Finds the longest match of the sequence's end among the latest candidates; the latest of equals."""
+        candidate = self._earlier[-1] if self._earlier else -1
+        best = 0
+        for _ in range(_CANDIDATES):
+            if candidate < 0 or best == _LONGEST:
+                return
+            length = self._agreeing(candidate)
+            if length > best:
+                best, self._source, self._misses = length, candidate + 1, 0
+                self.match_length = length
+            candidate = self._earlier[candidate]
+
+    def _agreeing(self, candidate: int) -> int:
+        """How many ids that end at `candidate` are those at the sequence's end; at least the pair is."""
+        ids, end, length = self._ids, len(self._ids) - 1, _FEWEST
+        while (
+            length < min(_LONGEST, candidate + 1)
+            and ids[end - length] == ids[candidate - length]
+            and ids[end - length] not in self._never
+        ):
+            length += 1
+        return length
+
+
+class DraftPolicy:
+    """How many positions to run at once: what runs cost here, and how often drafts have come true of late.
+
+    Both are learned from every step. An expected id is compared with the chosen one whether it was run or
+    not, so that drafting begins again by itself where a text begins to repeat itself, and nothing is ever run
+    to find out. `clock` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self._chances = list(_FIRST_GUESS)
+        self._step: float | None = None  # seconds of a run of one position
+        self._costs = {size: _first_cost(size) for size in RUN_SIZES}  # in decode steps
+
+    def ran(self, positions: int, seconds: float) -> None:
+        """Notes what a run of so many positions took."""
+        if positions not in self._costs or seconds <= 0:
+            return
+        if positions == 1:
+            # A pause of the machine must not count for long, so nothing counts for more than twice the usual.
+            known = seconds if self._step is None else self._step
+            self._step = known + _TIME_WEIGHT * (min(seconds, 2 * known) - known)
+            for size in RUN_SIZES[1:]:  # or one slow time would keep a size from being tried ever again
+                self._costs[size] += _FORGETTING * (_first_cost(size) - self._costs[size])
+        elif self._step is not None:
+            known = self._costs[positions]
+            self._costs[positions] = known + _TIME_WEIGHT * (min(seconds / self._step, 2 * known) - known)
+
+    def came(self, match_length: int, true: bool) -> None:
+        """Notes whether the id after a match of so many ids was the expected one."""
+        index = bisect.bisect_right(_CLASSES, match_length)
+        self._chances[index] += _LEARNING * (true - self._chances[index])
+
+    def run_size(self, match_length: int, longest: int) -> int:
+        """The positions, one of RUN_SIZES up to `longest`, that give most ids a second where the end of the
+        sequence has a match of `match_length` ids. 1 is a plain decode step.
+        """
+        best, best_gain = 1, _WORTH
+        ids, likely, position = 1.0, 1.0, 0
+        for size in RUN_SIZES[1:]:
+            if size > longest:
+                break
+            while position < size - 1:
+                likely *= self._chances[bisect.bisect_right(_CLASSES, match_length + position)]
+                ids += likely
+                position += 1
+            gain = ids / self._costs[size]
+            if gain > best_gain:
+                best, best_gain = size, gain
+        return best
+
+
+def _first_cost(size: int) -> float:
+    return 1 + _SLOPE * (size - 1)
+
+
+class Speculation:
+    """The drafts of one answer. `drafted` counts the ids that were run as drafts, `accepted` those of them
+    that became part of the answer's text and spared a run.
+    """
+
+    def __init__(self, policy: DraftPolicy, never: Collection[int]) -> None:
+        self._policy = policy
+        self._never = frozenset(never)
+        self._lookup = PromptLookup((), self._never)
+        self._run: list[int] = []  # the drafted ids of the last run
+        self._row = 0  # of its logits: the one after the last id that was taken
+        self.drafted = 0
+        self.accepted = 0
+
+    def begin(self, ids: Iterable[int]) -> None:
+        """Starts after `ids`, the prompt."""
+        self._lookup = PromptLookup(ids, self._never)
+        self._run, self._row = [], 0
+
+    def take(self, token: int) -> int | None:
+        """Notes the chosen id. Returns the row of the last run's logits that follows it, where it was drafted
+        there; None where it must be run.
+        """
+        expected, length = self._lookup.expected, self._lookup.match_length
+        if expected is not None:
+            self._policy.came(length, expected == token)
+        self._lookup.add(token)
+        if self._row < len(self._run) and self._run[self._row] == token:
+            self._row += 1
+            self.accepted += 1
+            return self._row
+        self._run, self._row = [], 0
+        return None
+
+    def draft(self, room: int) -> list[int]:
+        """The ids to run after the one just taken, at most `room`; none where that does not pay."""
+        self._run = []
+        if self._lookup.expected is not None:
+            size = self._policy.run_size(self._lookup.match_length, 1 + room)
+            drafted = self._lookup.draft(size - 1)
+            # Shortened to a size that is measured, where fewer ids followed the match.
+            size = RUN_SIZES[bisect.bisect_right(RUN_SIZES, 1 + len(drafted)) - 1]
+            self._run = drafted[: size - 1]
+        self.drafted += len(self._run)
+        return self._run
