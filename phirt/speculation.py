@@ -32,7 +32,7 @@ _LEARNING = 1 / 16  # weight of the newest id in its class's estimate
 
 _SLOPE = 0.25  # of a run's time by its positions, in decode steps: 4 cost about 1.75, 8 about 2.75
 _TIME_WEIGHT = 0.2  # of the newest run in the estimate of its size
-_FORGETTING = 1 / 2048  # by each plain step, what other sizes were measured to cost
+_FORGETTING = 1 / 4096  # by each plain step, what other sizes were measured to cost
 _WORTH = 1.05  # the least gain for which a draft is run: estimates are noisy
 
 
