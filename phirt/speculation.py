@@ -24,15 +24,16 @@ _LONGEST = 16  # more agreeing ids say no more
 _CANDIDATES = 8  # earlier places that one search looks at
 _PATIENCE = 8  # wrong ids after which a broken match is given up
 
-# How often the next id comes true by how many ids before it agree, before anything is known; measured on
-# pages of an encyclopedia and rounded towards free text, where a useless draft costs most.
+# How often the next id comes true by how many ids before it agree, before anything is known: less than was
+# measured on pages of an encyclopedia, because to wait costs nothing but a little gain.
 _CLASSES = (1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first, whose match broke
-_FIRST_GUESS = (0.1, 0.2, 0.2, 0.4, 0.5, 0.7, 0.8, 0.9)
+_FIRST_GUESS = (0.05, 0.1, 0.1, 0.3, 0.45, 0.65, 0.8, 0.9)
 _LEARNING = 1 / 16  # weight of the newest id in its class's estimate
 
-_SLOPE = 0.25  # of a run's time by its positions, in decode steps: 4 cost about 1.75, 8 about 2.75
-_TIME_WEIGHT = 0.2  # of the newest run in the estimate of its size
-_FORGETTING = 1 / 4096  # by each plain step, what other sizes were measured to cost
+_FIRST_SLOPE = 0.25  # decode steps that each further position of a run costs, before any is measured
+_TIME_WEIGHT = 0.3  # of the newest run in the estimate of its size
+_SHARING = 1 / 32  # of what a run shows, for the estimates of other sizes
+_FORGETTING = 1 / 4096  # by each plain step, what runs have cost
 _WORTH = 1.05  # the least gain for which a draft is run: estimates are noisy
 
 
@@ -140,21 +141,21 @@ class DraftPolicy:
         self.clock = clock
         self._chances = list(_FIRST_GUESS)
         self._step: float | None = None  # seconds of a run of one position
-        self._costs = {size: _first_cost(size) for size in RUN_SIZES}  # in decode steps
+        self._slope = _FIRST_SLOPE
+        self._costs = {1: 1.0}  # of the sizes that have been run, in decode steps
 
     def ran(self, positions: int, seconds: float) -> None:
         """Notes what a run of so many positions took."""
-        if positions not in self._costs or seconds <= 0:
+        if positions not in RUN_SIZES or seconds <= 0:
             return
         if positions == 1:
-            # A pause of the machine must not count for long, so nothing counts for more than twice the usual.
-            known = seconds if self._step is None else self._step
-            self._step = known + _TIME_WEIGHT * (min(seconds, 2 * known) - known)
-            for size in RUN_SIZES[1:]:  # or one slow time would keep a size from being tried ever again
-                self._costs[size] += _FORGETTING * (_first_cost(size) - self._costs[size])
+            self._step = _nearer(self._step or seconds, seconds)
+            self._lean(_FORGETTING, _FIRST_SLOPE)
         elif self._step is not None:
-            known = self._costs[positions]
-            self._costs[positions] = known + _TIME_WEIGHT * (min(seconds / self._step, 2 * known) - known)
+            cost = _nearer(self._cost(positions), seconds / self._step)
+            self._slope += _TIME_WEIGHT * ((cost - 1) / (positions - 1) - self._slope)
+            self._lean(_SHARING, self._slope)
+            self._costs[positions] = cost
 
     def came(self, match_length: int, true: bool) -> None:
         """Notes whether the id after a match of so many ids was the expected one."""
@@ -174,14 +175,26 @@ class DraftPolicy:
                 likely *= self._chances[bisect.bisect_right(_CLASSES, match_length + position)]
                 ids += likely
                 position += 1
-            gain = ids / self._costs[size]
+            gain = ids / self._cost(size)
             if gain > best_gain:
                 best, best_gain = size, gain
         return best
 
+    def _cost(self, size: int) -> float:
+        """Of a run, in decode steps; of a size that was never run, as the others let expect."""
+        return self._costs.get(size, 1 + self._slope * (size - 1))
 
-def _first_cost(size: int) -> float:
-    return 1 + _SLOPE * (size - 1)
+    def _lean(self, weight: float, slope: float) -> None:
+        """Moves all costs towards those of a slope, or a size that was slow once would not be run again."""
+        for size, cost in self._costs.items():
+            self._costs[size] = cost + weight * (1 + slope * (size - 1) - cost)
+
+
+def _nearer(known: float, measured: float) -> float:
+    """The estimate after one more time. A pause of the machine must not count for long, so nothing counts for
+    more than twice what was known.
+    """
+    return known + _TIME_WEIGHT * (min(measured, 2 * known) - known)
 
 
 class Speculation:

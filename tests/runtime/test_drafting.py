@@ -154,14 +154,15 @@ def test_where_positions_cost_as_much_as_runs_nothing_is_drafted_for_long():
     assert sum(size > 1 for size in sizes) < 0.05 * len(sizes)
 
 
-def test_one_slow_run_does_not_end_drafting():
-    prompt = list(range(10, 400))
+def test_slow_runs_do_not_end_drafting():
+    """One pause of the machine in the first run of each size."""
+    prompt = list(range(10, 800))
     policy = DraftPolicy()
     policy.ran(1, 0.01)
     for size in RUN_SIZES[1:]:
         policy.ran(size, 60.0)
-    sizes, _ = simulate(policy, prompt, prompt[50:350])
-    assert max(sizes) >= 8
+    sizes, _ = simulate(policy, prompt, prompt[50:750])
+    assert sizes[-1] == LONGEST_RUN
 
 
 @given(

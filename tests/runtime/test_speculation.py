@@ -16,7 +16,7 @@ from phirt.errors import ConfigError
 from phirt.sampling import Chooser
 from phirt.sequence import MediaSpan, Prompt
 from phirt.session import Session, SessionConfig
-from phirt.speculation import LONGEST_RUN, DraftPolicy, Speculation
+from phirt.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, Speculation
 
 CONFIGS = {
     "greedy": {},
@@ -34,7 +34,7 @@ class Eager(DraftPolicy):
     """Drafts as much as there is, always."""
 
     def run_size(self, match_length, longest):
-        return super().run_size(16, longest)
+        return max(size for size in RUN_SIZES if size <= max(1, longest))
 
 
 class Knowing(Speculation):
@@ -231,21 +231,16 @@ class TestLongRegime:
             assert known.accepted > 10
 
 
-def fixed_clock(engine) -> DraftPolicy:
-    """The engine's policy, with a clock on which every run takes as long as the last."""
-    policy = engine._policy
-    policy.clock = iter(range(10**6)).__next__
-    return policy
-
-
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "seed": 3}, {"stop": ("the",)}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.3, "top_k": 2, "seed": 3}, {"repetition_penalty": 1.2}]
+)
 def test_conversations_with_media_are_the_same(model, photo, clip, settings):
     """Two turns, the second about an earlier picture and recording."""
     results = []
     for speculation in (True, False):
         config = GenerationConfig(max_new_tokens=48, speculation=speculation, **settings)
         chat = model.chat()
-        fixed_clock(chat.engine)
+        chat.engine._policy = Eager()
         turns = [chat.send("the fox, the fox, the fox", images=[photo], audio=[clip], config=config).result]
         turns.append(chat.send("the fox again", config=config).result)
         results.append(turns)
@@ -255,8 +250,25 @@ def test_conversations_with_media_are_the_same(model, photo, clip, settings):
     ]
     assert [r.usage["cached_tokens"] for r in with_] == [r.usage["cached_tokens"] for r in without]
     assert all(r.usage["drafted_tokens"] == r.usage["accepted_tokens"] == 0 for r in without)
-    for result in with_:
-        assert 0 <= result.usage["accepted_tokens"] <= result.usage["drafted_tokens"]
+    assert sum(r.usage["drafted_tokens"] for r in with_) > 0
+    assert all(r.usage["drafted_tokens"] >= r.usage["accepted_tokens"] for r in with_)
+
+
+def test_a_stop_string_may_come_in_a_draft(model, monkeypatch):
+    """The answer's text, its ids and what is cached are those of an answer without drafts."""
+    spoken = model.tokenizer.encode_content("one two three four, one two three four, one two STOP three four")
+    ends = []
+    for speculation in (True, False):
+        answer = iter(spoken)
+        monkeypatch.setattr(Chooser, "__call__", lambda self, logits, answer=answer: next(answer))
+        chat = model.chat()
+        chat.engine._policy = Eager()
+        config = GenerationConfig(stop=("three four, one two S",), speculation=speculation)
+        result = chat.send("one two STOP three", config=config).result
+        ends.append((result.text, result.ids, result.finish_reason, chat.engine.cached.ids.tolist()))
+        assert (result.usage["accepted_tokens"] > 0) is speculation
+    assert ends[0] == ends[1]
+    assert ends[0][::2] == ("one two three four, one two ", "stop")
 
 
 def test_what_speculation_did_is_counted(model, monkeypatch):
