@@ -78,9 +78,8 @@ class Reply(Iterator[str]):
         self._cancel = threading.Event()
         self._decoder = StreamDecoder(chat.model.tokenizer)
         self._stops = StopStrings(config.stop)
-        self._speculation = (
-            chat.engine.speculation(chat.model.manifest.tokens.eos) if config.speculation else None
-        )
+        eos, seeded = chat.model.manifest.tokens.eos, config.seed is not None
+        self._speculation = chat.engine.speculation(eos, repeatable=seeded) if config.speculation else None
         self._ids: list[int] = []
         self._pieces: list[str] = []
         self._result: Result | None = None

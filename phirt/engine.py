@@ -22,7 +22,7 @@ from phirt.kv_cache import KVCache
 from phirt.manifest import Manifest
 from phirt.sequence import Ids, MediaSpan, Prompt, Rows, anonymous_spans, common_prefix, feature_rows
 from phirt.session import Session, ort_value
-from phirt.speculation import LONGEST_RUN, DraftPolicy, Speculation
+from phirt.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
 
 # onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
 PREFILL_CHUNK = 128
@@ -74,7 +74,7 @@ class Engine:
         manifest: Manifest,
         *,
         prefill_chunk: int = PREFILL_CHUNK,
-        draft_policy: DraftPolicy | None = None,
+        run_costs: RunCosts | None = None,
     ) -> None:
         self._session = session
         self._manifest = manifest
@@ -89,7 +89,7 @@ class Engine:
         self._long = False
         self._decode_bindings: dict[int, Any] = {}  # by the ids of a run
         self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN)
-        self._policy = draft_policy or DraftPolicy()
+        self._costs = run_costs or RunCosts()
 
     @property
     def length(self) -> int:
@@ -228,11 +228,12 @@ class Engine:
         self._run_tokens([token])
         return self._io.row(0)
 
-    def speculation(self, eos: Sequence[int]) -> Speculation:
-        """Drafts for one answer that ends at any of `eos`, for `generate`. How long they are follows from
-        what runs have cost on this engine.
+    def speculation(self, eos: Sequence[int], *, repeatable: bool = False) -> Speculation:
+        """Drafts for one answer, which ends at any of `eos`. How long they are follows from what runs cost on
+        this engine; if `repeatable`, from the answer alone: the same runs, rounded alike, each time.
         """
-        return Speculation(self._policy, (*self._placeholders, *eos))
+        policy = DraftPolicy(usual_cost if repeatable else self._costs.measured)
+        return Speculation(policy, (*self._placeholders, *eos))
 
     def generate(
         self,
@@ -317,15 +318,15 @@ class Engine:
         """
         count, start = len(ids), self._cache.length
         self._store_ids(start, np.array(ids[:1], dtype=np.int64))
+        self._io.tokens[:count] = ids
         binding = self._decode_bindings.get(count)
         if binding is None:
             binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, count)
             self._decode_bindings[count] = binding
-        self._io.tokens[:count] = ids
         self._io.set_lengths(start + count, start + count, count)
-        begin = self._policy.clock()
+        begin = self._costs.clock()
         self._session.run_bound(binding)
-        self._policy.ran(count, self._policy.clock() - begin)
+        self._costs.ran(count, self._costs.clock() - begin)
         self._cache.advance(1)
 
     @property

@@ -33,8 +33,8 @@ class GenerationConfig:
 
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off; `repetition_penalty` 1 is off. With
     a `seed` the same request gives the same answer. Generation ends before any of the `stop` strings, which
-    do not appear in the text. `speculation` lets the engine run ids that it expects before they are chosen;
-    answers are the same without, and slower where they repeat themselves or their prompt.
+    do not appear in the text. `speculation` lets the engine run ids that it expects before they are chosen:
+    without, the answer is the same up to rounding, and slower where it repeats itself or its prompt.
     """
 
     max_new_tokens: int = 512

@@ -8,6 +8,10 @@ little more than one, and a drafted id counts only where the id that is chosen a
 own logits, is the same. So answers do not depend on drafts, be they greedy or sampled: each id is chosen from
 its own distribution, with the generator's draw that it has without speculation. A drafted id of probability p
 is thus taken with probability p, as in speculative sampling (arXiv 2211.17192) for a draft that is certain.
+
+That is exact up to rounding: kernels may add in another order in a run of several positions, as in a prefill,
+and where activations are rounded to int8 a last bit can become a step of that. Two ids with all but equal
+logits may then change places.
 """
 
 from __future__ import annotations
@@ -129,20 +133,16 @@ class PromptLookup:
         return length
 
 
-class DraftPolicy:
-    """How many positions to run at once: what runs cost here, and how often drafts have come true of late.
-
-    Both are learned from every step. An expected id is compared with the chosen one whether it was run or
-    not, so that drafting begins again by itself where a text begins to repeat itself, and nothing is ever run
-    to find out. `clock` returns seconds.
+class RunCosts:
+    """What runs of several positions cost on one engine, in decode steps, learned from every run. `clock`
+    returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self._chances = list(_FIRST_GUESS)
         self._step: float | None = None  # seconds of a run of one position
         self._slope = _FIRST_SLOPE
-        self._costs = {1: 1.0}  # of the sizes that have been run, in decode steps
+        self._costs = {1: 1.0}  # of the sizes that have been run
 
     def ran(self, positions: int, seconds: float) -> None:
         """Notes what a run of so many positions took."""
@@ -152,10 +152,44 @@ class DraftPolicy:
             self._step = _nearer(self._step or seconds, seconds)
             self._lean(_FORGETTING, _FIRST_SLOPE)
         elif self._step is not None:
-            cost = _nearer(self._cost(positions), seconds / self._step)
+            cost = _nearer(self.measured(positions), seconds / self._step)
             self._slope += _TIME_WEIGHT * ((cost - 1) / (positions - 1) - self._slope)
             self._lean(_SHARING, self._slope)
             self._costs[positions] = cost
+
+    def measured(self, size: int) -> float:
+        """What a run costs; of a size that was never run, what the others let expect."""
+        return self._costs.get(size, 1 + self._slope * (size - 1))
+
+    def _lean(self, weight: float, slope: float) -> None:
+        """Moves all costs towards those of a slope, or a size that was slow once would not be run again."""
+        for size, cost in self._costs.items():
+            self._costs[size] = cost + weight * (1 + slope * (size - 1) - cost)
+
+
+def usual_cost(size: int) -> float:
+    """What a run costs where nothing is measured, in decode steps: 4 positions 1.75, 8 of them 2.75."""
+    return 1 + _FIRST_SLOPE * (size - 1)
+
+
+def _nearer(known: float, measured: float) -> float:
+    """The estimate after one more time. A pause of the machine must not count for long, so nothing counts for
+    more than twice what was known.
+    """
+    return known + _TIME_WEIGHT * (min(measured, 2 * known) - known)
+
+
+class DraftPolicy:
+    """How many positions to run at once, from what a run of a size costs in decode steps and from how often
+    expected ids have come true in this answer.
+
+    An expected id is compared with the chosen one whether it was run or not, so that drafting begins again by
+    itself where a text begins to repeat itself, and nothing is ever run to find out.
+    """
+
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        self._cost = cost
+        self._chances = list(_FIRST_GUESS)
 
     def came(self, match_length: int, true: bool) -> None:
         """Notes whether the id after a match of so many ids was the expected one."""
@@ -179,22 +213,6 @@ class DraftPolicy:
             if gain > best_gain:
                 best, best_gain = size, gain
         return best
-
-    def _cost(self, size: int) -> float:
-        """Of a run, in decode steps; of a size that was never run, as the others let expect."""
-        return self._costs.get(size, 1 + self._slope * (size - 1))
-
-    def _lean(self, weight: float, slope: float) -> None:
-        """Moves all costs towards those of a slope, or a size that was slow once would not be run again."""
-        for size, cost in self._costs.items():
-            self._costs[size] = cost + weight * (1 + slope * (size - 1) - cost)
-
-
-def _nearer(known: float, measured: float) -> float:
-    """The estimate after one more time. A pause of the machine must not count for long, so nothing counts for
-    more than twice what was known.
-    """
-    return known + _TIME_WEIGHT * (min(measured, 2 * known) - known)
 
 
 class Speculation:

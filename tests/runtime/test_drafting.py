@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phirt.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, PromptLookup, Speculation
+from phirt.speculation import (
+    LONGEST_RUN,
+    RUN_SIZES,
+    DraftPolicy,
+    PromptLookup,
+    RunCosts,
+    Speculation,
+    usual_cost,
+)
 
 PLACEHOLDER, EOS = 1, 0
 NEVER = (EOS, PLACEHOLDER)
@@ -100,15 +108,15 @@ def test_a_match_goes_on_behind_a_replaced_id():
     assert lookup.draft(3) == []  # given up
 
 
-def simulate(policy: DraftPolicy, prompt, answer, cost=lambda size: 1 + 0.25 * (size - 1)) -> tuple:
+def simulate(costs: RunCosts, prompt, answer, cost=usual_cost) -> tuple:
     """Feeds an answer that is known; returns the sizes that were run and the seconds that they took."""
-    speculation = Speculation(policy, NEVER)
+    speculation = Speculation(DraftPolicy(costs.measured), NEVER)
     speculation.begin(prompt)
     sizes = []
     for token in answer:
         if speculation.take(token) is None:
             sizes.append(1 + len(speculation.draft(LONGEST_RUN)))
-            policy.ran(sizes[-1], 0.01 * cost(sizes[-1]))
+            costs.ran(sizes[-1], 0.01 * cost(sizes[-1]))
     assert sum(sizes) == len(sizes) + speculation.drafted
     assert len(answer) == len(sizes) + speculation.accepted
     return sizes, sum(0.01 * cost(size) for size in sizes)
@@ -116,7 +124,7 @@ def simulate(policy: DraftPolicy, prompt, answer, cost=lambda size: 1 + 0.25 * (
 
 def test_quotes_are_run_in_long_drafts():
     prompt = list(range(10, 400))
-    sizes, seconds = simulate(DraftPolicy(), prompt, prompt[50:350])
+    sizes, seconds = simulate(RunCosts(), prompt, prompt[50:350])
     assert max(sizes) == LONGEST_RUN
     assert 300 * 0.01 / seconds > 2.8
 
@@ -128,18 +136,17 @@ def misleading(count: int) -> list[int]:
 
 
 def test_text_in_which_nothing_comes_true_is_decoded_plainly():
-    sizes, _ = simulate(DraftPolicy(), [5, 6, 7], misleading(200))
+    sizes, _ = simulate(RunCosts(), [5, 6, 7], misleading(200))
     assert sum(size > 1 for size in sizes) <= 6
     assert set(sizes[100:]) == {1}
 
 
 def test_drafting_begins_again_where_a_text_repeats_itself():
-    useless, policy = misleading(100), DraftPolicy()
-    simulate(policy, [5, 6, 7], useless)
-    quote = list(range(100, 200))
-    sizes, seconds = simulate(policy, [*useless, *quote], quote)
+    useless, quote = misleading(100), list(range(100, 200))
+    sizes, _ = simulate(RunCosts(), [5, 6, *quote], [*useless, *quote])
+    assert set(sizes[100 : len(useless)]) == {1}
     assert max(sizes) == LONGEST_RUN
-    assert 100 * 0.01 / seconds > 2
+    assert len(sizes) < len(useless) + 50
 
 
 def test_where_positions_cost_as_much_as_runs_nothing_is_drafted_for_long():
@@ -147,9 +154,9 @@ def test_where_positions_cost_as_much_as_runs_nothing_is_drafted_for_long():
         return 1.0 if size == 1 else 1.2 * size
 
     loop = [10, 11, 12, 13] * 300
-    policy = DraftPolicy()
-    simulate(policy, [5, 6], loop, cost=dear)
-    sizes, seconds = simulate(policy, [5, 6], loop, cost=dear)
+    costs = RunCosts()
+    simulate(costs, [5, 6], loop, cost=dear)
+    sizes, seconds = simulate(costs, [5, 6], loop, cost=dear)
     assert len(loop) * 0.01 / seconds > 0.97
     assert sum(size > 1 for size in sizes) < 0.05 * len(sizes)
 
@@ -157,11 +164,11 @@ def test_where_positions_cost_as_much_as_runs_nothing_is_drafted_for_long():
 def test_slow_runs_do_not_end_drafting():
     """One pause of the machine in the first run of each size."""
     prompt = list(range(10, 800))
-    policy = DraftPolicy()
-    policy.ran(1, 0.01)
+    costs = RunCosts()
+    costs.ran(1, 0.01)
     for size in RUN_SIZES[1:]:
-        policy.ran(size, 60.0)
-    sizes, _ = simulate(policy, prompt, prompt[50:750])
+        costs.ran(size, 60.0)
+    sizes, _ = simulate(costs, prompt, prompt[50:750])
     assert sizes[-1] == LONGEST_RUN
 
 
@@ -172,9 +179,10 @@ def test_slow_runs_do_not_end_drafting():
     came=st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=30),
 )
 def test_a_run_is_never_longer_than_allowed(length, longest, runs, came):
-    policy = DraftPolicy()
+    costs = RunCosts()
+    policy = DraftPolicy(costs.measured)
     for size, seconds in runs:
-        policy.ran(size, seconds)
+        costs.ran(size, seconds)
     for match_length, true in came:
         policy.came(match_length, true)
     size = policy.run_size(length, longest)
@@ -183,9 +191,20 @@ def test_a_run_is_never_longer_than_allowed(length, longest, runs, came):
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3, 5, 100])
 def test_drafts_keep_to_the_room_and_to_sizes_that_are_measured(room):
-    speculation = Speculation(DraftPolicy(), NEVER)
+    speculation = Speculation(DraftPolicy(usual_cost), NEVER)
     speculation.begin(list(range(10, 100)) * 2)
     assert speculation.take(10) is None
     drafted = speculation.draft(room)
     assert len(drafted) <= room and 1 + len(drafted) in RUN_SIZES
     assert drafted == list(range(11, 11 + len(drafted)))
+
+
+def test_runs_are_timed_by_the_clock_of_their_engine():
+    """Measured costs approach what runs take, in steps of one position."""
+    costs = RunCosts()
+    for _ in range(40):
+        costs.ran(1, 0.02)
+        costs.ran(4, 0.05)
+    assert costs.measured(1) == pytest.approx(1.0)
+    assert costs.measured(4) == pytest.approx(2.5, abs=0.05)
+    assert costs.measured(8) == pytest.approx(1 + 0.5 * 7, abs=0.2)  # never run: as the others are

@@ -16,7 +16,7 @@ from phirt.errors import ConfigError
 from phirt.sampling import Chooser
 from phirt.sequence import MediaSpan, Prompt
 from phirt.session import Session, SessionConfig
-from phirt.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, Speculation
+from phirt.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, RunCosts, Speculation, usual_cost
 
 CONFIGS = {
     "greedy": {},
@@ -30,18 +30,22 @@ CONFIGS = {
 }  # fmt: skip
 
 
-class Eager(DraftPolicy):
-    """Drafts as much as there is, always."""
+def as_long_as_possible(self, match_length, longest):
+    """In place of `DraftPolicy.run_size`."""
+    return max(size for size in RUN_SIZES if size <= max(1, longest))
 
-    def run_size(self, match_length, longest):
-        return max(size for size in RUN_SIZES if size <= max(1, longest))
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Drafts are as long as possible, whatever they cost."""
+    monkeypatch.setattr(DraftPolicy, "run_size", as_long_as_possible)
 
 
 class Knowing(Speculation):
     """Drafts what a plain run has chosen, with some ids replaced."""
 
     def __init__(self, answer, wrong: float = 0.2, seed: int = 0):
-        super().__init__(DraftPolicy(), ())
+        super().__init__(DraftPolicy(usual_cost), ())
         self.answer, self.wrong = list(answer), wrong
         self.rng = np.random.default_rng(seed)
         self.taken = 0
@@ -101,13 +105,12 @@ def run(engine, prompt, settings, speculation=None, **options):
 
 
 @pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS)
-def test_answers_are_the_same_whatever_is_drafted(new_engine, settings):
+def test_answers_are_the_same_whatever_is_drafted(new_engine, eager, settings):
     accepted = drafted = 0
     for prompt in prompts(12):
         plain = run(new_engine(), prompt, settings)
-        eager = new_engine(draft_policy=Eager())
-        looked_up, known = eager.speculation(()), Knowing(plain[0])
-        assert run(eager, prompt, settings, looked_up) == plain
+        engine, known = new_engine(), Knowing(plain[0])
+        assert run(engine, prompt, settings, engine.speculation(())) == plain
         assert run(new_engine(), prompt, settings, known) == plain
         accepted += known.accepted
         drafted += known.drafted
@@ -125,19 +128,22 @@ def test_the_numpy_decoder_agrees(new_engine, bundle):
 
 
 def test_a_loop_is_drafted_and_spares_runs(new_engine):
-    """Once greedy decoding loops, the lookup drafts it; every run and every accepted id gives one id."""
-    policy, sizes = Eager(), []
-    noted = policy.ran
-    policy.ran = lambda positions, seconds: (sizes.append(positions), noted(positions, seconds))
+    """Once an answer loops, the lookup drafts it; every run and every accepted id gives one id."""
+    sizes = []
+
+    class Noting(RunCosts):
+        def ran(self, positions, seconds):
+            sizes.append(positions)
+
     prompt = prompts(1)[0]
-    engine = new_engine(draft_policy=policy)
+    engine = new_engine(run_costs=Noting(iter(range(1000)).__next__))
     speculation = engine.speculation(())
     loop = iter([20, 21, 22, 23] * 25)
     steps = engine.generate(
         prompt, lambda logits: next(loop), max_new_tokens=100, eos=(), speculation=speculation
     )
     assert list(steps) == [20, 21, 22, 23] * 25
-    assert len(sizes) < 25
+    assert len(sizes) < 30
     assert speculation.drafted == sum(sizes) - len(sizes)
     assert speculation.accepted == 99 - len(sizes)
 
@@ -234,13 +240,12 @@ class TestLongRegime:
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 0.3, "top_k": 2, "seed": 3}, {"repetition_penalty": 1.2}]
 )
-def test_conversations_with_media_are_the_same(model, photo, clip, settings):
+def test_conversations_with_media_are_the_same(model, photo, clip, eager, settings):
     """Two turns, the second about an earlier picture and recording."""
     results = []
     for speculation in (True, False):
         config = GenerationConfig(max_new_tokens=48, speculation=speculation, **settings)
         chat = model.chat()
-        chat.engine._policy = Eager()
         turns = [chat.send("the fox, the fox, the fox", images=[photo], audio=[clip], config=config).result]
         turns.append(chat.send("the fox again", config=config).result)
         results.append(turns)
@@ -254,7 +259,7 @@ def test_conversations_with_media_are_the_same(model, photo, clip, settings):
     assert all(r.usage["drafted_tokens"] >= r.usage["accepted_tokens"] for r in with_)
 
 
-def test_a_stop_string_may_come_in_a_draft(model, monkeypatch):
+def test_a_stop_string_may_come_in_a_draft(model, eager, monkeypatch):
     """The answer's text, its ids and what is cached are those of an answer without drafts."""
     spoken = model.tokenizer.encode_content("one two three four, one two three four, one two STOP three four")
     ends = []
@@ -262,7 +267,6 @@ def test_a_stop_string_may_come_in_a_draft(model, monkeypatch):
         answer = iter(spoken)
         monkeypatch.setattr(Chooser, "__call__", lambda self, logits, answer=answer: next(answer))
         chat = model.chat()
-        chat.engine._policy = Eager()
         config = GenerationConfig(stop=("three four, one two S",), speculation=speculation)
         result = chat.send("one two STOP three", config=config).result
         ends.append((result.text, result.ids, result.finish_reason, chat.engine.cached.ids.tolist()))
@@ -296,3 +300,24 @@ def test_what_speculation_did_is_counted(model, monkeypatch):
 def test_the_switch_is_a_bool():
     with pytest.raises(ConfigError, match="speculation is 1, accepted: True or False"):
         GenerationConfig(speculation=1)
+
+
+def test_seeded_answers_are_run_alike_whatever_the_clock_says(model, monkeypatch):
+    """With a seed the sizes of runs, which decide how sums are rounded, follow from the answer alone."""
+    config = GenerationConfig(max_new_tokens=60, temperature=0.3, top_k=2, seed=5)
+    run_tokens, seen = Engine._run_tokens, []
+    for slower in (1.0, 1e6):
+        sizes, now = [], [0.0]
+
+        def timed(self, ids, sizes=sizes, now=now, slower=slower):
+            self._costs.clock = lambda: now[0]
+            sizes.append(len(ids))
+            run_tokens(self, ids)
+            now[0] += 1.0
+            self._costs.ran(len(ids), 1.0 if len(ids) == 1 else slower)
+
+        monkeypatch.setattr(Engine, "_run_tokens", timed)
+        result = model.chat().send("the fox, the fox, the fox", config=config).result
+        seen.append((result.ids, result.usage, sizes))
+    assert seen[0] == seen[1]
+    assert max(seen[0][2]) > 1
