@@ -31,6 +31,7 @@ _PATIENCE = 8  # wrong ids after which a broken match is given up
 # How often the next id comes true by how many ids before it agree, before anything is known: less than was
 # measured on pages of an encyclopedia, because to wait costs nothing but a little gain.
 _CLASSES = (1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first, whose match broke
+_CLASS_OF = tuple(bisect.bisect_right(_CLASSES, length) for length in range(_LONGEST + 1))
 _FIRST_GUESS = (0.05, 0.1, 0.1, 0.3, 0.45, 0.65, 0.8, 0.9)
 _LEARNING = 1 / 16  # weight of the newest id in its class's estimate
 
@@ -38,6 +39,7 @@ _FIRST_SLOPE = 0.25  # decode steps that each further position of a run costs, b
 _TIME_WEIGHT = 0.3  # of the newest run in the estimate of its size
 _SHARING = 1 / 32  # of what a run shows, for the estimates of other sizes
 _FORGETTING = 1 / 4096  # by each plain step, what runs have cost
+_HOPELESS = 0.02  # a place that likely to come true is the last that is thought of
 _WORTH = 1.05  # the least gain for which a draft is run: estimates are noisy
 
 
@@ -67,20 +69,21 @@ class PromptLookup:
             return None
         return self._ids[self._source]
 
-    def add(self, token: int) -> None:
-        """Notes the next id."""
-        came_true = self.expected == token
+    def add(self, token: int) -> bool | None:
+        """Notes the next id. Returns whether it is the expected one, None where none was expected."""
+        expected = self.expected
         self._append(token)
-        if came_true:
+        if expected == token:
             self._source += 1
             self.match_length += 1
-            return
+            return True
         # Where one word was replaced the text often goes on as it did: the old place stays, in step.
         self.match_length = 0
         self._misses += 1
         if self._source >= 0:
             self._source = self._source + 1 if self._misses <= _PATIENCE else -1
         self._search()
+        return None if expected is None else False
 
     def draft(self, count: int) -> list[int]:
         """At most `count` ids that followed the match, none of `never`. A match that reaches the end of the
@@ -193,7 +196,7 @@ class DraftPolicy:
 
     def came(self, match_length: int, true: bool) -> None:
         """Notes whether the id after a match of so many ids was the expected one."""
-        index = bisect.bisect_right(_CLASSES, match_length)
+        index = _CLASS_OF[min(match_length, _LONGEST)]
         self._chances[index] += _LEARNING * (true - self._chances[index])
 
     def run_size(self, match_length: int, longest: int) -> int:
@@ -206,12 +209,14 @@ class DraftPolicy:
             if size > longest:
                 break
             while position < size - 1:
-                likely *= self._chances[bisect.bisect_right(_CLASSES, match_length + position)]
+                likely *= self._chances[_CLASS_OF[min(match_length + position, _LONGEST)]]
                 ids += likely
                 position += 1
             gain = ids / self._cost(size)
             if gain > best_gain:
                 best, best_gain = size, gain
+            if likely < _HOPELESS:
+                break
         return best
 
 
@@ -238,10 +243,10 @@ class Speculation:
         """Notes the chosen id. Returns the row of the last run's logits that follows it, where it was drafted
         there; None where it must be run.
         """
-        expected, length = self._lookup.expected, self._lookup.match_length
-        if expected is not None:
-            self._policy.came(length, expected == token)
-        self._lookup.add(token)
+        length = self._lookup.match_length
+        came = self._lookup.add(token)
+        if came is not None:
+            self._policy.came(length, came)
         if self._row < len(self._run) and self._run[self._row] == token:
             self._row += 1
             self.accepted += 1
