@@ -35,8 +35,9 @@ class Result:
 
     `ids` are the generated ids without the end token. `finish_reason` is "stop", "length", "cancelled" or
     "context". `usage` counts "prompt_tokens", "cached_tokens" (of them not run again), "image_tokens",
-    "audio_tokens" and "new_tokens". `timings` are seconds of work: "media", "prefill", "first_token" (all
-    until then), "decode" (after it), "total".
+    "audio_tokens", "new_tokens", and of speculation "drafted_tokens" (run before they were chosen) and
+    "accepted_tokens" (the right ones of them, each of which spared a step). `timings` are seconds of work:
+    "media", "prefill", "first_token" (all until then), "decode" (after it), "total".
     """
 
     text: str
@@ -77,6 +78,8 @@ class Reply(Iterator[str]):
         self._cancel = threading.Event()
         self._decoder = StreamDecoder(chat.model.tokenizer)
         self._stops = StopStrings(config.stop)
+        eos, seeded = chat.model.manifest.tokens.eos, config.seed is not None
+        self._speculation = chat.engine.speculation(eos, repeatable=seeded) if config.speculation else None
         self._ids: list[int] = []
         self._pieces: list[str] = []
         self._result: Result | None = None
@@ -88,6 +91,8 @@ class Reply(Iterator[str]):
             "image_tokens": counts["image"],
             "audio_tokens": counts["audio"],
             "new_tokens": 0,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
         }
         self.timings = dict.fromkeys(("media", "prefill", "first_token", "decode", "total"), 0.0)
         self._steps = self._run()
@@ -182,6 +187,7 @@ class Reply(Iterator[str]):
             eos=manifest.tokens.eos,
             cancel=self._cancel,
             on_progress=self._on_progress,
+            speculation=self._speculation,
         )
 
     def _timed_step(self, steps: Generator[int, None, str]) -> int:
@@ -204,6 +210,9 @@ class Reply(Iterator[str]):
     def _finish(self, reason: str) -> None:
         text = "".join(self._pieces)
         self._usage["new_tokens"] = len(self._ids)
+        if self._speculation is not None:
+            self._usage["drafted_tokens"] = self._speculation.drafted
+            self._usage["accepted_tokens"] = self._speculation.accepted
         self._result = Result(
             text=text,
             ids=tuple(self._ids),

@@ -10,22 +10,22 @@ start.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from phirt.decoder_io import DecoderIO
 from phirt.errors import BundleError, ContextError
 from phirt.kv_cache import KVCache
 from phirt.manifest import Manifest
-from phirt.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, feature_rows
+from phirt.sequence import Ids, MediaSpan, Prompt, Rows, anonymous_spans, common_prefix, feature_rows
 from phirt.session import Session, ort_value
+from phirt.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
 
-PREFILL_CHUNK = (
-    128  # onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
-)
+# onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
+PREFILL_CHUNK = 128
 
 Reason = Literal["prompt", "long_context", "short_context", "route"]
 
@@ -68,7 +68,14 @@ class Engine:
     as `cancel` may be set from elsewhere.
     """
 
-    def __init__(self, session: Session, manifest: Manifest, *, prefill_chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(
+        self,
+        session: Session,
+        manifest: Manifest,
+        *,
+        prefill_chunk: int = PREFILL_CHUNK,
+        run_costs: RunCosts | None = None,
+    ) -> None:
         self._session = session
         self._manifest = manifest
         self._geometry = manifest.geometry
@@ -80,8 +87,9 @@ class Engine:
         self._spans: tuple[MediaSpan, ...] = ()
         self._route = "none"
         self._long = False
-        self._decode_binding: Any = None
-        self._io = _StaticIO(geometry.vocab_size, geometry.hidden_size)
+        self._decode_bindings: dict[int, Any] = {}  # by the ids of a run
+        self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN)
+        self._costs = run_costs or RunCosts()
 
     @property
     def length(self) -> int:
@@ -108,7 +116,7 @@ class Engine:
     def reset(self) -> None:
         """Forgets everything."""
         self._cache.clear()
-        self._decode_binding = None
+        self._decode_bindings.clear()
         self._spans = ()
         self._long = False
 
@@ -176,7 +184,7 @@ class Engine:
             )
         if on_progress is not None:
             on_progress(Progress(reason, total - keep, total - keep))
-        return self._io.last_logits
+        return self._io.row(0)
 
     def prefill(
         self,
@@ -194,12 +202,8 @@ class Engine:
         """
         known = self.cached
         new = np.asarray(ids, dtype=np.int64)
-        rows = (
-            np.zeros((0, self._geometry.hidden_size), np.float32)
-            if media_features is None
-            else media_features
-        )
-        spans = known.spans + self._anonymous_spans(new, rows, len(known.ids))
+        rows = self._io.no_media if media_features is None else media_features
+        spans = known.spans + anonymous_spans(new, rows, self._placeholders, len(known.ids))
         return self.prefill_prompt(
             Prompt(np.concatenate([known.ids, new]), spans, route), cancel, on_progress
         )
@@ -221,14 +225,15 @@ class Engine:
         if self._is_long(total) != self._long:  # every cached key was rotated by factors that no longer hold
             return self.prefill([token], route=self._route, cancel=cancel, on_progress=on_progress)
         self._reserve(total)
-        self._store_ids(total - 1, np.array([token], dtype=np.int64))
-        if self._decode_binding is None:
-            self._decode_binding = self._bind(self._io.token_value, self._io.no_media_value)
-        self._io.token[0, 0] = token
-        self._io.set_lengths(total, total)
-        self._session.run_bound(self._decode_binding)
-        self._cache.advance(1)
-        return self._io.last_logits
+        self._run_tokens([token])
+        return self._io.row(0)
+
+    def speculation(self, eos: Sequence[int], *, repeatable: bool = False) -> Speculation:
+        """Drafts for one answer, which ends at any of `eos`. How long they are follows from what runs cost on
+        this engine; if `repeatable`, from the answer alone: the same runs, rounded alike, each time.
+        """
+        policy = DraftPolicy(usual_cost if repeatable else self._costs.measured)
+        return Speculation(policy, (*self._placeholders, *eos))
 
     def generate(
         self,
@@ -239,16 +244,21 @@ class Engine:
         eos: Sequence[int],
         cancel: threading.Event | None = None,
         on_progress: OnProgress | None = None,
+        speculation: Speculation | None = None,
     ) -> Generator[int, None, str]:
         """Prefills `prompt`, then yields chosen ids until one of `eos` (which is not yielded).
 
-        The generator's return value says why it ended: "stop", "length", "context" or "cancelled". An id is
-        run only when the next one is asked for, so a consumer that stops early leaves a consistent cache.
+        The generator's return value says why it ended: "stop", "length", "context" or "cancelled". An id
+        counts as cached only when the next one is asked for, so a consumer that stops early leaves a
+        consistent cache. With `speculation` ids may be run before they are chosen; which are chosen does not
+        depend on it.
         """
         try:
             logits = self.prefill_prompt(prompt, cancel, on_progress)
         except CancelledError:
             return "cancelled"
+        if speculation is not None:
+            speculation.begin(prompt.ids.tolist())
         for count in range(1, max_new_tokens + 1):
             if cancel is not None and cancel.is_set():
                 return "cancelled"
@@ -262,10 +272,67 @@ class Engine:
                 return "context"
             try:
                 _check(cancel)
-                logits = self.decode_step(token, cancel, on_progress)
+                if speculation is None:
+                    logits = self.decode_step(token, cancel, on_progress)
+                else:
+                    # All but the last of the ids to come may be drafted: what follows the last is not asked.
+                    logits = self._follow(token, speculation, max_new_tokens - count - 1, cancel, on_progress)
             except CancelledError:
                 return "cancelled"
         return "length"
+
+    def _follow(
+        self,
+        token: int,
+        speculation: Speculation,
+        wanted: int,
+        cancel: threading.Event | None,
+        on_progress: OnProgress | None,
+    ) -> Rows:
+        """Appends the chosen id. Returns the logits [vocab] after it: from the last run if it was drafted
+        there, else from a new one, in which at most `wanted` ids are drafted.
+        """
+        row = speculation.take(token)
+        if row is not None:
+            self._store_ids(self._cache.length, np.array([token], dtype=np.int64))
+            self._cache.advance(1)  # its keys and values are where the run has left them
+            return self._io.row(row)
+        draft = speculation.draft(max(0, min(wanted, self._room() - 1)))
+        if not draft:
+            return self.decode_step(token, cancel, on_progress)
+        self._run_tokens([token, *draft])
+        return self._io.row(0)
+
+    def _room(self) -> int:
+        """How many ids can be run now without other buffers, in this rotary regime and this context."""
+        end = self._geometry.context
+        if self._geometry.has_long_regime and not self._long:
+            end = self._geometry.rope.original_context
+        return min(end, self._cache.capacity) - self._cache.length
+
+    def _run_tokens(self, ids: Sequence[int]) -> None:
+        """Runs ids, none of them a placeholder, after what is cached; there must be room for them.
+
+        Row i of the logits is then what follows ids[i]. Only the first id counts as cached, the others are
+        drafts.
+        """
+        count, start = len(ids), self._cache.length
+        self._store_ids(start, np.array(ids[:1], dtype=np.int64))
+        self._io.tokens[:count] = ids
+        binding = self._decode_bindings.get(count)
+        if binding is None:
+            binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, count)
+            self._decode_bindings[count] = binding
+        self._io.set_lengths(start + count, start + count, count)
+        begin = self._costs.clock()
+        self._session.run_bound(binding)
+        self._costs.ran(count, self._costs.clock() - begin)
+        self._cache.advance(1)
+
+    @property
+    def _placeholders(self) -> list[int]:
+        tokens = self._manifest.tokens
+        return [token for token in (tokens.image, tokens.audio) if token is not None]
 
     def _reason(self, prompt: Prompt) -> Reason:
         """Why `prompt` has positions to run."""
@@ -288,7 +355,7 @@ class Engine:
             moved = self._cache.reserve(needed)
         finally:  # also where memory ran out: the cache is then empty, with other buffers
             if moved:
-                self._decode_binding = None
+                self._decode_bindings.clear()
 
     def _run_chunk(self, ids: Ids, features: Rows) -> None:
         """Runs one chunk of a prefill."""
@@ -298,14 +365,14 @@ class Engine:
         # The graph picks the rotary regime by the total, but this chunk belongs to a longer whole: announce
         # the regime.
         self._io.set_lengths(
-            stop, max(stop, self._geometry.rope.original_context + 1) if self._long else stop
+            stop, max(stop, self._geometry.rope.original_context + 1) if self._long else stop, 1
         )
         chunk = np.ascontiguousarray(ids).reshape(1, -1)
-        binding = self._bind(ort_value(chunk), ort_value(np.ascontiguousarray(features)))
+        binding = self._bind(ort_value(chunk), ort_value(np.ascontiguousarray(features)), 1)
         self._session.run_bound(binding)
         self._cache.advance(len(ids))
 
-    def _bind(self, ids: Any, media: Any) -> Any:
+    def _bind(self, ids: Any, media: Any, num_logits: int) -> Any:
         """A binding of `ids` and `media` with the engine's own lengths, logits and cache buffers."""
         self._io.route[0] = self._manifest.routes[self._route].id
         binding = self._session.binding()
@@ -313,7 +380,7 @@ class Engine:
         binding.bind_ortvalue_input("media_features", media)
         for name, value in self._io.values.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output("logits", self._io.logits_value)
+        binding.bind_ortvalue_output("logits", self._io.logits_value(num_logits))
         for past, present, value in self._cache.bindings():
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
@@ -326,52 +393,6 @@ class Engine:
             grown[:start] = self._ids[:start]
             self._ids = grown
         self._ids[start:stop] = ids
-
-    def _anonymous_spans(self, ids: Ids, rows: Rows, offset: int) -> tuple[MediaSpan, ...]:
-        """One span for each run of placeholders in `ids`, named by the content of its rows."""
-        tokens = self._manifest.tokens
-        placeholders = [token for token in (tokens.image, tokens.audio) if token is not None]
-        positions = np.flatnonzero(np.isin(ids, placeholders))
-        assert len(positions) == len(rows), "one feature row for each placeholder"
-        if not len(positions):
-            return ()
-        spans = []
-        runs = np.split(np.arange(len(positions)), np.flatnonzero(np.diff(positions) > 1) + 1)
-        for run in runs:
-            features = rows[run[0] : run[-1] + 1]
-            key = hashlib.sha256(features.tobytes()).hexdigest()
-            spans.append(MediaSpan(offset + int(positions[run[0]]), features, key))
-        return tuple(spans)
-
-
-class _StaticIO:
-    """Arrays that every run reuses, and the OrtValues on their memory."""
-
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
-        self.token = np.zeros((1, 1), dtype=np.int64)
-        self.token_value = ort_value(self.token)
-        self.no_media = np.zeros((0, hidden_size), dtype=np.float32)
-        self.no_media_value = ort_value(self.no_media)
-        self.logits = np.zeros((1, 1, vocab_size), dtype=np.float32)
-        self.last_logits: Rows = self.logits.reshape(-1)
-        self.logits_value = ort_value(self.logits)
-        self.route = np.zeros(1, dtype=np.int64)
-        self._num_logits = np.ones(1, dtype=np.int64)
-        self._seqlens_k = np.zeros(1, dtype=np.int32)
-        self._total = np.zeros(1, dtype=np.int32)
-        self.values = {
-            "route": ort_value(self.route),
-            "num_logits": ort_value(self._num_logits),
-            "seqlens_k": ort_value(self._seqlens_k),
-            "total_sequence_length": ort_value(self._total),
-        }
-
-    def set_lengths(self, length: int, announced: int) -> None:
-        """`length` positions after this run; `announced` is the total by which the graph picks its rotary
-        factors.
-        """
-        self._seqlens_k[0] = length - 1
-        self._total[0] = announced
 
 
 def _check(cancel: threading.Event | None) -> None:

@@ -33,7 +33,8 @@ class GenerationConfig:
 
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off; `repetition_penalty` 1 is off. With
     a `seed` the same request gives the same answer. Generation ends before any of the `stop` strings, which
-    do not appear in the text.
+    do not appear in the text. `speculation` lets the engine run ids that it expects before they are chosen:
+    without, the answer is the same up to rounding, and slower where it repeats itself or its prompt.
     """
 
     max_new_tokens: int = 512
@@ -44,6 +45,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    speculation: bool = True
 
     def __post_init__(self) -> None:
         _require_integer("max_new_tokens", self.max_new_tokens, 1)
@@ -54,6 +56,8 @@ class GenerationConfig:
         _require_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.seed is not None:
             _require_integer("seed", self.seed, 0)
+        if not isinstance(self.speculation, bool):
+            raise ConfigError(f"speculation is {self.speculation!r}, accepted: True or False")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(item, str) and 0 < len(item) <= _MAX_STOP_LENGTH for item in stop):
             raise ConfigError(

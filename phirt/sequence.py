@@ -6,6 +6,8 @@ Knows positions, features and content keys. Knows nothing of sessions, caches or
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -65,3 +67,20 @@ def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Row
         if span.start < stop and span.stop > start
     ]
     return np.concatenate(parts) if parts else empty
+
+
+def anonymous_spans(ids: Ids, rows: Rows, placeholders: Sequence[int], offset: int) -> tuple[MediaSpan, ...]:
+    """One span for each run of placeholders in `ids`, which begin at `offset`, named by the content of its
+    rows.
+    """
+    positions = np.flatnonzero(np.isin(ids, placeholders))
+    assert len(positions) == len(rows), "one feature row for each placeholder"
+    if not len(positions):
+        return ()
+    spans = []
+    runs = np.split(np.arange(len(positions)), np.flatnonzero(np.diff(positions) > 1) + 1)
+    for run in runs:
+        features = rows[run[0] : run[-1] + 1]
+        key = hashlib.sha256(features.tobytes()).hexdigest()
+        spans.append(MediaSpan(offset + int(positions[run[0]]), features, key))
+    return tuple(spans)

@@ -179,6 +179,7 @@ def figures(result: phirt.Result) -> str:
         f"prefill      {_speed(fresh, timings['prefill'])}",
         f"decode       {result.tokens_per_second:.1f} tokens/s, {usage['new_tokens']} tokens, "
         f"{result.finish_reason}",
+        f"speculation  {usage['drafted_tokens']} tokens drafted, {usage['accepted_tokens']} accepted",
         f"prompt       {usage['prompt_tokens']} tokens: {text} text, {usage['image_tokens']} image, "
         f"{usage['audio_tokens']} audio; {usage['cached_tokens']} cached; route {result.route}",
     ]

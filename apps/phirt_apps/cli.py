@@ -119,6 +119,7 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    speculation: options.Speculation = True,
     json: options.Json = False,
     stats: options.Stats = False,
     provider: options.Provider = None,
@@ -161,6 +162,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(map(valid_text, stop or ())),
+        speculation=speculation,
     )
     tool_specs = tool_list(tools)
     system = None if system is None else valid_text(system)

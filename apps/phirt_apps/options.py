@@ -92,6 +92,13 @@ Stop = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text. May be repeated."),
 ]
+Speculation = Annotated[
+    bool,
+    typer.Option(
+        "--speculation/--no-speculation",
+        help="Try several tokens at once where the text repeats itself; the answer is the same.",
+    ),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Times, speeds, token counts and memory on stderr.")]
 Targets = Annotated[
     list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")

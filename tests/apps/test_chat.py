@@ -118,8 +118,27 @@ def test_bad_tools_are_one_line(invoke, tmp_path: Path, content: str) -> None:
 def test_stats_go_to_stderr(invoke, examples: Path) -> None:
     result = invoke("chat", "--image", examples / "shapes.png", "what", "--max-new-tokens", 4, "--stats")
     assert result.exit_code == 0
-    for word in ("first token", "prefill", "tokens/s", "decode", "image", "cached", "peak memory"):
+    for word in (
+        "first token",
+        "prefill",
+        "tokens/s",
+        "decode",
+        "speculation",
+        "image",
+        "cached",
+        "peak memory",
+    ):
         assert word in result.stderr and word not in result.stdout
+
+
+def test_speculation_can_be_switched_off(invoke) -> None:
+    command = ("chat", "the quick the quick", "--max-new-tokens", 60, "--json")
+    with_, without = (
+        json.loads(invoke(*command, switch).stdout) for switch in ("--speculation", "--no-speculation")
+    )
+    assert with_["ids"] == without["ids"]
+    assert without["usage"]["drafted_tokens"] == without["usage"]["accepted_tokens"] == 0
+    assert set(with_["usage"]) == set(without["usage"])
 
 
 def test_the_prompt_may_come_from_stdin(invoke) -> None:

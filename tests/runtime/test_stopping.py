@@ -43,15 +43,15 @@ def test_a_full_context_ends_the_answer(model):
 
 
 def test_cancelling_from_another_thread_stops_within_one_step(chat, monkeypatch):
-    step = Engine.decode_step
+    run = Engine._run_tokens
     steps = []
 
-    def slow(self, token, *rest):
-        steps.append(token)
+    def slow(self, ids):
+        steps.append(ids)
         time.sleep(0.02)
-        return step(self, token, *rest)
+        run(self, ids)
 
-    monkeypatch.setattr(Engine, "decode_step", slow)
+    monkeypatch.setattr(Engine, "_run_tokens", slow)
     reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
     timer = threading.Timer(0.1, lambda: (steps.append("cancel"), reply.cancel()))
     timer.start()
@@ -71,14 +71,14 @@ def test_cancelling_before_the_first_piece(chat):
 
 
 def test_an_interrupt_keeps_the_partial_answer(chat, monkeypatch):
-    step = Engine.decode_step
+    run = Engine._run_tokens
 
-    def interrupted(self, token, *rest):
+    def interrupted(self, ids):
         if self.length > 12:
             raise KeyboardInterrupt
-        return step(self, token, *rest)
+        run(self, ids)
 
-    monkeypatch.setattr(Engine, "decode_step", interrupted)
+    monkeypatch.setattr(Engine, "_run_tokens", interrupted)
     reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
     with pytest.raises(KeyboardInterrupt):
         list(reply)

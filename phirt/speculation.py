@@ -1,0 +1,267 @@
+"""Guesses what comes next from what was already said, and how much of a guess is worth a run.
+
+Knows token ids, times and counts. Knows nothing of graphs, caches or text; `engine` runs the drafts.
+
+Text repeats itself, and answers quote their prompts: after a few ids that occurred before, those that
+followed them then may follow again (prompt lookup; the longest match of LZ77). Several ids in one run cost
+little more than one, and a drafted id counts only where the id that is chosen at its place, from the model's
+own logits, is the same. So answers do not depend on drafts, be they greedy or sampled: each id is chosen from
+its own distribution, with the generator's draw that it has without speculation. A drafted id of probability p
+is thus taken with probability p, as in speculative sampling (arXiv 2211.17192) for a draft that is certain.
+
+That is exact up to rounding: kernels may add in another order in a run of several positions, as in a prefill,
+and where activations are rounded to int8 a last bit can become a step of that. Two ids with all but equal
+logits may then change places.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Collection, Iterable
+
+RUN_SIZES = (1, 2, 4, 8, 16)  # positions of one run: the id that is known, and drafted ones
+LONGEST_RUN = RUN_SIZES[-1]
+
+_FEWEST = 2  # ids that must agree for a match to be found
+_LONGEST = 16  # more agreeing ids say no more
+_CANDIDATES = 8  # earlier places that one search looks at
+_PATIENCE = 8  # wrong ids after which a broken match is given up
+
+# How often the next id comes true by how many ids before it agree, before anything is known: less than was
+# measured on pages of an encyclopedia, because to wait costs nothing but a little gain.
+_CLASSES = (1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first, whose match broke
+_CLASS_OF = tuple(bisect.bisect_right(_CLASSES, length) for length in range(_LONGEST + 1))
+_FIRST_GUESS = (0.05, 0.1, 0.1, 0.3, 0.45, 0.65, 0.8, 0.9)
+_LEARNING = 1 / 16  # weight of the newest id in its class's estimate
+
+_FIRST_SLOPE = 0.25  # decode steps that each further position of a run costs, before any is measured
+_TIME_WEIGHT = 0.3  # of the newest run in the estimate of its size
+_SHARING = 1 / 32  # of what a run shows, for the estimates of other sizes
+_FORGETTING = 1 / 4096  # by each plain step, what runs have cost
+_HOPELESS = 0.02  # a place that likely to come true is the last that is thought of
+_WORTH = 1.05  # the least gain for which a draft is run: estimates are noisy
+
+
+class PromptLookup:
+    """An index of one sequence that grows id by id, and the place where its end was found before.
+
+    Ids in `never` are neither drafted nor take part in a match: media placeholders, whose meaning is not in
+    their id, and ids that end an answer. Adding an id takes a few microseconds whatever the length.
+    """
+
+    def __init__(self, ids: Iterable[int], never: Collection[int]) -> None:
+        self._never = frozenset(never)
+        self._ids: list[int] = []
+        self._ends: dict[int, int] = {}  # pair of ids: where it ended last
+        self._earlier: list[int] = []  # by position: where the pair that ends here ended before, or -1
+        for token in ids:
+            self._append(token)
+        self._source = -1  # the position whose id is expected next, or -1
+        self._misses = 0
+        self.match_length = 0
+        self._search()
+
+    @property
+    def expected(self) -> int | None:
+        """The id that comes next if the text repeats itself; None where there is no match."""
+        if self._source < 0 or self._ids[self._source] in self._never:
+            return None
+        return self._ids[self._source]
+
+    def add(self, token: int) -> bool | None:
+        """Notes the next id. Returns whether it is the expected one, None where none was expected."""
+        expected = self.expected
+        self._append(token)
+        if expected == token:
+            self._source += 1
+            self.match_length += 1
+            return True
+        # Where one word was replaced the text often goes on as it did: the old place stays, in step.
+        self.match_length = 0
+        self._misses += 1
+        if self._source >= 0:
+            self._source = self._source + 1 if self._misses <= _PATIENCE else -1
+        self._search()
+        return None if expected is None else False
+
+    def draft(self, count: int) -> list[int]:
+        """At most `count` ids that followed the match, none of `never`. A match that reaches the end of the
+        sequence goes on into the draft itself, as in a text that loops.
+        """
+        drafted: list[int] = []
+        if self._source < 0:
+            return drafted
+        for position in range(self._source, self._source + count):
+            past = position - len(self._ids)
+            token = self._ids[position] if past < 0 else drafted[past]
+            if token in self._never:
+                break
+            drafted.append(token)
+        return drafted
+
+    def _append(self, token: int) -> None:
+        position = len(self._ids)
+        previous = self._ids[-1] if position else token
+        self._ids.append(token)
+        if position == 0 or token in self._never or previous in self._never:
+            self._earlier.append(-1)
+            return
+        pair = previous << 32 | token
+        self._earlier.append(self._ends.get(pair, -1))
+        self._ends[pair] = position
+
+    def _search(self) -> None:
+        """Finds the longest match of the sequence's end among the latest candidates; the latest of equals."""
+        candidate = self._earlier[-1] if self._earlier else -1
+        best = 0
+        for _ in range(_CANDIDATES):
+            if candidate < 0 or best == _LONGEST:
+                return
+            length = self._agreeing(candidate)
+            if length > best:
+                best, self._source, self._misses = length, candidate + 1, 0
+                self.match_length = length
+            candidate = self._earlier[candidate]
+
+    def _agreeing(self, candidate: int) -> int:
+        """How many ids that end at `candidate` are those at the sequence's end; at least the pair is."""
+        ids, end, length = self._ids, len(self._ids) - 1, _FEWEST
+        while (
+            length < min(_LONGEST, candidate + 1)
+            and ids[end - length] == ids[candidate - length]
+            and ids[end - length] not in self._never
+        ):
+            length += 1
+        return length
+
+
+class RunCosts:
+    """What runs of several positions cost on one engine, in decode steps, learned from every run. `clock`
+    returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self._step: float | None = None  # seconds of a run of one position
+        self._slope = _FIRST_SLOPE
+        self._costs = {1: 1.0}  # of the sizes that have been run
+
+    def ran(self, positions: int, seconds: float) -> None:
+        """Notes what a run of so many positions took."""
+        if positions not in RUN_SIZES or seconds <= 0:
+            return
+        if positions == 1:
+            self._step = _nearer(self._step or seconds, seconds)
+            self._lean(_FORGETTING, _FIRST_SLOPE)
+        elif self._step is not None:
+            cost = _nearer(self.measured(positions), seconds / self._step)
+            self._slope += _TIME_WEIGHT * ((cost - 1) / (positions - 1) - self._slope)
+            self._lean(_SHARING, self._slope)
+            self._costs[positions] = cost
+
+    def measured(self, size: int) -> float:
+        """What a run costs; of a size that was never run, what the others let expect."""
+        return self._costs.get(size, 1 + self._slope * (size - 1))
+
+    def _lean(self, weight: float, slope: float) -> None:
+        """Moves all costs towards those of a slope, or a size that was slow once would not be run again."""
+        for size, cost in self._costs.items():
+            self._costs[size] = cost + weight * (1 + slope * (size - 1) - cost)
+
+
+def usual_cost(size: int) -> float:
+    """What a run costs where nothing is measured, in decode steps: 4 positions 1.75, 8 of them 2.75."""
+    return 1 + _FIRST_SLOPE * (size - 1)
+
+
+def _nearer(known: float, measured: float) -> float:
+    """The estimate after one more time. A pause of the machine must not count for long, so nothing counts for
+    more than twice what was known.
+    """
+    return known + _TIME_WEIGHT * (min(measured, 2 * known) - known)
+
+
+class DraftPolicy:
+    """How many positions to run at once, from what a run of a size costs in decode steps and from how often
+    expected ids have come true in this answer.
+
+    An expected id is compared with the chosen one whether it was run or not, so that drafting begins again by
+    itself where a text begins to repeat itself, and nothing is ever run to find out.
+    """
+
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        self._cost = cost
+        self._chances = list(_FIRST_GUESS)
+
+    def came(self, match_length: int, true: bool) -> None:
+        """Notes whether the id after a match of so many ids was the expected one."""
+        index = _CLASS_OF[min(match_length, _LONGEST)]
+        self._chances[index] += _LEARNING * (true - self._chances[index])
+
+    def run_size(self, match_length: int, longest: int) -> int:
+        """The positions, one of RUN_SIZES up to `longest`, that give most ids a second where the end of the
+        sequence has a match of `match_length` ids. 1 is a plain decode step.
+        """
+        best, best_gain = 1, _WORTH
+        ids, likely, position = 1.0, 1.0, 0
+        for size in RUN_SIZES[1:]:
+            if size > longest:
+                break
+            while position < size - 1:
+                likely *= self._chances[_CLASS_OF[min(match_length + position, _LONGEST)]]
+                ids += likely
+                position += 1
+            gain = ids / self._cost(size)
+            if gain > best_gain:
+                best, best_gain = size, gain
+            if likely < _HOPELESS:
+                break
+        return best
+
+
+class Speculation:
+    """The drafts of one answer. `drafted` counts the ids that were run as drafts, `accepted` those of them
+    that became part of the answer's text and spared a run.
+    """
+
+    def __init__(self, policy: DraftPolicy, never: Collection[int]) -> None:
+        self._policy = policy
+        self._never = frozenset(never)
+        self._lookup = PromptLookup((), self._never)
+        self._run: list[int] = []  # the drafted ids of the last run
+        self._row = 0  # of its logits: the one after the last id that was taken
+        self.drafted = 0
+        self.accepted = 0
+
+    def begin(self, ids: Iterable[int]) -> None:
+        """Starts after `ids`, the prompt."""
+        self._lookup = PromptLookup(ids, self._never)
+        self._run, self._row = [], 0
+
+    def take(self, token: int) -> int | None:
+        """Notes the chosen id. Returns the row of the last run's logits that follows it, where it was drafted
+        there; None where it must be run.
+        """
+        length = self._lookup.match_length
+        came = self._lookup.add(token)
+        if came is not None:
+            self._policy.came(length, came)
+        if self._row < len(self._run) and self._run[self._row] == token:
+            self._row += 1
+            self.accepted += 1
+            return self._row
+        self._run, self._row = [], 0
+        return None
+
+    def draft(self, room: int) -> list[int]:
+        """The ids to run after the one just taken, at most `room`; none where that does not pay."""
+        self._run = []
+        if self._lookup.expected is not None:
+            size = self._policy.run_size(self._lookup.match_length, 1 + room)
+            drafted = self._lookup.draft(size - 1)
+            # Shortened to a size that is measured, where fewer ids followed the match.
+            size = RUN_SIZES[bisect.bisect_right(RUN_SIZES, 1 + len(drafted)) - 1]
+            self._run = drafted[: size - 1]
+        self.drafted += len(self._run)
+        return self._run
