@@ -85,9 +85,7 @@ def choose_formats(
         parts = (bits,) * 4
     plain = "mse" if method == GPTQ else method
     methods = (method, method, method if adapter_bits == _ADAPTER_CALIBRATED_BITS else plain, plain)
-    return BundleFormats(
-        *(WeightFormat(b, block_size, m) for b, m in zip(parts, methods, strict=True))
-    )
+    return BundleFormats(*(WeightFormat(b, block_size, m) for b, m in zip(parts, methods, strict=True)))
 
 
 def default_block_size(config: ModelConfig) -> int:

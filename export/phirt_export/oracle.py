@@ -94,7 +94,9 @@ class CheckpointReference:
 
 
 def media_rows(model: Model, inputs: image_processor.ImageInputs | Rows, projector: str) -> Tensor:
-    """Features [rows, hidden] of a prepared picture, or of a recording's frames [T, mels] under a projector."""
+    """Features [rows, hidden] of a prepared picture, or of a recording's frames [T, mels] under a
+    projector.
+    """
     if not isinstance(inputs, image_processor.ImageInputs):
         rows: Tensor = model.audio_embed(torch.from_numpy(inputs)[None], projector)[0]
         return rows

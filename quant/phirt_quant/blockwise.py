@@ -118,7 +118,8 @@ def quantize(matrix: np.ndarray, bits: int, block_size: int, method: str = "rtn"
 
 
 def from_levels(levels: np.ndarray, scales: np.ndarray, bits: int, block_size: int) -> BlockQuantized:
-    """The stored form of whole-number levels [N, K], from -2**(bits-1) on, under scales float32 [N, blocks].
+    """The stored form of whole-number levels [N, K], from -2**(bits-1) on, under scales float32
+    [N, blocks].
     """
     rows, columns = levels.shape
     codes = np.full((rows, scales.shape[1] * block_size), 2 ** (bits - 1), dtype=np.uint8)
@@ -136,7 +137,9 @@ def dequantize(quantized: BlockQuantized) -> np.ndarray:
 
 
 def block_levels(blocks: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """Whole-number levels nearest to `blocks` [..., block_size] under `scales` [...]; zero scales give zeros."""
+    """Whole-number levels nearest to `blocks` [..., block_size] under `scales` [...]; a zero scale gives
+    zeros.
+    """
     half = 2 ** (bits - 1)
     # Values below the normal range make a reciprocal overflow; dividing keeps their levels right.
     safe = np.where(scales == 0, scales.dtype.type(1), scales)[..., None]

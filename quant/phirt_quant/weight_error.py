@@ -60,7 +60,7 @@ class PartError:
 
 @dataclasses.dataclass(frozen=True)
 class StoredSize:
-    """How many weights a stored matrix, or several, has, and in how many bytes, scales and padding included."""
+    """How many weights a stored matrix, or several, has, and in how many bytes with scales and padding."""
 
     tensor: str
     weights: int

@@ -1,4 +1,4 @@
-"""What a checkpoint computes on a user's own text, images and recordings, for quantization that looks at it."""
+"""What a checkpoint computes on a user's own text, images and recordings, for quantization by it."""
 
 from phirt_export.calibration.hessians import Hessians
 from phirt_export.calibration.samples import Sample, fingerprint, read_samples

@@ -5,17 +5,17 @@ Knows the order of layers, which inputs a matrix has and on which routes, and wh
 activations between two layers, the weights of one layer, the moments of one matrix. Knows nothing of how
 matrices are rounded or stored.
 
-A matrix is calibrated behind the quantized matrices before it, so that its own rounding makes good what theirs
-have done. The token table is stored first of all: where it scores tokens too, its inputs come from a pass
-through the original weights. LoRA branches act as they are in the checkpoint, and one is calibrated on its own
-route.
+A matrix is calibrated behind the quantized matrices before it: its inputs are what they will be. The token
+table is stored first of all: where it scores tokens too, its inputs come from a pass through the original
+weights. LoRA branches act as they are in the checkpoint, and one is calibrated on its own route.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Sequence as Items
 
 import numpy as np
 import numpy.typing as npt
@@ -114,10 +114,8 @@ class Hessians:
         try:
             for sequence, hidden in zip(self._sequences, position.hidden, strict=True):
                 if not adapter or ROUTES[sequence.route].adapter in adapter:
-                    try:
+                    with contextlib.suppress(_Reached):
                         self._through(layer, hidden, sequence.route)
-                    except _Reached:
-                        pass
         finally:
             handle.remove()
         return moments.result()

@@ -37,8 +37,8 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Either `text` to be read as it is, or a user's turn (`prompt`, `images`, `audio`) with the `answer` that
-    followed it, which may be empty.
+    """Either `text` to be read as it is, or a user's turn (`prompt`, `images`, `audio`) with the `answer`
+    that followed it, which may be empty.
     """
 
     text: str = ""
@@ -51,30 +51,38 @@ class Sample:
 def read_samples(paths: Sequence[Path]) -> list[Sample]:
     """The samples of files and folders, in the order given; a folder's files by name, subfolders included.
 
-    A text file is one sample. A picture or a recording is the turn that asks what it shows or says. A line of
-    JSON lines is an object: `text`, or a turn of `prompt`, `image`, `audio` (a path beside the file, or a
-    list of them) and `answer`.
+    A text file is one sample. A picture or a recording is the turn that asks what it shows or says, unless a
+    line of JSON lines has it in a turn. Such a line is an object: `text`, or a turn of `prompt`, `image`,
+    `audio` (a path beside the file, or a list of them) and `answer`.
 
     Raises:
         ConfigError: a file is missing, too large, of another kind, or a line is no such object. A folder's
             files of other kinds are passed over.
     """
-    samples: list[Sample] = []
+    found: list[tuple[Path, Sample]] = []
     for path in paths:
         for file in _files(path):
             for sample in _samples_of(file):
-                samples.append(sample)
-                if len(samples) > _MAX_SAMPLES:
-                    raise ConfigError(f"the calibration data has more than {_MAX_SAMPLES} samples; give fewer")
-    if not samples:
+                found.append((file, sample))
+                if len(found) > _MAX_SAMPLES:
+                    raise ConfigError(
+                        f"the calibration data has more than {_MAX_SAMPLES} samples; give fewer"
+                    )
+    if not found:
         named = ", ".join(str(path) for path in paths)
         raise ConfigError(f"{named} holds nothing to calibrate with; accepted: {_ACCEPTED}")
-    return samples
+    in_turns = {
+        path
+        for file, sample in found
+        if file.suffix.lower() in _RECORDS
+        for path in (*sample.images, *sample.audio)
+    }
+    return [sample for file, sample in found if file not in in_turns]
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
-    """Hex sha256 over the samples and the content of the media that they name, and over what computes on them:
-    torch's version and its threads, by which sums may round otherwise.
+    """Hex sha256 over the samples and the content of the media that they name, and over what computes on
+    them: torch's version and its threads, by which sums may round otherwise.
 
     Raises:
         ConfigError: a media file cannot be read.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence as Items
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from phirt_export.reference import ModelConfig
 
 PASSAGE_TOKENS = 256
-# Positions of one route that are looked at. A second moment of 8192 inputs wants some thousands of them; their
-# activations take 200 MB at a width of 3072.
+# Positions of one route that are looked at. Second moments of 8192 inputs want some thousands of them; the
+# activations of these take 200 MB at a width of 3072.
 ROUTE_TOKENS = 16_384
 _MEDIA_SAMPLES = 256
 
@@ -156,10 +157,11 @@ class _Encoder:
                     assert item.inputs is not None
                     rows[id(item)] = media_rows(model, item.inputs, ROUTES[route].audio_projector)
                     item.inputs = None
-        return [
-            Sequence(turn.ids, torch.cat([rows[id(m)] for m in turn.media]) if turn.media else None, turn.route)
-            for turn in turns
-        ]
+        sequences = []
+        for turn in turns:
+            media = torch.cat([rows[id(item)] for item in turn.media]) if turn.media else None
+            sequences.append(Sequence(turn.ids, media, turn.route))
+        return sequences
 
     def _picture(self, path: Path) -> Media:
         assert self._image is not None
@@ -188,7 +190,8 @@ def _with_tower(checkpoint: Checkpoint, config: ModelConfig, tower: str) -> Mode
         model = Model(config)
     prefix = f"model.embed_tokens_extend.{tower}."
     module = model.model.embed_tokens_extend.get_submodule(tower).to_empty(device="cpu").eval()
-    load_tensors(module, checkpoint.tensor, [n for n in expected_shapes(config) if n.startswith(prefix)], prefix)
+    names = [name for name in expected_shapes(config) if name.startswith(prefix)]
+    load_tensors(module, checkpoint.tensor, names, prefix)
     return model.eval()
 
 

@@ -45,8 +45,8 @@ class WeightSource(Protocol):
         """The whole tensor, float32."""
 
 
-# (tensor, start, stop) -> rows start..stop-1 of the matrix as it reads back from the data file, float32 [n, K],
-# without its factor; None while it is not stored, and where it is not quantized.
+# (tensor, start, stop) -> rows start..stop-1 of the matrix as it reads back from the data file, float32
+# [n, K], without its factor; None while it is not stored, and where it is not quantized.
 StoredRows = Callable[[str, int, int], np.ndarray | None]
 
 
@@ -154,13 +154,11 @@ class StoredBlocks:
 class WeightStore:
     """Turns weights of one source into initializers of one graph, each stored once however often used.
 
-    `errors` says what quantization has cost each matrix, `sizes` what each takes. `hessians` serve the method `gptq`; what they know
-    nothing of is rounded to nearest with searched scales.
+    `errors` says what quantization has cost each matrix, `sizes` what each takes. `hessians` serve the method
+    `gptq`; what they know nothing of is rounded to nearest with searched scales.
     """
 
-    def __init__(
-        self, g: GraphBuilder, source: WeightSource, hessians: HessianSource | None = None
-    ) -> None:
+    def __init__(self, g: GraphBuilder, source: WeightSource, hessians: HessianSource | None = None) -> None:
         self.g, self.source, self._hessians = g, source, hessians
         self.errors: list[WeightError] = []
         self.sizes: list[StoredSize] = []
@@ -269,7 +267,6 @@ class WeightStore:
             block,
         )
 
-
     def _rounding(
         self, weight: Matrix, form: WeightFormat
     ) -> Callable[[np.ndarray, int, int], BlockQuantized]:
@@ -286,9 +283,7 @@ class WeightStore:
         """Rows of a stored matrix; see `StoredRows`."""
         for (weight, form), stored in self._blocks.items():
             if weight.name == tensor:
-                codes, scales = (
-                    self._rows_of(part, start, stop) for part in (stored.codes, stored.scales)
-                )
+                codes, scales = (self._rows_of(part, start, stop) for part in (stored.codes, stored.scales))
                 columns = weight.shape[1]
                 values = dequantize(BlockQuantized(codes, scales, columns, form.bits, stored.block_size))
                 return values / np.float32(weight.factor)
