@@ -1,0 +1,394 @@
+"""Calibrated exports: what the moments are taken of, what an interrupted one keeps, what memory it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_models import (
+    DecoderRunner,
+    config,
+    random_model,
+    save_checkpoint,
+    save_talking_checkpoint,
+    session,
+)
+from typer.testing import CliRunner
+
+import phirt
+from phirt.errors import ConfigError
+from phirt_apps.cli import app
+from phirt_export import calibration as calibrating
+from phirt_export import exporter
+from phirt_export.calibration import sequences as sequencing
+from phirt_export.checkpoint import Checkpoint
+from phirt_export.exporter import export_bundle
+from phirt_export.graphs import data_file
+from phirt_export.oracle import load_model
+from phirt_export.reference import ROUTES
+from phirt_quant import samples
+from phirt_quant.blockwise import BlockQuantized, dequantize
+from phirt_quant.evaluation import BundleReference, compare, passages
+
+PROJECTIONS = {"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj"}
+PROJECTIONS |= {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_talking_checkpoint(tmp_path_factory.mktemp("calibration") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of every kind of file: texts, pictures, clips, and JSON lines about two of them."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "more").mkdir()
+    (folder / "a.txt").write_text("\n".join(samples.SENTENCES))
+    (folder / "more" / "b.md").write_text(samples.SENTENCES[0])
+    (folder / "notes.pdf").write_bytes(b"no calibration data")
+    for i, picture in enumerate(samples.pictures()):
+        picture.save(folder / f"{i}.png")
+    for i, clip in enumerate(samples.clips()):
+        (folder / "more" / f"{i}.wav").write_bytes(clip)
+    records = [
+        {"text": "A line of text by itself."},
+        {"prompt": "What is it?", "image": "0.png", "answer": "A house and the sun."},
+        {"image": ["1.png"], "audio": "more/0.wav", "answer": "An invoice, read aloud."},
+        {"prompt": "Who bakes?", "answer": "The baker at the corner."},
+    ]
+    (folder / "turns.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sequences(checkpoint, data):
+    return calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([data]))
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, data, tmp_path_factory) -> Path:
+    return export_bundle(
+        checkpoint, tmp_path_factory.mktemp("gptq") / "bundle", method="gptq", calibration=[data]
+    )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_a_folder_is_walked_and_media_in_turns_come_once(data):
+    read = calibrating.read_samples([data])
+    texts = [s.text for s in read if s.text]
+    assert texts[0].startswith("The ferry") and len(texts) == 3 and len(read) == 9
+    assert [s.images[0].name for s in read if s.images] == ["2.png", "0.png", "1.png"]
+    assert [s.audio[0].name for s in read if s.audio] == ["0.wav", "1.wav", "2.wav"]
+    turn = next(s for s in read if s.images and s.audio)
+    assert turn.prompt == samples.BOTH_PROMPT and turn.answer == "An invoice, read aloud."
+
+
+def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, sequences):
+    """Prompts and features are those of the finished bundle; the answer stands behind the prompt."""
+    model = phirt.load(bundle)
+    by_route = {route: [s for s in sequences if s.route == route] for route in ROUTES}
+    assert {route: len(found) for route, found in by_route.items()} == {"none": 5, "vision": 3, "speech": 2}
+    picture = next(s for s in by_route["vision"] if s.media is not None)
+    media = model.prepare_media([samples.pictures()[2]], [], "low")
+    prompt = model.encode_prompt((phirt.chat.Message("user", samples.IMAGE_PROMPT, media),), None, None)
+    assert picture.ids == tuple(prompt.ids)
+    rows = prompt.spans[0].features
+    assert np.abs(picture.media.numpy() - rows).mean() < 0.05 * np.abs(rows).mean()
+    answer = model.tokenizer.encode_content("A house and the sun.")
+    assert any(s.ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
+    passages_of_a = [model.tokenizer.decode(s.ids) for s in by_route["none"][:2]]
+    assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
+
+
+def test_long_data_is_thinned_evenly(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sequencing, "ROUTE_TOKENS", 1200)
+    text = "".join(f"{chr(97 + i // 200)}{i % 200} " for i in range(5000))
+    (tmp_path / "long.txt").write_text(text)
+    found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]))
+    assert 1000 <= sum(len(s.ids) for s in found) <= 1200
+    assert max(len(s.ids) for s in found) == sequencing.PASSAGE_TOKENS
+    tokenizer = phirt.tokenizer.Tokenizer(checkpoint / "tokenizer.json", 1 << 20)
+    first_letters = [re.search("[a-z]", tokenizer.decode(s.ids))[0] for s in found]
+    assert first_letters == sorted(first_letters) and len(set(first_letters)) == len(found)
+
+
+def expected_moments(model, sequences, module, routes) -> np.ndarray:
+    """E[x xᵀ] over the inputs of a module in whole forward passes."""
+    rows = []
+    handle = module.register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1]))
+    )
+    with torch.no_grad():
+        for s in sequences:
+            if s.route in routes:
+                model.hidden_states(torch.tensor([s.ids]), s.media, s.route)
+    handle.remove()
+    inputs = torch.cat(rows).double().numpy()
+    return inputs.T @ inputs / len(inputs)
+
+
+LAYER_PARTS = (
+    ("model.layers.0.self_attn.qkv_proj", "base_layer", None),
+    ("model.layers.1.mlp.down_proj", "base_layer", None),
+    ("model.layers.2.self_attn.o_proj", "base_layer", None),
+    ("model.layers.0.mlp.gate_up_proj", "lora_A.vision", "vision"),
+    ("model.layers.2.mlp.down_proj", "lora_B.speech", "speech"),
+)
+
+
+def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
+    """Also out of order, and a branch's on its own route alone."""
+    opened = Checkpoint(checkpoint)
+    model, hessians = load_model(opened), calibrating.Hessians(opened, opened.config, sequences)
+    for projection, part, route in LAYER_PARTS:
+        name = projection if part == "base_layer" else f"{projection}.{part}"
+        routes = ("none", "vision", "speech") if route is None else (route,)
+        expected = expected_moments(model, sequences, model.get_submodule(name), routes)
+        found = hessians.hessian(f"{projection}.{part}.weight", lambda *_: None)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    with torch.no_grad():
+        rows = [model.hidden_states(torch.tensor([s.ids]), s.media, s.route)[0] for s in sequences]
+    final = torch.cat(rows).double().numpy()
+    found = hessians.hessian("model.embed_tokens.weight", lambda *_: None)
+    np.testing.assert_allclose(found, final.T @ final / len(final), rtol=1e-3, atol=1e-5)
+    assert hessians.hessian("model.embed_tokens_extend.image_embed.glb_GN", lambda *_: None) is None
+
+
+def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
+    """What is stored of the table and of earlier projections acts; what is not stored yet is the original."""
+    opened = Checkpoint(checkpoint)
+    model = load_model(opened)
+    changed = {
+        name: 0.7 * tensor.numpy()
+        for name, tensor in model.state_dict().items()
+        if name == "model.embed_tokens.weight"
+        or re.fullmatch(r"model\.layers\.([01]\.|2\.self_attn\.qkv).*base_layer\.weight", name)
+    }
+    hessians = calibrating.Hessians(opened, opened.config, sequences)
+
+    def stored(name: str, start: int, stop: int) -> np.ndarray | None:
+        return changed[name][start:stop] if name in changed else None
+
+    found = hessians.hessian("model.layers.2.self_attn.o_proj.base_layer.weight", stored)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in changed.items():
+            state[name].copy_(torch.from_numpy(tensor))
+    expected = expected_moments(model, sequences, model.model.layers[2].self_attn.o_proj, tuple(ROUTES))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def stored_matrix(bundle: Path, name: str, columns: int) -> np.ndarray:
+    """A quantized matrix of the decoder's main graph, read from its file."""
+    graph = onnx.load(bundle / "decoder.onnx").graph
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.startswith(name)}
+    codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
+    codes = codes.reshape(*scales.shape, -1)
+    return dequantize(BlockQuantized(codes, scales, columns, 4, codes.shape[2] * 2))
+
+
+def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundle):
+    model = load_model(Checkpoint(checkpoint))
+    with torch.no_grad():
+        table = model.model.embed_tokens.weight
+        table.copy_(torch.from_numpy(stored_matrix(bundle, "embed", table.shape[1])))
+        for i, layer in enumerate(model.model.layers):
+            for name, projection in PROJECTIONS.items():
+                weight = layer.get_submodule(projection).base_layer.weight
+                stored = stored_matrix(bundle, f"layers.{i}.{name}", weight.shape[1])
+                assert 0 < np.abs(stored - weight.numpy()).mean() < 0.3 * weight.abs().mean()
+                weight.copy_(torch.from_numpy(stored))
+    ids = [int(i) for i in np.random.default_rng(0).integers(5, 300, 40)]
+    graph = session(bundle / "decoder.onnx")
+    for i, route in enumerate(ROUTES):
+        runner = DecoderRunner(graph, model.config.decoder)
+        got = np.concatenate([runner.run(ids[:30], None, i), *(runner.run([t], None, i) for t in ids[30:])])
+        with torch.no_grad():
+            expected = model(torch.tensor([ids]), None, route)[0].numpy()
+        # What remains is the rounding of activations and LoRA matrices to 8 bits.
+        assert np.corrcoef(got.reshape(-1), expected.reshape(-1))[0, 1] > 0.97
+
+
+def test_predictions_are_nearer_than_after_rounding_to_nearest(checkpoint, data, tmp_path):
+    full = phirt.load(export_bundle(checkpoint, tmp_path / "full", bits=32))
+    divergences = []
+    for method, given in (("gptq", [data]), ("rtn", [])):
+        folder = tmp_path / method
+        export_bundle(checkpoint, folder, block_size=64, method=method, calibration=given)
+        candidate = phirt.load(folder)
+        cases = passages(candidate, samples.SENTENCES, 300)
+        divergences.append(
+            compare(candidate, BundleReference(full, candidate), cases, "none").fidelity.mean_kl
+        )
+    assert divergences[0] < 0.9 * divergences[1]
+
+
+def test_a_calibrated_export_is_the_same_every_time_and_after_an_interruption(
+    checkpoint, data, bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data_file, "_SYNC_BYTES", 20_000)
+    settings = {"method": "gptq", "calibration": [data], "name": "bundle"}
+    whole = hashes(export_bundle(checkpoint, tmp_path / "whole", **settings))
+    output = tmp_path / "b"
+    for piece in (3, 14, 30):  # among the base weights, then among the LoRA branches
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(data_file.DataFile, "append", stopping(piece))
+            export_bundle(checkpoint, output, **settings)
+        assert not output.exists() and output.with_name(".b.partial").exists()
+    steps = []
+    assert hashes(export_bundle(checkpoint, output, progress=steps.append, **settings)) == whole
+    assert steps[-1].kept > 0.1 * steps[-1].weights
+
+
+def stopping(after: int):
+    """`DataFile.append` that is interrupted when so many pieces are written anew."""
+    append, written = data_file.DataFile.append, []
+
+    def interrupted(file, *args):
+        if not file._kept:
+            written.append(1)
+        if len(written) > after:
+            raise KeyboardInterrupt
+        return append(file, *args)
+
+    return interrupted
+
+
+def test_other_calibration_data_start_anew(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_file, "_SYNC_BYTES", 20_000)
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+
+    def export(**options) -> int:
+        steps = []
+        export_bundle(
+            checkpoint, tmp_path / "b", method="gptq", calibration=[other], progress=steps.append, **options
+        )
+        return steps[-1].kept
+
+    for change in (lambda: None, lambda: (other / "a.txt").write_text("Something else to calibrate with.")):
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(exporter, "build_vision", stopped)
+            export()
+        change()
+        kept = export()
+        assert (kept > 0) == (change() is None)
+        shutil.rmtree(tmp_path / "b")
+
+
+def stopped(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+MISTAKES = (
+    ("missing.txt", None, "cannot be read"),
+    ("weights.bin", b"\0", "is no calibration data; accepted: a folder, text"),
+    ("binary.txt", b"\xff\xfe\x00", "cannot be read as UTF-8"),
+    ("empty.txt", b"", "holds nothing to calibrate with"),
+    ("short.txt", b"a", "not two tokens"),
+    ("broken.jsonl", b"{", "line 1 is no JSON object"),
+    ("list.jsonl", b"[1]", "line 1 is no JSON object"),
+    ("deep.jsonl", b"[" * 9000, "line 1 is no JSON object"),
+    ("key.jsonl", b'{"txt": "a"}', "'txt' is not known; accepted: text, prompt, image, audio, answer"),
+    ("type.jsonl", b'\n{"text": 3}', "line 2: 'text' must be a string"),
+    ("both.jsonl", b'{"text": "a", "prompt": "b"}', "either 'text', or a turn"),
+    ("neither.jsonl", b'{"answer": "b"}', "either 'text', or a turn"),
+    ("path.jsonl", b'{"image": [4]}', "'image' must be a path"),
+    ("gone.jsonl", b'{"image": "gone.png"}', "gone.png does not exist"),
+    ("nul.jsonl", b'{"audio": "a\\u0000"}', "does not exist"),
+    ("no.png", b"no picture", "no picture that can be read"),
+    ("no.wav", b"no recording", "no recording that can be read"),
+)
+
+
+@pytest.mark.parametrize(("name", "content", "said"), MISTAKES, ids=[case[0] for case in MISTAKES])
+def test_bad_calibration_data_are_answered_in_one_line(checkpoint, tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--method", "gptq"]
+    result = CliRunner().invoke(app, [*command, "--calibration", str(tmp_path / name)])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_without_calibration_data_the_remedy_is_named(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"--calibration, or choose the method mse"):
+        export_bundle(checkpoint, tmp_path / "b", method="gptq")
+    with pytest.raises(ConfigError, match="choose from rtn, mse, gptq"):
+        export_bundle(checkpoint, tmp_path / "b", method="best")
+
+
+def test_media_that_the_model_does_not_take_are_refused(checkpoint, data, tmp_path):
+    """A decoder alone is calibrated on text."""
+    decoder = Checkpoint(checkpoint).config.decoder
+    alone = dataclasses.replace(config(adapters=()), decoder=decoder, vision=None, audio=None)
+    plain = save_checkpoint(random_model(alone), tmp_path / "checkpoint")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copyfile(checkpoint / name, plain / name)
+    for file, kind in (("2.png", "no images"), ("more/1.wav", "no recordings")):
+        with pytest.raises(ConfigError, match=kind):
+            export_bundle(plain, tmp_path / "b", method="gptq", calibration=[data / file])
+    bundle = export_bundle(plain, tmp_path / "b", method="gptq", calibration=[data / "a.txt"])
+    assert phirt.load(bundle).manifest.quantization["method"] == "gptq"
+
+
+def test_the_command_compares_the_bundle_and_says_its_size(checkpoint, data, tmp_path):
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--method", "gptq"]
+    result = CliRunner().invoke(app, [*command, "--calibration", str(data)])
+    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
+    for route in ROUTES:
+        assert re.search(rf"^{route} +\d+ +[\d.e-]+ +[\d.e-]+ +[\d.]+ % ", result.stderr, re.MULTILINE)
+    assert re.search(r"decoder and token table +5\.00 ", result.stderr)
+    assert "perplexity" in result.stderr and "sentences of the program" in result.stderr
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the system does not tell the peak of a running process")
+def test_moments_take_the_memory_of_one_layer(checkpoint, sequences):
+    small = Checkpoint(checkpoint).config
+    sizes = {"num_layers": 24, "intermediate_size": 24_576, "num_heads": 4}
+    large = dataclasses.replace(small, decoder=dataclasses.replace(small.decoder, **sizes), adapters={})
+    layer = 4 * 3 * large.decoder.hidden_size * large.decoder.intermediate_size
+    texts = [s for s in sequences if s.route == "none"]
+
+    class Source:
+        """Weights that are made when they are asked for."""
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            return tuple(shapes[name])
+
+        def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+            return np.full((stop - start, *shapes[name][1:]), 0.01, np.float32)
+
+        def tensor(self, name: str) -> np.ndarray:
+            return np.full(shapes[name], 1 / math.prod(shapes[name][1:] or (1,)), np.float32)
+
+    shapes = calibrating.hessians.expected_shapes(large)
+    hessians = calibrating.Hessians(Source(), large, texts)
+    RESET.write_text("5")
+    before = resident("VmRSS")
+    found = hessians.hessian("model.layers.23.mlp.gate_up_proj.base_layer.weight", lambda *_: None)
+    grown = resident("VmHWM") - before
+    assert found.shape == (64, 64)
+    # A layer, its largest tensor once more while it is copied, and activations of one sequence inside it.
+    inside = 4 * 4 * large.decoder.intermediate_size * max(len(s.ids) for s in texts)
+    assert grown < 2.5 * layer + inside < 0.5 * 24 * layer, f"{grown >> 20} MiB"
+
+
+def resident(field: str) -> int:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
