@@ -42,8 +42,9 @@ def export(
     Ctrl-C keeps what is finished; the same command goes on where it stopped.
 
     Calibration data should be like what the model will see: text for its text, images and recordings for
-    their routes. A line of JSON lines is {"text": ...}, or a turn {"prompt": ..., "image": ..., "audio": ...,
-    "answer": ...}. With it, the finished bundle is compared with the checkpoint as 'phirt eval' does it.
+    their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,
+    "image": ..., "audio": ..., "answer": ...}. With it, the finished bundle is compared with the checkpoint
+    as 'phirt eval' does it.
 
     \b
       phirt export runs/nano/checkpoint -o nano

@@ -66,7 +66,7 @@ def data(tmp_path_factory) -> Path:
         {"text": "A line of text by itself."},
         {"prompt": "What is it?", "image": "0.png", "answer": "A house and the sun."},
         {"image": ["1.png"], "audio": "more/0.wav", "answer": "An invoice, read aloud."},
-        {"prompt": "Who bakes?", "answer": "The baker at the corner."},
+        {"system": "Be brief.", "prompt": "Who bakes?", "answer": "The baker.<|tool_call|>["},
     ]
     (folder / "turns.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
@@ -111,6 +111,11 @@ def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, 
     assert np.abs(picture.media.numpy() - rows).mean() < 0.05 * np.abs(rows).mean()
     answer = model.tokenizer.encode_content("A house and the sun.")
     assert any(s.ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
+    system, user = phirt.chat.Message("system", "Be brief."), phirt.chat.Message("user", "Who bakes?")
+    prompt = model.encode_prompt((system, user), None, None)
+    call = model.tokenizer.id_of("<|tool_call|>")
+    ids = next(s.ids for s in by_route["none"] if call in s.ids)
+    assert ids[: len(prompt.ids)] == tuple(prompt.ids) and ids.index(call) == len(ids) - 2
     passages_of_a = [model.tokenizer.decode(s.ids) for s in by_route["none"][:2]]
     assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
 
@@ -303,7 +308,11 @@ MISTAKES = (
     ("broken.jsonl", b"{", "line 1 is no JSON object"),
     ("list.jsonl", b"[1]", "line 1 is no JSON object"),
     ("deep.jsonl", b"[" * 9000, "line 1 is no JSON object"),
-    ("key.jsonl", b'{"txt": "a"}', "'txt' is not known; accepted: text, prompt, image, audio, answer"),
+    (
+        "key.jsonl",
+        b'{"txt": "a"}',
+        "'txt' is not known; accepted: text, system, prompt, image, audio, answer",
+    ),
     ("type.jsonl", b'\n{"text": 3}', "line 2: 'text' must be a string"),
     ("both.jsonl", b'{"text": "a", "prompt": "b"}', "either 'text', or a turn"),
     ("neither.jsonl", b'{"answer": "b"}', "either 'text', or a turn"),

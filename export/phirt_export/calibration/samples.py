@@ -28,7 +28,7 @@ _ACCEPTED = (
     "a folder, text (.txt, .md), images (.jpg, .png, .webp, .gif, .bmp), recordings (.wav, .flac, .ogg, "
     ".mp3), or JSON lines (.jsonl)"
 )
-_KEYS = ("text", "prompt", "image", "audio", "answer")
+_KEYS = ("text", "system", "prompt", "image", "audio", "answer")
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_LINE_CHARACTERS = 1 << 20
 _MAX_SAMPLES = 100_000
@@ -37,11 +37,12 @@ _CHUNK = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Either `text` to be read as it is, or a user's turn (`prompt`, `images`, `audio`) with the `answer`
-    that followed it, which may be empty.
+    """Either `text` to be read as it is, or a user's turn (`prompt`, `images`, `audio`) under the
+    instructions `system`, with the `answer` that followed it; each may be empty.
     """
 
     text: str = ""
+    system: str = ""
     prompt: str = ""
     images: tuple[Path, ...] = ()
     audio: tuple[Path, ...] = ()
@@ -52,8 +53,8 @@ def read_samples(paths: Sequence[Path]) -> list[Sample]:
     """The samples of files and folders, in the order given; a folder's files by name, subfolders included.
 
     A text file is one sample. A picture or a recording is the turn that asks what it shows or says, unless a
-    line of JSON lines has it in a turn. Such a line is an object: `text`, or a turn of `prompt`, `image`,
-    `audio` (a path beside the file, or a list of them) and `answer`.
+    line of JSON lines has it in a turn. Such a line is an object: `text`, or a turn of `system`, `prompt`,
+    `image`, `audio` (a path beside the file, or a list of them) and `answer`.
 
     Raises:
         ConfigError: a file is missing, too large, of another kind, or a line is no such object. A folder's
@@ -90,7 +91,7 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     total = hashlib.sha256(json.dumps([torch.__version__, torch.get_num_threads()]).encode())
     for sample in samples:
         media = [[_file_digest(path) for path in paths] for paths in (sample.images, sample.audio)]
-        described = json.dumps([sample.text, sample.prompt, sample.answer, *media])
+        described = json.dumps([sample.text, sample.system, sample.prompt, sample.answer, *media])
         total.update(described.encode() + b"\n")
     return total.hexdigest()
 
@@ -133,13 +134,15 @@ def _record(line: str, path: Path, where: str) -> Sample:
         raise ConfigError(f"{where} is no JSON object of at most {_MAX_LINE_CHARACTERS} characters")
     if unknown := sorted(set(record) - set(_KEYS)):
         raise ConfigError(f"{where}: {unknown[0][:40]!r} is not known; accepted: {', '.join(_KEYS)}")
-    text, prompt, answer = (_string(record.get(key, ""), key, where) for key in ("text", "prompt", "answer"))
+    text, system, prompt, answer = (
+        _string(record.get(key, ""), key, where) for key in ("text", "system", "prompt", "answer")
+    )
     images, audio = (_media(record.get(key, []), key, path, where) for key in ("image", "audio"))
     if bool(text) == bool(prompt or images or audio):
         raise ConfigError(f"{where} must have either 'text', or a turn of 'prompt', 'image' and 'audio'")
     if not prompt and (images or audio):
         prompt = BOTH_PROMPT if images and audio else IMAGE_PROMPT if images else TRANSCRIBE_PROMPT
-    return Sample(text, prompt, images, audio, answer)
+    return Sample(text, system, prompt, images, audio, answer)
 
 
 def _string(value: Any, key: str, where: str) -> str:

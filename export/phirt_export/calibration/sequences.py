@@ -56,7 +56,8 @@ def encode_samples(checkpoint: Checkpoint, samples: Items[Sample]) -> list[Seque
     """The samples as sequences, at most ROUTE_TOKENS of each route, taken evenly from all of them.
 
     Texts are cut into passages, which take the route without an adapter. A turn is rendered by the chat
-    template, its answer behind it. Pictures are looked at with one crop beside the whole view.
+    template, its answer behind it, in which control tokens count as such. Pictures are looked at with one
+    crop beside the whole view.
 
     Raises:
         ConfigError: the model takes no images or no recordings, or there is nothing of two tokens or more.
@@ -134,8 +135,12 @@ class _Encoder:
     def turn(self, sample: Sample) -> _Turn:
         """A turn and its answer; cut where the model's original context ends."""
         media = (*map(self._picture, sample.images), *map(self._clip, sample.audio))
-        encoded = self._template.encode((Message("user", sample.prompt, media),))
-        ids = [*(int(i) for i in encoded.ids), *self._tokenizer.encode_content(sample.answer)]
+        system = (Message("system", sample.system),) if sample.system else ()
+        encoded = self._template.encode((*system, Message("user", sample.prompt, media)))
+        ids = [int(i) for i in encoded.ids]
+        # The model writes control tokens itself, those of tool calls for instance.
+        for part in self._tokenizer.split_control(sample.answer):
+            ids += [part] if isinstance(part, int) else self._tokenizer.encode_content(part)
         context = self._config.decoder.rope.original_context
         if len(encoded.ids) > context:
             raise ConfigError(
