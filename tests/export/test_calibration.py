@@ -38,7 +38,6 @@ from phirt_export.oracle import load_model
 from phirt_export.reference import ROUTES
 from phirt_quant import samples
 from phirt_quant.blockwise import BlockQuantized, dequantize
-from phirt_quant.evaluation import BundleReference, compare, passages
 
 PROJECTIONS = {"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj"}
 PROJECTIONS |= {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
@@ -207,7 +206,8 @@ def stored_matrix(bundle: Path, name: str, columns: int) -> np.ndarray:
     return dequantize(BlockQuantized(codes, scales, columns, 4, codes.shape[2] * 2))
 
 
-def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundle):
+def over_stored_weights(checkpoint: Path, bundle: Path):
+    """The reference with the bundle's table and projections; its LoRA branches are the checkpoint's."""
     model = load_model(Checkpoint(checkpoint))
     with torch.no_grad():
         table = model.model.embed_tokens.weight
@@ -218,6 +218,11 @@ def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundl
                 stored = stored_matrix(bundle, f"layers.{i}.{name}", weight.shape[1])
                 assert 0 < np.abs(stored - weight.numpy()).mean() < 0.3 * weight.abs().mean()
                 weight.copy_(torch.from_numpy(stored))
+    return model
+
+
+def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundle):
+    model = over_stored_weights(checkpoint, bundle)
     ids = [int(i) for i in np.random.default_rng(0).integers(5, 300, 40)]
     graph = session(bundle / "decoder.onnx")
     for i, route in enumerate(ROUTES):
@@ -229,18 +234,21 @@ def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundl
         assert np.corrcoef(got.reshape(-1), expected.reshape(-1))[0, 1] > 0.97
 
 
-def test_predictions_are_nearer_than_after_rounding_to_nearest(checkpoint, data, tmp_path):
-    full = phirt.load(export_bundle(checkpoint, tmp_path / "full", bits=32))
-    divergences = []
+def test_what_the_decoder_computes_is_nearer_than_after_rounding_to_nearest(
+    checkpoint, data, sequences, tmp_path
+):
+    """Without the rounding of activations, which is the same for both and larger in a random model."""
+    original, errors = load_model(Checkpoint(checkpoint)), []
     for method, given in (("gptq", [data]), ("rtn", [])):
         folder = tmp_path / method
         export_bundle(checkpoint, folder, block_size=64, method=method, calibration=given)
-        candidate = phirt.load(folder)
-        cases = passages(candidate, samples.SENTENCES, 300)
-        divergences.append(
-            compare(candidate, BundleReference(full, candidate), cases, "none").fidelity.mean_kl
-        )
-    assert divergences[0] < 0.9 * divergences[1]
+        model, error = over_stored_weights(checkpoint, folder), 0.0
+        with torch.no_grad():
+            for s in sequences:
+                states = [m.hidden_states(torch.tensor([s.ids]), s.media, s.route) for m in (original, model)]
+                error += float((states[1] - states[0]).square().sum())
+        errors.append(error)
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_a_calibrated_export_is_the_same_every_time_and_after_an_interruption(

@@ -72,7 +72,8 @@ def test_bits_a_weight_count_codes_scales_and_padding(checkpoint, small, full):
         assert size["decoder"]["bits_per_weight"] == pytest.approx(bits)
         projections = 3 * (2 * 128 * 64 + 128 * 64 + 3 * 96 * 64)
         assert size["parts"]["decoder"]["weights"] == projections
-        assert 8 < size["parts"]["vision adapter"]["bits_per_weight"] < 12 or bits == 32
+        # A rank of 8 fills half of a block of 16.
+        assert size["parts"]["vision adapter"]["bits_per_weight"] > (15 if bits < 32 else 31)
     result = CliRunner().invoke(app, ["eval", str(small), "--against", str(small), "--tokens", "20"])
     assert re.search(r"decoder and token table +5\.00 ", result.stdout)
     assert re.search(r"whole bundle +[\d.]+ +[\d,]+ +[\d.]+ [kM]B", result.stdout)
