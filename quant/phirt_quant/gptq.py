@@ -33,7 +33,8 @@ from phirt_quant.blockwise import (
 )
 
 DAMPING = 0.01
-# Measured on the nano model: the first sweep takes 4 % off the divergence, the third less than 1 %.
+# Measured on the nano model, text: a sweep takes 6 % off the divergence that projections cause, and three
+# take 13 % off that of the token table.
 _SWEEPS = 3
 # Elements of the equations for scales that are held at a time.
 _EQUATIONS = 1 << 22
