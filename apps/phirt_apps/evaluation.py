@@ -1,4 +1,5 @@
-"""`phirt eval`: how far a bundle's predictions are from its checkpoint's, or from another bundle's.
+"""`phirt eval`: how far a bundle's predictions are from its checkpoint's, or from another bundle's, and how
+large it is.
 
 Knows what the comparison runs on and how its figures are shown. The comparison is phirt_quant's, the
 reference model phirt_export's.
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from phirt.errors import ConfigError
 from phirt.manifest import MANIFEST_NAME
 
-from .show import Output, one_line, plain_table
+from .show import Output, one_line, plain_table, size
 from .training import needs_extra
 
 if TYPE_CHECKING:
     import phirt
     from phirt_quant.evaluation import Case, Reference, RouteFidelity
+    from phirt_quant.sizes import BundleSizes
 
 _MAX_TEXT_BYTES = 16 << 20
 
@@ -34,10 +36,60 @@ class Inputs:
     audio: Sequence[Path]
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Figures by route, the bundle's sizes, what the reference was (`kind`) and what was compared on
+    (`used`).
+    """
+
+    bundle: Path
+    against: Path
+    kind: str
+    used: dict[str, str]
+    results: dict[str, RouteFidelity]
+    sizes: BundleSizes
+
+    def as_object(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "bundle": str(self.bundle),
+            "against": {"path": str(self.against), "kind": self.kind},
+            "inputs": self.used,
+            "routes": {route: _as_object(result) for route, result in self.results.items()},
+            "size": self.sizes.as_object(),
+        }
+
+    def tables(self) -> tuple[Any, Any]:
+        """Agreement by route, and sizes."""
+        return _table(self.results), _size_table(self.sizes)
+
+    def lines(self) -> list[str]:
+        """What stands below the tables."""
+        lines = _text_lines(self.results)
+        lines.append(f"reference: {one_line(str(self.against))}, {self.kind}")
+        return lines + [f"{name}: {one_line(detail)}" for name, detail in self.used.items()]
+
+
 def evaluate(bundle: Path, against: Path, inputs: Inputs, out: Output, *, as_json: bool) -> None:
-    """Writes one row of figures for each route of `bundle` that takes what is given, or one JSON object."""
+    """Writes one row of figures for each route of `bundle` that takes what is given and one for each of its
+    parts, or one JSON object.
+    """
+    report = measure(bundle, against, inputs, out)
+    if as_json:
+        out.json(report.as_object())
+        return
+    for table in report.tables():
+        out.table(table)
+        out.answer("\n")
+    for line in report.lines():
+        out.answer(f"{line}\n")
+
+
+def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
+    """The figures. Raises ConfigError where the two cannot be compared, or not in this machine's memory."""
     import phirt
     from phirt_quant.evaluation import compare
+    from phirt_quant.sizes import bundle_sizes
 
     with out.busy("loading the models"):
         candidate = phirt.load(bundle)
@@ -47,22 +99,7 @@ def evaluate(bundle: Path, against: Path, inputs: Inputs, out: Output, *, as_jso
     for route, batch in cases.items():
         with out.busy(f"comparing on route {route}"):
             results[route] = compare(candidate, reference, batch, route)
-    if as_json:
-        out.json(
-            {
-                "bundle": str(bundle),
-                "against": {"path": str(against), "kind": kind},
-                "inputs": used,
-                "routes": {route: _as_object(result) for route, result in results.items()},
-            }
-        )
-        return
-    out.table(_table(results))
-    for line in _text_lines(results):
-        out.answer(f"\n{line}\n")
-    out.answer(f"\nreference: {one_line(str(against))}, {kind}\n")
-    for name, detail in used.items():
-        out.answer(f"{name}: {one_line(detail)}\n")
+    return Report(bundle, against, kind, used, results, bundle_sizes(candidate.manifest))
 
 
 def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
@@ -134,6 +171,21 @@ def _table(results: dict[str, RouteFidelity]) -> Any:
             route, str(f.positions), f"{f.mean_kl:.3g}", f"{f.p99_kl:.3g}", f"{100 * f.top1_agreement:.1f} %",
             f"{f.mean_difference:.3g}", f"{f.max_difference:.3g}",
         )  # fmt: skip
+    return table
+
+
+def _size_table(sizes: BundleSizes) -> Any:
+    table = plain_table("stored", "#bits a weight", "#weights", "#bytes")
+    rows = {part: sizes.parts[part] for part in sizes.parts}
+    if sizes.decoder is not None and len(rows) > 1:
+        rows["decoder and token table"] = sizes.decoder
+    for part, row in rows.items():
+        table.add_row(one_line(part), f"{row.bits_per_weight:.2f}", f"{row.weights:,}", size(row.bytes))
+    if sizes.whole is None:
+        table.add_row("whole bundle", "unknown", "unknown", size(sizes.bytes))
+    else:
+        whole = sizes.whole
+        table.add_row("whole bundle", f"{whole.bits_per_weight:.2f}", f"{whole.weights:,}", size(whole.bytes))
     return table
 
 

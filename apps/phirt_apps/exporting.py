@@ -1,6 +1,7 @@
 """`phirt export`: the way from a checkpoint to a bundle, as somebody sees it who waits for it.
 
-Knows progress, time left and the table of errors. The work is phirt_export's.
+Knows progress, time left, the table of errors, and when the bundle is compared with its checkpoint. The work
+is phirt_export's, the comparison that of `phirt eval`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+from phirt.errors import ConfigError
+
+from . import evaluation
 from .show import Output, one_line, plain_table
 from .training import needs_extra
 
@@ -22,14 +26,15 @@ if TYPE_CHECKING:
 
 _LOG_EVERY_SECONDS = 60.0
 _NAME_CHARACTERS = 44
+_COMPARED_TOKENS = 2048
 
 
 def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool:
     """Writes the checkpoint as a bundle, and the bundle's folder to stdout. False when it was interrupted.
 
     On stderr: progress tensor by tensor on a terminal and otherwise one line a minute, and at the end what
-    quantization has cost. An interrupted export keeps what is finished; a later call with the same settings
-    continues.
+    quantization has cost the weights and, given calibration data, the predictions. An interrupted export
+    keeps what is finished; a later call with the same settings continues.
     """
     with needs_extra("export"):
         from phirt_export.exporter import export_bundle
@@ -43,7 +48,25 @@ def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool
     if errors:
         out.notice_table(_error_table(errors))
     out.answer(f"{folder}\n")
+    if settings.get("calibration"):
+        _compare(folder, checkpoint, out)
     return True
+
+
+def _compare(bundle: Path, checkpoint: Path, out: Output) -> None:
+    """The table of `phirt eval` on stderr, on the program's own samples: calibration has not seen them."""
+    inputs = evaluation.Inputs(None, _COMPARED_TOKENS, (), ())
+    try:
+        report = evaluation.measure(bundle, checkpoint, inputs, out)
+    except ConfigError as error:  # the bundle is finished; a model that is too large is no failure of it
+        out.notice(f"not compared with the checkpoint: {one_line(str(error))}")
+        return
+    for table in report.tables():
+        out.notice("")
+        out.notice_table(table)
+    out.notice("")
+    for line in report.lines():
+        out.notice(line)
 
 
 def _error_table(errors: list[PartError]) -> Any:

@@ -30,6 +30,7 @@ def export(
     adapter_bits: options.AdapterBits = 8,
     encoder_bits: options.EncoderBits = 8,
     method: options.Method = "rtn",
+    calibration: options.Calibration = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
@@ -40,8 +41,14 @@ def export(
     The bundle appears under its name when it is complete; memory stays bounded however large the checkpoint.
     Ctrl-C keeps what is finished; the same command goes on where it stopped.
 
+    Calibration data should be like what the model will see: text for its text, images and recordings for
+    their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,
+    "image": ..., "audio": ..., "answer": ...}. With it, the finished bundle is compared with the checkpoint
+    as 'phirt eval' does it.
+
     \b
       phirt export runs/nano/checkpoint -o nano
+      phirt export Phi-4-multimodal-instruct -o phi4 --method gptq --calibration samples/
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
     """
     from . import exporting
@@ -56,6 +63,7 @@ def export(
         adapter_bits=adapter_bits,
         encoder_bits=encoder_bits,
         method=method,
+        calibration=calibration or (),
         name=name,
     ):
         raise typer.Exit(INTERRUPTED)
@@ -85,9 +93,10 @@ def evaluate(
     """Compares the predictions of BUNDLE with those of its checkpoint, or of another bundle, on each route.
 
     Text is predicted token by token; after an image or a recording the reference's answer is. KL is in nats,
-    of the reference's distribution to the bundle's. A checkpoint runs in float32 and needs four bytes of
-    memory a weight; when that is too much, compare with an export of --bits 32. What is not given of text,
-    images and recordings is the program's own: sentences, rendered pictures, synthesised clips.
+    of the reference's distribution to the bundle's. Bits a weight count codes, scales and padding. A
+    checkpoint runs in float32 and needs four bytes of memory a weight; when that is too much, compare with an
+    export of --bits 32. What is not given of text, images and recordings is the program's own: sentences,
+    rendered pictures, synthesised clips.
 
     \b
       phirt eval phi4-int4 --against Phi-4-multimodal-instruct

@@ -114,4 +114,19 @@ AdapterBits = Annotated[
     int, typer.Option("--adapter-bits", metavar="N", help="The same for the LoRA branches.")
 ]
 EncoderBits = Annotated[int, typer.Option("--encoder-bits", metavar="N", help="The same for the encoders.")]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="How scales are chosen: rtn or mse.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="rtn rounds to nearest, mse searches scales, gptq calibrates: it needs --calibration.",
+    ),
+]
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="Text, images, recordings, JSON lines, or a folder of them. May be repeated.",
+    ),
+]

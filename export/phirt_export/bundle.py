@@ -25,7 +25,7 @@ VERSION = 1
 CARD_NAME = "MODEL_CARD.md"
 _DRAFT_NAME = f"{MANIFEST_NAME}.draft"
 # What a request may cost at most; not part of a checkpoint.
-_LIMITS = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
+LIMITS = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
 _MIN_IMAGE_SIDE = 10
 _SAMPLE_RATE = 16_000
 _CHUNK = 1 << 20
@@ -100,10 +100,10 @@ def write_manifest(
         "tokens": {**dataclasses.asdict(config.tokens), "eos": list(config.tokens.eos)},
         "chat_template": TEMPLATE_NAME,
         "tokenizer": TOKENIZER_NAME,
-        "image": _image(config),
-        "audio": _audio(config),
+        "image": image_constants(config),
+        "audio": audio_constants(config),
         "routes": routes(config),
-        "limits": _LIMITS,
+        "limits": LIMITS,
         "quantization": dict(quantization),
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -147,7 +147,8 @@ def _geometry(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _image(config: ModelConfig) -> dict[str, Any] | None:
+def image_constants(config: ModelConfig) -> dict[str, Any] | None:
+    """Constants of the image processor, as the manifest lists them; None for a model without eyes."""
     vision = config.vision
     if vision is None:
         return None
@@ -160,7 +161,8 @@ def _image(config: ModelConfig) -> dict[str, Any] | None:
     }
 
 
-def _audio(config: ModelConfig) -> dict[str, Any] | None:
+def audio_constants(config: ModelConfig) -> dict[str, Any] | None:
+    """Constants of the audio processor, as the manifest lists them; None for a model without ears."""
     audio = config.audio
     if audio is None:
         return None

@@ -84,16 +84,26 @@ class CheckpointReference:
         spec = self._manifest.image
         assert spec is not None
         image, _, name = image_processor.open_image(source, self._manifest.limits)
-        inputs = image_processor.process_image(image, spec, name)
-        mask = torch.from_numpy(inputs.patch_mask).view(-1, spec.grid, spec.grid)
-        (h, w), (u, v) = inputs.crop_grid.tolist(), inputs.feature_grid.tolist()
-        return self._model.image_embed(torch.from_numpy(inputs.pixel_values), mask, (h, w), (u, v))
+        return media_rows(self._model, image_processor.process_image(image, spec, name), projector="vision")
 
     def _audio_rows(self, source: audio_processor.AudioSource, projector: str) -> Tensor:
         spec = self._manifest.audio
         assert spec is not None
         frames, _ = audio_processor.process_audio(source, spec, self._manifest.limits)
-        return self._model.audio_embed(torch.from_numpy(np.ascontiguousarray(frames))[None], projector)[0]
+        return media_rows(self._model, np.ascontiguousarray(frames), projector)
+
+
+def media_rows(model: Model, inputs: image_processor.ImageInputs | Rows, projector: str) -> Tensor:
+    """Features [rows, hidden] of a prepared picture, or of a recording's frames [T, mels] under a
+    projector.
+    """
+    if not isinstance(inputs, image_processor.ImageInputs):
+        rows: Tensor = model.audio_embed(torch.from_numpy(inputs)[None], projector)[0]
+        return rows
+    grid = math.isqrt(inputs.patch_mask.shape[1])
+    mask = torch.from_numpy(inputs.patch_mask).view(-1, grid, grid)
+    (h, w), (u, v) = inputs.crop_grid.tolist(), inputs.feature_grid.tolist()
+    return model.image_embed(torch.from_numpy(inputs.pixel_values), mask, (h, w), (u, v))
 
 
 def load_model(checkpoint: Checkpoint) -> Model:

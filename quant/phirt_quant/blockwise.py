@@ -70,14 +70,23 @@ def rtn_scales(blocks: np.ndarray, bits: int) -> np.ndarray:
     return extreme / np.float32(-(2 ** (bits - 1)))
 
 
-def mse_scales(blocks: np.ndarray, bits: int) -> np.ndarray:
-    """Scales of least squared error among fractions of the round-to-nearest scale, of both signs."""
+def mse_scales(blocks: np.ndarray, bits: int, importance: np.ndarray | None = None) -> np.ndarray:
+    """Scales of least squared error among fractions of the round-to-nearest scale, of both signs.
+
+    Args:
+        blocks: float32 [..., block_size].
+        importance: float32 [block_size], weights of the squares; None for equal ones.
+
+    Returns:
+        float32 [...].
+    """
     base = rtn_scales(blocks, bits)
     best, best_error = base, np.full(base.shape, np.inf, dtype=np.float32)
     for fraction in _MSE_FRACTIONS:
         for sign in (1.0, -1.0):
             scales = base * np.float32(fraction * sign)
-            error = np.square(_levels(blocks, scales, bits) * scales[..., None] - blocks).sum(axis=-1)
+            squares = np.square(block_levels(blocks, scales, bits) * scales[..., None] - blocks)
+            error = squares.sum(axis=-1) if importance is None else squares @ importance
             better = error < best_error
             best, best_error = np.where(better, scales, best), np.where(better, error, best_error)
     return best
@@ -103,8 +112,20 @@ def quantize(matrix: np.ndarray, bits: int, block_size: int, method: str = "rtn"
         raise ConfigError("the weights hold values that are not finite; the checkpoint is damaged")
     blocks = padded.reshape(rows, count, block_size)
     scales = METHODS[method](blocks, bits).astype(np.float32)
-    codes = (_levels(blocks, scales, bits) + 2 ** (bits - 1)).astype(np.uint8)
-    return BlockQuantized(_pack(codes, bits), scales, columns, bits, block_size)
+    return from_levels(
+        block_levels(blocks, scales, bits).reshape(rows, -1)[:, :columns], scales, bits, block_size
+    )
+
+
+def from_levels(levels: np.ndarray, scales: np.ndarray, bits: int, block_size: int) -> BlockQuantized:
+    """The stored form of whole-number levels [N, K], from -2**(bits-1) on, under scales float32
+    [N, blocks].
+    """
+    rows, columns = levels.shape
+    codes = np.full((rows, scales.shape[1] * block_size), 2 ** (bits - 1), dtype=np.uint8)
+    codes[:, :columns] = levels + 2 ** (bits - 1)
+    packed = _pack(codes.reshape(rows, -1, block_size), bits)
+    return BlockQuantized(packed, scales, columns, bits, block_size)
 
 
 def dequantize(quantized: BlockQuantized) -> np.ndarray:
@@ -115,11 +136,13 @@ def dequantize(quantized: BlockQuantized) -> np.ndarray:
     return values.reshape(values.shape[0], -1)[:, : quantized.columns]
 
 
-def _levels(blocks: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """Signed integer levels of `blocks` under `scales`; a zero scale gives zeros."""
+def block_levels(blocks: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """Whole-number levels nearest to `blocks` [..., block_size] under `scales` [...]; a zero scale gives
+    zeros.
+    """
     half = 2 ** (bits - 1)
     # Values below the normal range make a reciprocal overflow; dividing keeps their levels right.
-    safe = np.where(scales == 0, np.float32(1), scales)[..., None]
+    safe = np.where(scales == 0, scales.dtype.type(1), scales)[..., None]
     return np.clip(np.rint(blocks / safe), -half, half - 1) * (scales != 0)[..., None]
 
 

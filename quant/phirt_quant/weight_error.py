@@ -1,4 +1,5 @@
-"""What quantization costs weights: the size of the difference relative to the size of the weights.
+"""What quantization costs weights: the size of the difference relative to the size of the weights, and what
+it leaves of their bytes.
 
 Knows running sums, so nothing is kept per element. Knows nothing of formats beyond the number of bits.
 """
@@ -55,6 +56,25 @@ class PartError:
     bits: int
     relative: float
     worst: WeightError
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredSize:
+    """How many weights a stored matrix, or several, has, and in how many bytes with scales and padding."""
+
+    tensor: str
+    weights: int
+    bytes: int
+
+
+def part_sizes(graph: str, sizes: Sequence[StoredSize]) -> dict[str, StoredSize]:
+    """The sizes of one graph by part, in the parts of `part_errors`."""
+    parts: dict[str, StoredSize] = {}
+    for size in sizes:
+        part = _part(graph, size.tensor)
+        so_far = parts.get(part, StoredSize(part, 0, 0))
+        parts[part] = StoredSize(part, so_far.weights + size.weights, so_far.bytes + size.bytes)
+    return parts
 
 
 def part_errors(graph: str, errors: Sequence[WeightError]) -> list[PartError]:

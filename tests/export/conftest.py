@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ import small_models  # noqa: E402
 
 from phirt_export.exporter import export_bundle  # noqa: E402
 from phirt_export.reference import Model  # noqa: E402
+from phirt_quant import samples  # noqa: E402
 
 # The models are tiny; threads would only wait for each other.
 torch.set_num_threads(1)
@@ -51,6 +53,34 @@ def _export(folder: Path, **options) -> Exported:
 def ranks(shared_data) -> Path:
     """The o200k ranks, from which tokenizers are built."""
     return shared_data / "tokenizer" / "o200k_base.tiktoken"
+
+
+@pytest.fixture(scope="session")
+def talking_checkpoint(tmp_path_factory) -> Path:
+    """Random weights behind a real tokenizer and a chat template."""
+    return small_models.save_talking_checkpoint(tmp_path_factory.mktemp("talking") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def calibration_data(tmp_path_factory) -> Path:
+    """A folder of every kind of file: texts, pictures, clips, and JSON lines about some of them."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "more").mkdir()
+    (folder / "a.txt").write_text("\n".join(samples.SENTENCES))
+    (folder / "more" / "b.md").write_text(samples.SENTENCES[0])
+    (folder / "notes.pdf").write_bytes(b"no calibration data")
+    for i, picture in enumerate(samples.pictures()):
+        picture.save(folder / f"{i}.png")
+    for i, clip in enumerate(samples.clips()):
+        (folder / "more" / f"{i}.wav").write_bytes(clip)
+    records = [
+        {"text": "A line of text by itself."},
+        {"prompt": "What is it?", "image": "0.png", "answer": "A house and the sun."},
+        {"image": ["1.png"], "audio": "more/0.wav", "answer": "An invoice, read aloud."},
+        {"system": "Be brief.", "prompt": "Who bakes?", "answer": "The baker.<|tool_call|>["},
+    ]
+    (folder / "turns.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
 
 
 @pytest.fixture(scope="session")

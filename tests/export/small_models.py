@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from phirt_export.reference import (
     AdapterConfig,
@@ -20,8 +21,14 @@ from phirt_export.reference import (
     TokenConfig,
     VisionConfig,
 )
+from phirt_export.train.recipe import SPECIAL_TOKENS
+from phirt_quant import samples
 
 IMAGE, AUDIO = 1, 2
+_TEMPLATE = (
+    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{%- endfor -%}{{ '<|assistant|>' }}"
+)
 
 
 def rope(original_context: int = 128, context: int = 128, long: bool = False) -> RopeConfig:
@@ -91,6 +98,28 @@ def save_checkpoint(model: Model, folder: Path, dtype: torch.dtype = torch.float
     (folder / "config.json").write_text(model.config.to_json())
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def save_talking_checkpoint(folder: Path) -> Path:
+    """Random weights behind a real tokenizer and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(samples.SENTENCES, trainer)
+    small = config(stem=False, rotary=rope(1024, 1024))
+    decoder = dataclasses.replace(small.decoder, vocab_size=tokenizer.get_vocab_size())
+    model = random_model(dataclasses.replace(small, decoder=decoder))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.2)
+    save_checkpoint(model, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(_TEMPLATE)
     return folder
 
 

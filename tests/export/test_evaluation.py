@@ -4,54 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from small_models import config, random_model, rope, save_checkpoint
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from small_models import config, random_model, save_checkpoint, save_talking_checkpoint
 from typer.testing import CliRunner
 
 import phirt
 from phirt.errors import ConfigError
 from phirt_apps.cli import app
 from phirt_export import oracle
-from phirt_export.checkpoint import Checkpoint
+from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.exporter import export_bundle
 from phirt_export.oracle import CheckpointReference, available_memory, load_model, needed_memory
-from phirt_export.train.recipe import SPECIAL_TOKENS
 from phirt_quant import samples
 from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
 
-TEMPLATE = (
-    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{%- endfor -%}{{ '<|assistant|>' }}"
-)
 ROUTES = {"none", "vision", "speech"}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """Random weights behind a real tokenizer."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(samples.SENTENCES, trainer)
-    small = config(stem=False, rotary=rope(1024, 1024))
-    decoder = dataclasses.replace(small.decoder, vocab_size=tokenizer.get_vocab_size())
-    model = random_model(dataclasses.replace(small, decoder=decoder))
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(0.2)
-    folder = save_checkpoint(model, tmp_path_factory.mktemp("eval") / "checkpoint")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return save_talking_checkpoint(tmp_path_factory.mktemp("eval") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +61,35 @@ def test_an_unquantized_bundle_predicts_what_its_checkpoint_does(checkpoint, ful
         assert figures["top1_agreement"] > 0.99 and figures["max_difference"] < 1e-2
     assert report["routes"]["none"]["positions"] > 150
     assert report["routes"]["vision"]["positions"] > 4 * 4  # three pictures, and one beside a clip
+
+
+def test_bits_a_weight_count_codes_scales_and_padding(checkpoint, small, full):
+    for bundle, bits in ((small, 4 + 32 / 32), (full, 32)):
+        size = evaluate(bundle, "--against", bundle)["size"]
+        weights = sum(math.prod(shape) for shape in expected_shapes(Checkpoint(checkpoint).config).values())
+        assert size["bytes"] == sum(p.stat().st_size for p in bundle.iterdir() if p.name != "manifest.json")
+        assert size["bits_per_weight"] == pytest.approx(8 * size["bytes"] / weights)
+        assert size["decoder"]["bits_per_weight"] == pytest.approx(bits)
+        projections = 3 * (2 * 128 * 64 + 128 * 64 + 3 * 96 * 64)
+        assert size["parts"]["decoder"]["weights"] == projections
+        # A rank of 8 fills half of a block of 16.
+        assert size["parts"]["vision adapter"]["bits_per_weight"] > (15 if bits < 32 else 31)
+    result = CliRunner().invoke(app, ["eval", str(small), "--against", str(small), "--tokens", "20"])
+    assert re.search(r"decoder and token table +5\.00 ", result.stdout)
+    assert re.search(r"whole bundle +[\d.]+ +[\d,]+ +[\d.]+ [kM]B", result.stdout)
+
+
+@pytest.mark.parametrize("parts", [None, [], {"decoder": 3}, {"decoder": {"weights": 0, "bytes": "x"}}])
+def test_a_bundle_that_does_not_tell_its_sizes_is_evaluated_all_the_same(small, tmp_path, parts):
+    older = Path(shutil.copytree(small, tmp_path / "older"))
+    manifest = json.loads((older / "manifest.json").read_text())
+    manifest["quantization"] |= {"parts": parts, "weights": None}
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    size = evaluate(older, "--against", small)["size"]
+    assert size["bytes"] > 100_000 and size["parts"] == {}
+    assert size["bits_per_weight"] is None and size["decoder"] is None
+    result = CliRunner().invoke(app, ["eval", str(older), "--against", str(small), "--tokens", "20"])
+    assert re.search(r"whole bundle +unknown +unknown +\d", result.stdout)
 
 
 def test_a_bundle_agrees_with_itself(small):

@@ -141,6 +141,15 @@ class DataFile:
         """Write one whole array."""
         return self.append(key, [([array], array.nbytes)]).extents[0]
 
+    def read(self, offset: int, length: int) -> np.ndarray:
+        """Bytes uint8 [length] of a finished piece."""
+        self._file.flush()
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            raw = np.frombuffer(file.read(length), np.uint8)
+        assert raw.size == length, f"{self.path} holds {raw.size} of {length} bytes at {offset}"
+        return raw
+
     def _place(self, lengths: Sequence[int]) -> tuple[Extent, ...]:
         """Aligned extents of these lengths, the first as near to the end of the file as can be."""
         end, extents = self._end, []

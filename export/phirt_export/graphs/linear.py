@@ -8,18 +8,23 @@ scores them from one stored copy. Knows nothing of the model around the projecti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_quant.blockwise import check_format, dequantize, num_blocks, quantize
-from phirt_quant.weight_error import RelativeError, WeightError
+from phirt_quant.blockwise import METHODS, BlockQuantized, check_format, dequantize, num_blocks, quantize
+from phirt_quant.gptq import DAMPING, ErrorCompensation
+from phirt_quant.weight_error import RelativeError, StoredSize, WeightError
 
 FLOAT_BITS = 32
+# The method that looks at calibration data; `blockwise` has those that look at weights alone.
+GPTQ = "gptq"
+ACCEPTED_METHODS = (*METHODS, GPTQ)
 ACCEPTED_BITS = (4, 8, FLOAT_BITS)
 # int8 activations: 1.5 to 3 times faster than float ones on CPUs with dot-product instructions.
 _ACCURACY_LEVEL = 4
@@ -40,10 +45,25 @@ class WeightSource(Protocol):
         """The whole tensor, float32."""
 
 
+# (tensor, start, stop) -> rows start..stop-1 of the matrix as it reads back from the data file, float32
+# [n, K], without its factor; None while it is not stored, and where it is not quantized.
+StoredRows = Callable[[str, int, int], np.ndarray | None]
+
+
+class HessianSource(Protocol):
+    """What calibration knows about the inputs of matrices."""
+
+    def hessian(self, tensor: str, stored: StoredRows) -> npt.NDArray[np.float64] | None:
+        """E[x xᵀ], float64 [K, K], of the inputs that a matrix multiplies; None where there is no data."""
+
+    def damping(self, tensor: str) -> float | None:
+        """The damping that suits a matrix, see `ErrorCompensation`; None for the usual one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
     """How matrices are stored: 4 or 8 bits in blocks of `block_size` along the input dimension, or float32
-    (32).
+    (32). `method` is one of ACCEPTED_METHODS.
     """
 
     bits: int
@@ -56,6 +76,9 @@ class WeightFormat:
             raise ConfigError(
                 f"{self.bits} bits a weight are not supported; choose from {accepted} (32 = unquantized)"
             )
+        if self.method not in ACCEPTED_METHODS:
+            accepted = ", ".join(ACCEPTED_METHODS)
+            raise ConfigError(f"quantization method {self.method!r} is unknown; choose from {accepted}")
         if self.is_quantized:
             check_format(self.bits, self.block_size)
 
@@ -131,12 +154,14 @@ class StoredBlocks:
 class WeightStore:
     """Turns weights of one source into initializers of one graph, each stored once however often used.
 
-    `errors` says what quantization has cost each of them.
+    `errors` says what quantization has cost each matrix, `sizes` what each takes. `hessians` serve the method
+    `gptq`; what they know nothing of is rounded to nearest with searched scales.
     """
 
-    def __init__(self, g: GraphBuilder, source: WeightSource) -> None:
-        self.g, self.source = g, source
+    def __init__(self, g: GraphBuilder, source: WeightSource, hessians: HessianSource | None = None) -> None:
+        self.g, self.source, self._hessians = g, source, hessians
         self.errors: list[WeightError] = []
+        self.sizes: list[StoredSize] = []
         self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
@@ -202,6 +227,7 @@ class WeightStore:
             slabs = _transposed_slabs(weight) if transposed else weight.slabs()
             (extent,) = self.g.data.append(weight.name, [(slabs, 4 * shape[0] * shape[1])]).extents
             self._dense[key] = Stored(extent.tensor(weight.name, ir.DataType.FLOAT, shape))
+            self.sizes.append(StoredSize(weight.name, shape[0] * shape[1], extent.length))
         return self._dense[key]
 
     def blocks(self, weight: Matrix, form: WeightFormat) -> StoredBlocks:
@@ -219,8 +245,10 @@ class WeightStore:
         error = RelativeError()
 
         def codes() -> Iterator[np.ndarray]:
+            # Asked for here, so that a piece that an interrupted export has finished costs nothing.
+            rounded = self._rounding(weight, form)
             for slab in weight.slabs():
-                quantized = quantize(slab, form.bits, block, form.method)
+                quantized = rounded(slab, form.bits, block)
                 error.add(slab, dequantize(quantized))
                 scales.append(quantized.scales)
                 yield quantized.codes
@@ -229,6 +257,8 @@ class WeightStore:
         parts = [(codes(), int(np.prod(shape))), (scales, 4 * shape[0] * shape[1])]
         piece = self.g.data.append(weight.name, parts, error.sums)
         self.errors.append(WeightError(weight.name, form.bits, *piece.note))
+        stored_bytes = sum(extent.length for extent in piece.extents)
+        self.sizes.append(StoredSize(weight.name, rows * columns, stored_bytes))
         code_extent, scale_extent = piece.extents
         return StoredBlocks(
             Stored(code_extent.tensor("codes", ir.DataType.UINT8, shape)),
@@ -236,6 +266,37 @@ class WeightStore:
             shape,
             block,
         )
+
+    def _rounding(
+        self, weight: Matrix, form: WeightFormat
+    ) -> Callable[[np.ndarray, int, int], BlockQuantized]:
+        """What quantizes slabs of rows of this matrix."""
+        if form.method != GPTQ:
+            return lambda slab, bits, block: quantize(slab, bits, block, form.method)
+        assert self._hessians is not None, "a calibrated method needs calibration data"
+        hessian = self._hessians.hessian(weight.name, self.read_back)
+        if hessian is None:
+            return lambda slab, bits, block: quantize(slab, bits, block, "mse")
+        return ErrorCompensation(hessian, self._hessians.damping(weight.name) or DAMPING).quantize
+
+    def read_back(self, tensor: str, start: int, stop: int) -> np.ndarray | None:
+        """Rows of a stored matrix; see `StoredRows`."""
+        for (weight, form), stored in self._blocks.items():
+            if weight.name == tensor:
+                codes, scales = (self._rows_of(part, start, stop) for part in (stored.codes, stored.scales))
+                columns = weight.shape[1]
+                values = dequantize(BlockQuantized(codes, scales, columns, form.bits, stored.block_size))
+                return values / np.float32(weight.factor)
+        return None
+
+    def _rows_of(self, stored: Stored, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop-1 of an array in the data file."""
+        t = stored.tensor
+        shape = tuple(int(d) for d in t.shape)
+        assert t.offset is not None and t.length is not None
+        row = t.length // shape[0]
+        raw = self.g.data.read(t.offset + start * row, (stop - start) * row)
+        return raw.view(t.dtype.numpy()).reshape(stop - start, *shape[1:])
 
 
 class EmbeddingTable:

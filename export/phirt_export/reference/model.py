@@ -123,7 +123,7 @@ class Model(nn.Module):
             mask: bool [B, 1, T, T], True = may attend; None for the causal mask, within the sliding window.
         """
         if mask is None:
-            mask = self._window_mask(input_ids)
+            mask = self.window_mask(input_ids.shape[1], input_ids.device)
         x = F.embedding(input_ids, self.embedding_weight())
         if media_features is not None:
             placeholders = self.is_media(input_ids)[..., None].expand_as(x)
@@ -143,14 +143,14 @@ class Model(nn.Module):
         """Logits [B, T, vocab]; arguments as in `hidden_states`."""
         return F.linear(self.hidden_states(input_ids, media_features, route, mask), self.head_weight())
 
-    def _window_mask(self, input_ids: Tensor) -> Tensor | None:
-        """The causal mask of a sliding window that is shorter than the sequence; None where causality is
-        all.
+    def window_mask(self, length: int, device: torch.device) -> Tensor | None:
+        """The causal mask of a sliding window that is shorter than a sequence of this length; None where
+        causality is all.
         """
-        window, length = self.config.decoder.sliding_window, input_ids.shape[1]
+        window = self.config.decoder.sliding_window
         if window is None or length <= window:
             return None
-        side = torch.arange(length, device=input_ids.device)
+        side = torch.arange(length, device=device)
         distance = side[:, None] - side[None, :]
         return ((distance >= 0) & (distance < window))[None, None]
 

@@ -1,0 +1,210 @@
+"""Calibration samples as a decoder sees them: token ids, rows of media features, a route.
+
+Knows the checkpoint's tokenizer, template and encoders, and how much of the data is used. Knows nothing of
+layers. The encoders run in float32, one at a time, and are given back.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message
+from phirt.errors import ConfigError
+from phirt.manifest import AudioSpec, ImageSpec, Limits, Tokens
+from phirt.media import Media
+from phirt.processors import audio as audio_processor
+from phirt.processors import image as image_processor
+from phirt.tokenizer import Tokenizer
+from phirt_export.bundle import LIMITS, audio_constants, image_constants
+from phirt_export.calibration.samples import Sample
+from phirt_export.chat_files import read_template, require_tokenizer
+from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.oracle import media_rows
+from phirt_export.reference import ROUTES, Model, Route
+
+if TYPE_CHECKING:
+    from phirt_export.reference import ModelConfig
+
+PASSAGE_TOKENS = 256
+# Positions of one route that are looked at. Second moments of 8192 inputs want some thousands of them; the
+# activations of these take 200 MB at a width of 3072.
+ROUTE_TOKENS = 16_384
+_MEDIA_SAMPLES = 256
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sequence:
+    """Token ids, the features float32 [rows, hidden] of their placeholders in order, and the route."""
+
+    ids: tuple[int, ...]
+    media: Tensor | None
+    route: Route
+
+
+def encode_samples(checkpoint: Checkpoint, samples: Items[Sample]) -> list[Sequence]:
+    """The samples as sequences, at most ROUTE_TOKENS of each route, taken evenly from all of them.
+
+    Texts are cut into passages, which take the route without an adapter. A turn is rendered by the chat
+    template, its answer behind it, in which control tokens count as such. Pictures are looked at with one
+    crop beside the whole view.
+
+    Raises:
+        ConfigError: the model takes no images or no recordings, or there is nothing of two tokens or more.
+        MediaError: a file is no picture or recording that can be read.
+    """
+    encoder = _Encoder(checkpoint)
+    by_route: dict[Route, list[Sample]] = collections.defaultdict(list)
+    for sample in samples:
+        by_route[encoder.route_of(sample)].append(sample)
+    turns: list[_Turn] = []
+    for route in ROUTES:
+        pieces = (
+            encoder.text_turns(by_route[route])
+            if route == "none"
+            else map(encoder.turn, _spread(by_route[route], _MEDIA_SAMPLES))
+        )
+        left = ROUTE_TOKENS
+        for turn in pieces:
+            if 1 < len(turn.ids) <= left:
+                left -= len(turn.ids)
+                turns.append(turn)
+    if not turns:
+        raise ConfigError("the calibration data has not two tokens in a row; give more text")
+    return encoder.with_features(turns)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Turn:
+    """Ids, and the media behind their placeholders, prepared but not encoded."""
+
+    ids: tuple[int, ...]
+    media: tuple[Media, ...]
+    route: Route
+
+
+class _Encoder:
+    """Turns samples into ids with the checkpoint's own tokenizer, template and constants."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        config = self._config = checkpoint.config
+        self._tokenizer = Tokenizer(
+            require_tokenizer(checkpoint.folder), config.decoder.vocab_size, VISIBLE_TOKENS
+        )
+        tokens = Tokens(**dataclasses.asdict(config.tokens))
+        self._template = ChatTemplate(read_template(checkpoint.folder), self._tokenizer, tokens)
+        self._limits = Limits(**LIMITS)
+        self._longest = min(PASSAGE_TOKENS, config.decoder.rope.original_context)
+        image, audio = image_constants(config), audio_constants(config)
+        self._image = None if image is None else image_processor.cap_crops(ImageSpec(**image), "low")
+        self._audio = None if audio is None else AudioSpec(**audio)
+
+    def route_of(self, sample: Sample) -> Route:
+        """The route that the sample takes; refuses media that the model does not take."""
+        if sample.images and self._image is None:
+            raise ConfigError(f"{sample.images[0]}: the checkpoint takes no images; leave them out")
+        if sample.audio and self._audio is None:
+            raise ConfigError(f"{sample.audio[0]}: the checkpoint takes no recordings; leave them out")
+        return "vision" if sample.images else "speech" if sample.audio else "none"
+
+    def text_turns(self, samples: Items[Sample]) -> Iterator[_Turn]:
+        """Passages and turns without media, spread over all of the text."""
+        turns: list[_Turn] = []
+        for sample in samples:
+            if not sample.text:
+                turns.append(self.turn(sample))
+                continue
+            ids = self._tokenizer.encode_content(sample.text)
+            for start in range(0, len(ids), self._longest):
+                turns.append(_Turn(tuple(ids[start : start + self._longest]), (), "none"))
+        total = sum(len(turn.ids) for turn in turns)
+        wanted = max(1, len(turns) * ROUTE_TOKENS // max(ROUTE_TOKENS, total))
+        return iter(_spread(turns, wanted))
+
+    def turn(self, sample: Sample) -> _Turn:
+        """A turn and its answer; cut where the model's original context ends."""
+        media = (*map(self._picture, sample.images), *map(self._clip, sample.audio))
+        system = (Message("system", sample.system),) if sample.system else ()
+        encoded = self._template.encode((*system, Message("user", sample.prompt, media)))
+        ids = [int(i) for i in encoded.ids]
+        # The model writes control tokens itself, those of tool calls for instance.
+        for part in self._tokenizer.split_control(sample.answer):
+            ids += [part] if isinstance(part, int) else self._tokenizer.encode_content(part)
+        context = self._config.decoder.rope.original_context
+        if len(encoded.ids) > context:
+            raise ConfigError(
+                f"a turn of the calibration data needs {len(encoded.ids)} tokens, and the model's original "
+                f"context has {context}; give shorter ones"
+            )
+        return _Turn(tuple(ids[:context]), media, self.route_of(sample))
+
+    def with_features(self, turns: Items[_Turn]) -> list[Sequence]:
+        """The turns with their media encoded; first all pictures, then all recordings."""
+        rows: dict[int, Tensor] = {}
+        for kind, tower in (("image", "image_embed"), ("audio", "audio_embed")):
+            wanted = [(item, turn.route) for turn in turns for item in turn.media if item.kind == kind]
+            if not wanted:
+                continue
+            model = _with_tower(self._checkpoint, self._config, tower)
+            with torch.no_grad():
+                for item, route in wanted:
+                    assert item.inputs is not None
+                    rows[id(item)] = media_rows(model, item.inputs, ROUTES[route].audio_projector)
+                    item.inputs = None
+        sequences = []
+        for turn in turns:
+            media = torch.cat([rows[id(item)] for item in turn.media]) if turn.media else None
+            sequences.append(Sequence(turn.ids, media, turn.route))
+        return sequences
+
+    def _picture(self, path: Path) -> Media:
+        assert self._image is not None
+        image, key, name = image_processor.open_image(path, self._limits)
+        count = image_processor.count_tokens(image_processor.upright_size(image), self._image, name)
+        return Media("image", key, count, image_processor.process_image(image, self._image, name))
+
+    def _clip(self, path: Path) -> Media:
+        assert self._audio is not None
+        frames, key = audio_processor.process_audio(path, self._audio, self._limits)
+        return Media(
+            "audio", key, audio_processor.count_tokens(len(frames), self._audio), np.ascontiguousarray(frames)
+        )
+
+
+def _spread(items: Items[_T], count: int) -> Items[_T]:
+    """At most `count` of the items, evenly from all of them, in order."""
+    if len(items) <= count:
+        return items
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _with_tower(checkpoint: Checkpoint, config: ModelConfig, tower: str) -> Model:
+    """A model of which one encoder alone has its weights; the rest takes no memory."""
+    with torch.device("meta"):
+        model = Model(config)
+    prefix = f"model.embed_tokens_extend.{tower}."
+    module = model.model.embed_tokens_extend.get_submodule(tower).to_empty(device="cpu").eval()
+    names = [name for name in expected_shapes(config) if name.startswith(prefix)]
+    load_tensors(module, checkpoint.tensor, names, prefix)
+    return model.eval()
+
+
+def load_tensors(
+    module: torch.nn.Module, tensor: Callable[[str], np.ndarray], names: Items[str], prefix: str
+) -> None:
+    """Copy the tensors `names`, which begin with `prefix`, into a module that lies there."""
+    state = module.state_dict()
+    with torch.no_grad():
+        for name in names:
+            state[name[len(prefix) :]].copy_(torch.from_numpy(tensor(name)))

@@ -1,0 +1,324 @@
+"""Calibrated exports: what the moments are taken of, what an interrupted one keeps, what memory it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_models import (
+    DecoderRunner,
+    session,
+)
+from typer.testing import CliRunner
+
+import phirt
+from phirt_apps.cli import app
+from phirt_export import calibration as calibrating
+from phirt_export import exporter
+from phirt_export.calibration import sequences as sequencing
+from phirt_export.checkpoint import Checkpoint
+from phirt_export.exporter import export_bundle
+from phirt_export.graphs import data_file
+from phirt_export.oracle import load_model
+from phirt_export.reference import ROUTES
+from phirt_quant import samples
+from phirt_quant.blockwise import BlockQuantized, dequantize
+
+PROJECTIONS = {"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj"}
+PROJECTIONS |= {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(talking_checkpoint) -> Path:
+    return talking_checkpoint
+
+
+@pytest.fixture(scope="module")
+def data(calibration_data) -> Path:
+    return calibration_data
+
+
+@pytest.fixture(scope="module")
+def sequences(checkpoint, data):
+    return calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([data]))
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint, data, tmp_path_factory) -> Path:
+    return export_bundle(
+        checkpoint, tmp_path_factory.mktemp("gptq") / "bundle", method="gptq", calibration=[data]
+    )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, sequences):
+    """Prompts and features are those of the finished bundle; the answer stands behind the prompt."""
+    model = phirt.load(bundle)
+    by_route = {route: [s for s in sequences if s.route == route] for route in ROUTES}
+    assert {route: len(found) for route, found in by_route.items()} == {"none": 5, "vision": 3, "speech": 2}
+    picture = next(s for s in by_route["vision"] if s.media is not None)
+    media = model.prepare_media([samples.pictures()[2]], [], "low")
+    prompt = model.encode_prompt((phirt.chat.Message("user", samples.IMAGE_PROMPT, media),), None, None)
+    assert picture.ids == tuple(prompt.ids)
+    rows = prompt.spans[0].features
+    assert np.abs(picture.media.numpy() - rows).mean() < 0.05 * np.abs(rows).mean()
+    answer = model.tokenizer.encode_content("A house and the sun.")
+    assert any(s.ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
+    system, user = phirt.chat.Message("system", "Be brief."), phirt.chat.Message("user", "Who bakes?")
+    prompt = model.encode_prompt((system, user), None, None)
+    call = model.tokenizer.id_of("<|tool_call|>")
+    ids = next(s.ids for s in by_route["none"] if call in s.ids)
+    assert ids[: len(prompt.ids)] == tuple(prompt.ids) and ids.index(call) == len(ids) - 2
+    passages_of_a = [model.tokenizer.decode(s.ids) for s in by_route["none"][:2]]
+    assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
+
+
+def test_long_data_is_thinned_evenly(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sequencing, "ROUTE_TOKENS", 1200)
+    text = "".join(f"{chr(97 + i // 200)}{i % 200} " for i in range(5000))
+    (tmp_path / "long.txt").write_text(text)
+    found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]))
+    assert 1000 <= sum(len(s.ids) for s in found) <= 1200
+    assert max(len(s.ids) for s in found) == sequencing.PASSAGE_TOKENS
+    tokenizer = phirt.tokenizer.Tokenizer(checkpoint / "tokenizer.json", 1 << 20)
+    first_letters = [re.search("[a-z]", tokenizer.decode(s.ids))[0] for s in found]
+    assert first_letters == sorted(first_letters) and len(set(first_letters)) == len(found)
+
+
+def expected_moments(model, sequences, module, routes) -> np.ndarray:
+    """E[x xᵀ] over the inputs of a module in whole forward passes."""
+    rows = []
+    handle = module.register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1]))
+    )
+    with torch.no_grad():
+        for s in sequences:
+            if s.route in routes:
+                model.hidden_states(torch.tensor([s.ids]), s.media, s.route)
+    handle.remove()
+    inputs = torch.cat(rows).double().numpy()
+    return inputs.T @ inputs / len(inputs)
+
+
+LAYER_PARTS = (
+    ("model.layers.0.self_attn.qkv_proj", "base_layer", None),
+    ("model.layers.1.mlp.down_proj", "base_layer", None),
+    ("model.layers.2.self_attn.o_proj", "base_layer", None),
+    ("model.layers.0.mlp.gate_up_proj", "lora_A.vision", "vision"),
+    ("model.layers.2.mlp.down_proj", "lora_B.speech", "speech"),
+)
+
+
+def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
+    """Also out of order, and a branch's on its own route alone."""
+    opened = Checkpoint(checkpoint)
+    model, hessians = load_model(opened), calibrating.Hessians(opened, opened.config, sequences)
+    for projection, part, route in LAYER_PARTS:
+        name = projection if part == "base_layer" else f"{projection}.{part}"
+        routes = ("none", "vision", "speech") if route is None else (route,)
+        expected = expected_moments(model, sequences, model.get_submodule(name), routes)
+        found = hessians.hessian(f"{projection}.{part}.weight", lambda *_: None)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    with torch.no_grad():
+        rows = [model.hidden_states(torch.tensor([s.ids]), s.media, s.route)[0] for s in sequences]
+    final = torch.cat(rows).double().numpy()
+    found = hessians.hessian("model.embed_tokens.weight", lambda *_: None)
+    np.testing.assert_allclose(found, final.T @ final / len(final), rtol=1e-3, atol=1e-5)
+    assert hessians.hessian("model.embed_tokens_extend.image_embed.glb_GN", lambda *_: None) is None
+
+
+def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
+    """What is stored of the table and of earlier projections acts; what is not stored yet is the original."""
+    opened = Checkpoint(checkpoint)
+    model = load_model(opened)
+    changed = {
+        name: 0.7 * tensor.numpy()
+        for name, tensor in model.state_dict().items()
+        if name == "model.embed_tokens.weight"
+        or re.fullmatch(r"model\.layers\.([01]\.|2\.self_attn\.qkv).*base_layer\.weight", name)
+    }
+    hessians = calibrating.Hessians(opened, opened.config, sequences)
+
+    def stored(name: str, start: int, stop: int) -> np.ndarray | None:
+        return changed[name][start:stop] if name in changed else None
+
+    found = hessians.hessian("model.layers.2.self_attn.o_proj.base_layer.weight", stored)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in changed.items():
+            state[name].copy_(torch.from_numpy(tensor))
+    expected = expected_moments(model, sequences, model.model.layers[2].self_attn.o_proj, tuple(ROUTES))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+def stored_matrix(bundle: Path, name: str, columns: int) -> np.ndarray:
+    """A quantized matrix of the decoder's main graph, read from its file."""
+    graph = onnx.load(bundle / "decoder.onnx").graph
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.startswith(name)}
+    codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
+    codes = codes.reshape(*scales.shape, -1)
+    return dequantize(BlockQuantized(codes, scales, columns, 4, codes.shape[2] * 2))
+
+
+def over_stored_weights(checkpoint: Path, bundle: Path):
+    """The reference with the bundle's table and projections; its LoRA branches are the checkpoint's."""
+    model = load_model(Checkpoint(checkpoint))
+    with torch.no_grad():
+        table = model.model.embed_tokens.weight
+        table.copy_(torch.from_numpy(stored_matrix(bundle, "embed", table.shape[1])))
+        for i, layer in enumerate(model.model.layers):
+            for name, projection in PROJECTIONS.items():
+                weight = layer.get_submodule(projection).base_layer.weight
+                stored = stored_matrix(bundle, f"layers.{i}.{name}", weight.shape[1])
+                assert 0 < np.abs(stored - weight.numpy()).mean() < 0.3 * weight.abs().mean()
+                weight.copy_(torch.from_numpy(stored))
+    return model
+
+
+def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundle):
+    model = over_stored_weights(checkpoint, bundle)
+    ids = [int(i) for i in np.random.default_rng(0).integers(5, 300, 40)]
+    graph = session(bundle / "decoder.onnx")
+    for i, route in enumerate(ROUTES):
+        runner = DecoderRunner(graph, model.config.decoder)
+        got = np.concatenate([runner.run(ids[:30], None, i), *(runner.run([t], None, i) for t in ids[30:])])
+        with torch.no_grad():
+            expected = model(torch.tensor([ids]), None, route)[0].numpy()
+        # What remains is the rounding of activations and LoRA matrices to 8 bits.
+        assert np.corrcoef(got.reshape(-1), expected.reshape(-1))[0, 1] > 0.97
+
+
+def test_outputs_of_projections_err_less_than_after_rounding_to_nearest(
+    checkpoint, data, sequences, tmp_path
+):
+    """On the inputs of the original model, which are nearly those that the matrices were calibrated on."""
+    original, errors = load_model(Checkpoint(checkpoint)), []
+    for method, given in (("gptq", [data]), ("rtn", [])):
+        folder = tmp_path / method
+        export_bundle(checkpoint, folder, block_size=64, method=method, calibration=given)
+        model, error = over_stored_weights(checkpoint, folder), 0.0
+        for i, layer in enumerate(original.model.layers):
+            for projection in PROJECTIONS.values():
+                module = layer.get_submodule(projection)
+                hessian = expected_moments(original, sequences, module, tuple(ROUTES))
+                stored = model.model.layers[i].get_submodule(projection).base_layer.weight
+                difference = (stored - module.base_layer.weight).detach().double().numpy()
+                error += np.vdot(difference @ hessian, difference)
+        errors.append(error)
+    assert errors[0] < 0.85 * errors[1]
+
+
+def test_a_calibrated_export_is_the_same_every_time_and_after_an_interruption(
+    checkpoint, data, bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data_file, "_SYNC_BYTES", 20_000)
+    settings = {"method": "gptq", "calibration": [data], "name": "bundle"}
+    whole = hashes(export_bundle(checkpoint, tmp_path / "whole", **settings))
+    output = tmp_path / "b"
+    for piece in (3, 14, 30):  # among the base weights, then among the LoRA branches
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(data_file.DataFile, "append", stopping(piece))
+            export_bundle(checkpoint, output, **settings)
+        assert not output.exists() and output.with_name(".b.partial").exists()
+    steps = []
+    assert hashes(export_bundle(checkpoint, output, progress=steps.append, **settings)) == whole
+    assert steps[-1].kept > 0.1 * steps[-1].weights
+
+
+def stopping(after: int):
+    """`DataFile.append` that is interrupted when so many pieces are written anew."""
+    append, written = data_file.DataFile.append, []
+
+    def interrupted(file, *args):
+        if not file._kept:
+            written.append(1)
+        if len(written) > after:
+            raise KeyboardInterrupt
+        return append(file, *args)
+
+    return interrupted
+
+
+def test_other_calibration_data_start_anew(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_file, "_SYNC_BYTES", 20_000)
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+
+    def export(**options) -> int:
+        steps = []
+        export_bundle(
+            checkpoint, tmp_path / "b", method="gptq", calibration=[other], progress=steps.append, **options
+        )
+        return steps[-1].kept
+
+    for change in (lambda: None, lambda: (other / "a.txt").write_text("Something else to calibrate with.")):
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(exporter, "build_vision", stopped)
+            export()
+        change()
+        kept = export()
+        assert (kept > 0) == (change() is None)
+        shutil.rmtree(tmp_path / "b")
+
+
+def stopped(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_the_command_compares_the_bundle_and_says_its_size(checkpoint, data, tmp_path):
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--method", "gptq"]
+    result = CliRunner().invoke(app, [*command, "--calibration", str(data)])
+    assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
+    for route in ROUTES:
+        assert re.search(rf"^{route} +\d+ +[\d.e-]+ +[\d.e-]+ +[\d.]+ % ", result.stderr, re.MULTILINE)
+    assert re.search(r"decoder and token table +5\.00 ", result.stderr)
+    assert "perplexity" in result.stderr and "sentences of the program" in result.stderr
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the system does not tell the peak of a running process")
+def test_moments_take_the_memory_of_one_layer(checkpoint, sequences):
+    small = Checkpoint(checkpoint).config
+    sizes = {"num_layers": 24, "intermediate_size": 24_576, "num_heads": 4}
+    large = dataclasses.replace(small, decoder=dataclasses.replace(small.decoder, **sizes), adapters={})
+    layer = 4 * 3 * large.decoder.hidden_size * large.decoder.intermediate_size
+    texts = [s for s in sequences if s.route == "none"]
+
+    class Source:
+        """Weights that are made when they are asked for."""
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            return tuple(shapes[name])
+
+        def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+            return np.full((stop - start, *shapes[name][1:]), 0.01, np.float32)
+
+        def tensor(self, name: str) -> np.ndarray:
+            return np.full(shapes[name], 1 / math.prod(shapes[name][1:] or (1,)), np.float32)
+
+    shapes = calibrating.hessians.expected_shapes(large)
+    hessians = calibrating.Hessians(Source(), large, texts)
+    RESET.write_text("5")
+    before = resident("VmRSS")
+    found = hessians.hessian("model.layers.23.mlp.gate_up_proj.base_layer.weight", lambda *_: None)
+    grown = resident("VmHWM") - before
+    assert found.shape == (64, 64)
+    # A layer, its largest tensor once more while it is copied, and activations of one sequence inside it.
+    inside = 4 * 4 * large.decoder.intermediate_size * max(len(s.ids) for s in texts)
+    assert grown < 2.5 * layer + inside < 0.5 * 24 * layer, f"{grown >> 20} MiB"
+
+
+def resident(field: str) -> int:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
