@@ -7,6 +7,7 @@ Knows sizes, checksums and links. What a manifest says is `manifest`'s matter.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from phirt.errors import BundleError
@@ -27,8 +28,9 @@ def load_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
-def verify_bundle(folder: str | Path) -> list[tuple[str, str]]:
-    """Checks every byte of a bundle. Returns (file, "ok" or what is wrong) for each listed file, in order.
+def verify_bundle(folder: str | Path, files: Collection[str] | None = None) -> list[tuple[str, str]]:
+    """Checks every byte of a bundle, or of these of its files. Returns (file, "ok" or what is wrong) for
+    each, in the manifest's order.
 
     A manifest that cannot be read, an unknown version or a path that leaves the bundle raises BundleError; a
     missing, truncated or altered file is reported in the list, so that all damage shows at once.
@@ -37,6 +39,8 @@ def verify_bundle(folder: str | Path) -> list[tuple[str, str]]:
     manifest = parse_manifest(_read_manifest(folder), folder)
     report = []
     for name, entry in manifest.files.items():
+        if files is not None and name not in files:
+            continue
         _check_inside(folder, name)
         try:
             _check_file(folder, name, entry)
@@ -49,9 +53,9 @@ def verify_bundle(folder: str | Path) -> list[tuple[str, str]]:
     return report
 
 
-def require_intact(folder: str | Path) -> None:
-    """Raises BundleError naming every file that differs from the manifest."""
-    bad = [f"{name}: {detail}" for name, detail in verify_bundle(folder) if detail != "ok"]
+def require_intact(folder: str | Path, files: Collection[str] | None = None) -> None:
+    """Raises BundleError naming every file, of all or of these, that differs from the manifest."""
+    bad = [f"{name}: {detail}" for name, detail in verify_bundle(folder, files) if detail != "ok"]
     if bad:
         raise BundleError(f"the bundle {folder} is damaged: {'; '.join(bad)}; {REMEDY}")
 

@@ -20,7 +20,7 @@ from phirt.decoder_io import DecoderIO
 from phirt.errors import BundleError, ContextError
 from phirt.kv_cache import KVCache
 from phirt.manifest import Manifest
-from phirt.sequence import Ids, MediaSpan, Prompt, Rows, anonymous_spans, common_prefix, feature_rows
+from phirt.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, extended, feature_rows
 from phirt.session import Session, ort_value
 from phirt.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
 
@@ -200,13 +200,10 @@ class Engine:
 
         Another route than the cached one runs everything again. Returns the logits [vocab] after the last id.
         """
-        known = self.cached
         new = np.asarray(ids, dtype=np.int64)
         rows = self._io.no_media if media_features is None else media_features
-        spans = known.spans + anonymous_spans(new, rows, self._placeholders, len(known.ids))
-        return self.prefill_prompt(
-            Prompt(np.concatenate([known.ids, new]), spans, route), cancel, on_progress
-        )
+        prompt = extended(self.cached, new, rows, self._placeholders, route)
+        return self.prefill_prompt(prompt, cancel, on_progress)
 
     def decode_step(
         self, token: int, cancel: threading.Event | None = None, on_progress: OnProgress | None = None

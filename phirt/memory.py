@@ -42,14 +42,16 @@ def give_back_freed() -> None:
 def _clean(names: Collection[str]) -> Iterator[tuple[int, int]]:
     """Address ranges that show one of the named files and have no page of their own."""
     start = stop = 0
-    ours = False
+    ours = clean = False
     for line in _TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         first, _, rest = line.partition(" ")
         if first.endswith(":"):
-            if ours and first == "Anonymous:" and int(rest.split()[0]) == 0:
+            if first in ("Anonymous:", "Swap:"):  # pages that were written to, in memory and out of it
+                clean = clean and int(rest.split()[0]) == 0
+            elif first == "VmFlags:" and ours and clean:  # the last line of a mapping
                 yield start, stop
         else:
             begin, _, end = first.partition("-")
-            start, stop = int(begin, 16), int(end, 16)
+            start, stop, clean = int(begin, 16), int(end, 16), True
             # Permissions, offset, device, inode, then the name with whatever spaces it has.
             ours = len(fields := rest.split(None, 4)) == 5 and fields[4] in names

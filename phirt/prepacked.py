@@ -20,11 +20,13 @@ import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from phirt.errors import PhirtError
 from phirt.manifest import GraphSpec, Manifest
 
 VARIABLE = "PHIRT_CACHE"  # another folder, or OFF
@@ -57,14 +59,21 @@ class Entry:
 
     def is_complete(self) -> bool:
         """Whether the entry is there with the sizes that it was written with; notes that it was used."""
+        listing = self.folder / _LISTING_NAME
         try:
-            listed = json.loads((self.folder / _LISTING_NAME).read_text(encoding="utf-8"))
-            whole = bool(listed == _sizes(self.folder))
-            if whole:
-                os.utime(self.folder / _LISTING_NAME)
-        except (OSError, ValueError):
+            whole = bool(json.loads(listing.read_text(encoding="utf-8")) == _sizes(self.folder))
+        except (OSError, ValueError, RecursionError):
             return False
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(listing)
         return whole
+
+    def has_failed(self) -> bool:
+        """Whether preparing it came to nothing within a day: it is not tried again at every start."""
+        try:
+            return time.time() - self._failure.stat().st_mtime < _ABANDONED_SECONDS
+        except OSError:
+            return False
 
     def discard(self) -> None:
         """Removes the entry, as far as the system lets it go."""
@@ -73,35 +82,33 @@ class Entry:
     @contextlib.contextmanager
     def staged(self) -> Iterator[Path | None]:
         """A folder to fill with MODEL_NAME and DATA_NAME, which becomes the entry if the block ends well;
-        None where there is no room for it.
+        None where there is no room for it. An entry that another process has finished meanwhile stays.
         """
         root = self.folder.parent
-        _remove_unused(root)
         if shutil.disk_usage(root).free < _SPACE_FACTOR * self.weights:
             yield None
             return
-        folder = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=root))
+        folder = None
         try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING_PREFIX}{os.getpid()}-", dir=root))
             yield folder
             sizes = _sizes(folder)
             (folder / _LISTING_NAME).write_text(json.dumps(sizes), encoding="utf-8")
             for path in folder.iterdir():
                 _sync(path)
-            self.discard()
-            folder.rename(self.folder)
+            if not self.is_complete():
+                self.discard()
+                folder.rename(self.folder)
+            self._failure.unlink(missing_ok=True)
+        except PhirtError:  # of the bundle, which may be whole the next time
+            raise
         except Exception:
-            self._failure.touch()
+            with contextlib.suppress(OSError):
+                self._failure.touch()
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether preparing it came to nothing within a day: it is not tried again at every start."""
-        try:
-            return time.time() - self._failure.stat().st_mtime < _ABANDONED_SECONDS
-        except OSError:
-            return False
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def _failure(self) -> Path:
@@ -119,11 +126,21 @@ def find_entry(manifest: Manifest, graph: GraphSpec, runtime: str) -> Entry | No
         return None
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_own(root):
+            return None
+        _remove_unused(root)
     except OSError:
         return None
     belongs_to = (manifest.fingerprint, graph.file, runtime, *_cpu())
-    entry = Entry(root / hashlib.sha256("\0".join(belongs_to).encode()).hexdigest()[:32], weights)
-    return None if entry.has_failed else entry
+    return Entry(root / hashlib.sha256("\0".join(belongs_to).encode()).hexdigest()[:32], weights)
+
+
+def _is_own(root: Path) -> bool:
+    """Whether nobody else can put a graph there to be opened."""
+    if not hasattr(os, "getuid"):  # Windows: the user's own profile, or a folder that the user has named
+        return True
+    state = root.stat()
+    return state.st_uid == os.getuid() and not state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _root() -> Path | None:
@@ -150,13 +167,29 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _remove_unused(root: Path) -> None:
+    """Removes entries that were not used for long and what processes that ended have left half done."""
     now = time.time()
     for path in root.iterdir():
-        is_entry = path.is_dir() and not path.name.startswith(_STAGING_PREFIX)
-        limit = _UNUSED_SECONDS if is_entry else _ABANDONED_SECONDS
         with contextlib.suppress(OSError):
-            if now - (path / _LISTING_NAME if is_entry else path).stat().st_mtime > limit:
+            dated = path / _LISTING_NAME
+            is_entry = dated.is_file() and not path.name.startswith(_STAGING_PREFIX)
+            age = now - (dated if is_entry else path).stat().st_mtime
+            if age > (_UNUSED_SECONDS if is_entry else _ABANDONED_SECONDS) or _is_orphan(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_orphan(name: str) -> bool:
+    """Whether a staging folder's process has ended; False where that cannot be told."""
+    owner = name.removeprefix(_STAGING_PREFIX).partition("-")[0]
+    if not name.startswith(_STAGING_PREFIX) or not owner.isdecimal() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(owner), 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _sync(path: Path) -> None:

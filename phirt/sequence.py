@@ -31,6 +31,13 @@ class MediaSpan:
         """The position after the run."""
         return self.start + len(self.features)
 
+    def before(self, position: int) -> MediaSpan:
+        """What lies before a position: the whole span, or a part of it under a name of its own."""
+        if self.stop <= position:
+            return self
+        rows = position - self.start
+        return MediaSpan(self.start, self.features[:rows], f"{self.key}:{rows}")
+
     def same_as(self, other: MediaSpan) -> bool:
         """Whether both put the same content at the same positions."""
         return (self.start, self.stop, self.key) == (other.start, other.stop, other.key)
@@ -69,7 +76,15 @@ def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Row
     return np.concatenate(parts) if parts else empty
 
 
-def anonymous_spans(ids: Ids, rows: Rows, placeholders: Sequence[int], offset: int) -> tuple[MediaSpan, ...]:
+def extended(known: Prompt, ids: Ids, rows: Rows, placeholders: Sequence[int], route: str) -> Prompt:
+    """`known`, which may end inside a medium, and then `ids` with the feature rows of their placeholders."""
+    length = len(known.ids)
+    spans = tuple(span.before(length) for span in known.spans)
+    spans += _anonymous_spans(ids, rows, placeholders, length)
+    return Prompt(np.concatenate([known.ids, ids]), spans, route)
+
+
+def _anonymous_spans(ids: Ids, rows: Rows, placeholders: Sequence[int], offset: int) -> tuple[MediaSpan, ...]:
     """One span for each run of placeholders in `ids`, which begin at `offset`, named by the content of its
     rows.
     """

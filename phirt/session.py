@@ -22,6 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from phirt import memory, prepacked
+from phirt.bundle_files import require_intact
 from phirt.errors import BundleError, ConfigError, ProviderError
 from phirt.manifest import GraphSpec, Manifest
 
@@ -117,37 +118,40 @@ class Session:
         if not config.repeated:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         path = manifest.path(self.spec.file)
-        try:
-            self._session = self._open_prepared(manifest, path, config) or _open(path, config)
-        except Exception as error:  # onnxruntime's types derive from Exception alone
-            raise BundleError(
-                f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
-                "weights are "
-                "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
-            ) from error
-        self._check_interface(self.spec)
-        memory.give_back_mapped([manifest.path(name) for name in self.spec.data])
+        self._session = self._open_prepared(manifest, config)
+        if self._session is None:
+            try:
+                self._session = _open(path, config)
+            except Exception as error:  # onnxruntime's types derive from Exception alone
+                raise BundleError(
+                    f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
+                    "weights are damaged: run 'phirt verify', then export the bundle again or fetch a fresh "
+                    "copy"
+                ) from error
+            _check_interface(self._session, self.spec)
+            memory.give_back_mapped([manifest.path(name) for name in self.spec.data])
 
-    def _open_prepared(self, manifest: Manifest, path: Path, config: SessionConfig) -> Any:
+    def _open_prepared(self, manifest: Manifest, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
-        cannot.
+        cannot. Raises BundleError where the bundle's files are not those of its manifest.
         """
         entry = None
         if config.providers == DEFAULT_PROVIDERS:
             entry = prepacked.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
         if entry is None:
             return None
+        if not entry.is_complete() and not entry.has_failed():
+            _prepare(manifest, self.graph, config, entry)
+        if not entry.is_complete():
+            return None
         try:
-            if not entry.is_complete():
-                if config.on_prepare is not None:
-                    config.on_prepare(self.graph, entry.weights)
-                _prepare(path, config, entry)
-            session = _open(entry.model, config, prepared=True) if entry.is_complete() else None
-            memory.give_back_mapped([entry.data])
-            return session
-        except Exception:  # a full disk, a damaged entry: the bundle itself is the way that always works
+            session = _open(entry.model, config, prepared=True)
+            _check_interface(session, self.spec)
+        except Exception:  # a damaged entry: the bundle itself is the way that always works
             entry.discard()
             return None
+        memory.give_back_mapped([entry.data])
+        return session
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
@@ -173,19 +177,20 @@ class Session:
             "bundle"
         )
 
-    def _check_interface(self, spec: GraphSpec) -> None:
-        """The graph must have the inputs and outputs that the manifest promises."""
-        found = {node.name: node.type for node in self._session.get_inputs()}
-        promised = {tensor.name: _ORT_TYPES[tensor.dtype] for tensor in spec.inputs}
-        if found != promised:
-            differing = sorted(set(found.items()) ^ set(promised.items()))[:4]
-            raise BundleError(
-                f"{spec.file}: inputs differ from the manifest: {differing}; export the bundle again"
-            )
-        outputs = {node.name for node in self._session.get_outputs()}
-        missing = sorted({tensor.name for tensor in spec.outputs} - outputs)
-        if missing:
-            raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
+
+def _check_interface(session: Any, spec: GraphSpec) -> None:
+    """The graph must have the inputs and outputs that the manifest promises. Raises BundleError."""
+    found = {node.name: node.type for node in session.get_inputs()}
+    promised = {tensor.name: _ORT_TYPES[tensor.dtype] for tensor in spec.inputs}
+    if found != promised:
+        differing = sorted(set(found.items()) ^ set(promised.items()))[:4]
+        raise BundleError(
+            f"{spec.file}: inputs differ from the manifest: {differing}; export the bundle again"
+        )
+    outputs = {node.name for node in session.get_outputs()}
+    missing = sorted({tensor.name for tensor in spec.outputs} - outputs)
+    if missing:
+        raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
 
 
 def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
@@ -200,21 +205,40 @@ def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
     )
 
 
-def _prepare(path: Path, config: SessionConfig, entry: prepacked.Entry) -> None:
-    """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry."""
-    with entry.staged() as folder:
-        if folder is None:
-            return
-        options = _options(config)
-        options.optimized_model_filepath = str(folder / prepacked.MODEL_NAME)
-        for key, value in (
-            ("optimized_model_external_initializers_file_name", prepacked.DATA_NAME),
-            ("optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_BYTES)),
-            ("save_external_prepacked_constant_initializers", "1"),
-        ):
-            options.add_session_config_entry(f"session.{key}", value)
-        ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
-    memory.give_back_freed()
+def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepacked.Entry) -> None:
+    """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry; gives up
+    without a word where that fails.
+
+    What is kept is read from then on in the bundle's place, so it must be the bundle's: raises BundleError
+    where a file has not the manifest's sha256.
+    """
+    spec = manifest.graphs[graph]
+    try:
+        with entry.staged() as folder:
+            if folder is None:
+                return
+            if config.on_prepare is not None:
+                config.on_prepare(graph, entry.weights)
+            require_intact(manifest.folder, (spec.file, *spec.data))
+            _write_prepared(manifest.path(spec.file), config, folder)
+    except BundleError:
+        raise
+    except Exception:  # a full disk, a folder that cannot be renamed: all as before
+        return
+    finally:
+        memory.give_back_freed()
+
+
+def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
+    options = _options(config)
+    options.optimized_model_filepath = str(folder / prepacked.MODEL_NAME)
+    for key, value in (
+        ("optimized_model_external_initializers_file_name", prepacked.DATA_NAME),
+        ("optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_BYTES)),
+        ("save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(f"session.{key}", value)
+    ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
 
 
 def _options(config: SessionConfig) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ _WEIGHTS, _DOCUMENTS = ".safetensors", ".json"
 def identity(checkpoint: Path, settings: Mapping[str, Any]) -> str:
     """Hex digest of a checkpoint folder's state, these settings (plain JSON values) and the exporter's code.
 
-    Two calls give the same digest only if exports would give the same bytes. The place of the folder does not
-    matter.
+    Two calls give the same digest only if exports would quantize to the same bytes. The place of the folder
+    does not matter, nor do folders in it that cannot be read.
     """
     described = {
         "checkpoint": [
             _described(path, checkpoint)
-            for folder in (checkpoint, *sorted(p for p in checkpoint.iterdir() if p.is_dir()))
+            for folder in (checkpoint, *sorted(p for p in checkpoint.iterdir() if _is_readable_folder(p)))
             for path in sorted(folder.iterdir())
             if path.suffix in (_WEIGHTS, _DOCUMENTS) and path.is_file()
         ],
@@ -39,6 +40,10 @@ def identity(checkpoint: Path, settings: Mapping[str, Any]) -> str:
         "numpy": np.__version__,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _is_readable_folder(path: Path) -> bool:
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK)
 
 
 def _described(path: Path, folder: Path) -> list[Any]:

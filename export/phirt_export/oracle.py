@@ -138,12 +138,24 @@ def needed_memory(config: ModelConfig) -> int:
     return 4 * (sum(sizes) + max(sizes)) + _ROOM
 
 
+def _left_in_container() -> float:
+    """Bytes below the limit of the control group (Linux, version 2); infinite without one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (
+            (group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current")
+        )
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no such group, or "max"
+        return math.inf
+
+
 def available_memory() -> int | None:
     """Bytes that programs can still take; all of the memory where only that is known; None for unknown."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return int(min(int(line.split()[1]) * 1024, _left_in_container()))
     except (OSError, ValueError):
         pass
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from typing import BinaryIO
 from phirt.bundle_files import load_manifest
 from phirt.errors import BundleError, ConfigError, PhirtError
 from phirt.manifest import FORMAT, MANIFEST_NAME
+from phirt_export.containers import read_json
 from phirt_export.journal import Journal
 
 _BUNDLE, _JOURNAL, _LOCK, _FORMER = "bundle", "journal", "lock", "former"
@@ -94,7 +95,7 @@ def _publish(partial: Path, output: Path) -> None:
         output.rename(former)
     try:
         folder.rename(output)
-    except OSError:
+    except BaseException:  # Ctrl-C as well: the former bundle is not to be missing from its place
         if former.exists():
             former.rename(output)
         raise
@@ -125,7 +126,7 @@ def _take_lock(partial: Path, output: Path) -> BinaryIO:
     for _ in range(_ATTEMPTS):
         _check_ours(partial)
         try:
-            partial.mkdir(exist_ok=True)
+            partial.mkdir(exist_ok=True, mode=0o700)
             file = (partial / _LOCK).open("ab")
         except FileNotFoundError:
             continue
@@ -161,8 +162,12 @@ def _check_ours(partial: Path) -> None:
     """Refuse a folder of that name which somebody else has made: it would be emptied."""
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise ConfigError(f"{partial} exists and is not a folder; remove it, or choose another output")
-    names = {path.name for path in partial.iterdir()} if partial.is_dir() else set()
-    if foreign := sorted(names - {_BUNDLE, _JOURNAL, _LOCK, _FORMER}):
+    if hasattr(os, "getuid") and partial.exists() and partial.stat().st_uid != os.getuid():
+        raise ConfigError(f"{partial} belongs to another user; choose another output")
+    inside = list(partial.iterdir()) if partial.is_dir() else []
+    ours = {_BUNDLE, _JOURNAL, _LOCK, _FORMER}
+    # A link of one of our names would have us empty or overwrite what it shows.
+    if foreign := sorted(path.name for path in inside if path.name not in ours or path.is_symlink()):
         raise ConfigError(
             f"{partial} holds {foreign[0][:80]}, which no export has put there; move it away, or choose "
             "another output"
@@ -199,9 +204,8 @@ def _check_replaceable(output: Path) -> None:
     if not output.is_dir() or not any(output.iterdir()):
         return
     try:
-        manifest = json.loads((output / MANIFEST_NAME).read_text(encoding="utf-8"))
-        is_bundle = isinstance(manifest, dict) and manifest.get("format") == FORMAT
-    except (OSError, ValueError):
+        is_bundle = read_json(output / MANIFEST_NAME, "").raw("format") == FORMAT
+    except ConfigError:
         is_bundle = False
     if not is_bundle:
         raise ConfigError(
@@ -215,5 +219,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems sync no folders; a file that cannot be synced is not safe.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

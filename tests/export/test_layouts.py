@@ -182,6 +182,12 @@ def test_an_unknown_family_is_answered_with_the_known_ones_and_the_remedy(copied
         ("qwen3", {"rope_scaling": "yarn"}, "rope_scaling"),
         ("qwen3", {"model_type": 7}, "model_type"),
         (
+            "qwen3",
+            {"rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "no model that can be built",
+        ),
+        ("phi4mm", {"original_max_position_embeddings": 1}, "original"),
+        (
             "phi4mm",
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
             "24 short",
@@ -202,6 +208,14 @@ def test_an_unknown_family_is_answered_with_the_known_ones_and_the_remedy(copied
 def test_a_configuration_that_cannot_be_built_is_refused_by_name(copied, family, changes, named):
     with pytest.raises(ConfigError, match=named):
         Checkpoint(copied(family, **changes))
+
+
+@pytest.mark.parametrize("key", ["eos_token_id", "bos_token_id", "pad_token_id"])
+def test_an_empty_list_of_ids_is_refused(copied, key):
+    folder = copied("qwen3")
+    edit(folder / "generation_config.json", lambda document: document.update({key: []}))
+    with pytest.raises(ConfigError, match=key):
+        Checkpoint(folder)
 
 
 def test_a_layout_default_that_is_left_out_meets_the_tensors(copied):

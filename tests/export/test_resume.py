@@ -5,6 +5,7 @@ before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -12,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from phirt_export import exporter, staging
 from phirt_export.exporter import export_bundle
 from phirt_export.graphs import data_file
 from phirt_export.graphs.data_file import DataFile
+from phirt_export.identity import identity
 from phirt_export.journal import Entry, Journal
 from phirt_export.staging import staged_bundle
 
@@ -288,7 +291,7 @@ def test_a_former_bundle_comes_back_after_a_crash_between_two_renames(checkpoint
     assert hashes(output) == former and not partial_of(output).exists()
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+@pytest.mark.parametrize("kind", ["file", "link", "folder", "inner link"])
 def test_a_place_that_is_somebody_elses_is_left_alone(checkpoint, tmp_path, kind):
     output, elsewhere = tmp_path / "b", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -297,11 +300,58 @@ def test_a_place_that_is_somebody_elses_is_left_alone(checkpoint, tmp_path, kind
         partial_of(output).write_text("mine")
     elif kind == "link":
         partial_of(output).symlink_to(elsewhere)
+    elif kind == "inner link":
+        partial_of(output).mkdir()
+        (partial_of(output) / "bundle").symlink_to(elsewhere)
     else:
         shutil.copytree(elsewhere, partial_of(output))
     with pytest.raises(ConfigError, match="choose another output"):
         export_bundle(checkpoint, output)
     assert (elsewhere / "thesis.txt").exists() and partial_of(output).exists()
+
+
+def test_a_manifest_that_is_none_is_not_overwritten(checkpoint, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="is not a bundle"):
+        export_bundle(checkpoint, tmp_path / "b")
+
+
+def test_ctrl_c_between_two_renames_puts_the_former_bundle_back(checkpoint, tmp_path, monkeypatch):
+    output = export_bundle(checkpoint, tmp_path / "b", bits=8)
+    former, rename = hashes(output), Path.rename
+
+    def interrupt(path, target):
+        if path == partial_of(output) / "bundle":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(checkpoint, output)
+    assert hashes(output) == former
+
+
+def test_a_file_system_that_syncs_no_folders_is_no_error(checkpoint, tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    assert load_manifest(export_bundle(checkpoint, tmp_path / "b"))
+
+
+def test_folders_that_cannot_be_read_do_not_matter(checkpoint, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    before = identity(folder, {})
+    (folder / "lost+found").mkdir()
+    (folder / "lost+found" / "x.json").write_text("{}")
+    assert identity(folder, {}) != before
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "lost+found")
+    assert identity(folder, {}) == before
 
 
 def test_a_data_file_goes_on_after_a_piece_and_drops_what_was_not_journaled(tmp_path):

@@ -338,3 +338,15 @@ class TestLongRegime:
         assert len(ids) == 50
         expected = tiny_reference.forward(folder, ids, prompt.spans[0].features, 1, self.TINY)[-1]
         np.testing.assert_allclose(logits, expected, **CLOSE)
+
+
+def test_a_prefill_after_a_cut_inside_a_picture_runs_the_ids_it_is_given(new_engine):
+    """The rest of the picture's rows has no placeholders any more."""
+    prompt, engine, more = media_prompt(), new_engine(), text_ids(3, seed=7)
+    engine.prefill_prompt(prompt)
+    engine.truncate(8)  # after three of seven rows
+    after = engine.prefill(more, route="vision").copy()
+    whole = new_engine().prefill(
+        np.concatenate([prompt.ids[:8], more]), prompt.spans[0].features[:3], "vision"
+    )
+    np.testing.assert_allclose(after, whole, **CLOSE)

@@ -7,15 +7,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_bundle import Tiny, write_bundle
 
 import phirt
 from phirt import prepacked
+from phirt.errors import BundleError
 from phirt.session import ort
 
 
@@ -122,9 +126,10 @@ def test_a_full_disk_is_no_error(bundle, cache, monkeypatch):
     usage = namedtuple("usage", "total used free")
     needed = 3 * (bundle / "decoder.data").stat().st_size
     for free, kept in ((needed - 1, 0), (needed, 1)):
+        prepared: list[object] = []
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(1 << 40, 0, free))
-        logits(bundle)
-        assert len(list(cache.iterdir())) == kept
+        logits(bundle, on_prepare=lambda *what, prepared=prepared: prepared.append(what))
+        assert (len(list(cache.iterdir())), len(prepared)) == (kept, kept)
 
 
 def test_a_failure_while_preparing_is_not_repeated_for_a_day(bundle, cache, monkeypatch):
@@ -144,6 +149,77 @@ def test_a_failure_while_preparing_is_not_repeated_for_a_day(bundle, cache, monk
     logits(bundle)
     (entry,) = cache.iterdir()  # the note is gone
     assert entry.is_dir()
+
+
+def test_damaged_weights_are_refused_before_they_are_kept(own_bundle, cache):
+    data = own_bundle / "decoder.data"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]))
+    with pytest.raises(BundleError, match=r"decoder\.data: sha256 is"):
+        logits(own_bundle)
+    assert list(cache.iterdir()) == []
+    data.write_bytes(whole)
+    logits(own_bundle)
+    assert len(entries(cache)) == 1
+
+
+def test_an_entry_with_another_graph_is_replaced(bundle, cache, tmp_path):
+    expected = logits(bundle)
+    (entry,) = entries(cache)
+    (tmp_path / "other").mkdir()
+    logits(write_bundle(tmp_path / "other", Tiny(layers=1), vision=False, speech=False))
+    (other,) = [path for path in entries(cache) if path != entry]
+    shutil.rmtree(entry)
+    shutil.copytree(other, entry)
+    for _ in range(2):
+        np.testing.assert_array_equal(logits(bundle), expected)
+    assert (entry / "model.data").stat().st_size > (other / "model.data").stat().st_size
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+def test_a_cache_that_others_can_write_to_is_not_used(bundle, cache, opened):
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    logits(bundle)
+    assert opened == [bundle / "decoder.onnx"]
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_may_only_be_read_is_used(bundle, cache, opened, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    logits(bundle)
+    opened.clear()
+    monkeypatch.setattr(os, "utime", refuse)
+    logits(bundle)
+    assert [path.name for path in opened] == ["model.onnx"]
+
+
+def test_an_entry_that_another_process_has_finished_meanwhile_stays(bundle, cache):
+    logits(bundle)
+    (folder,) = entries(cache)
+    entry = prepacked.Entry(folder, weights=1)
+    kept = (folder / "model.onnx").stat().st_ino
+    with entry.staged() as staging:
+        assert staging is not None
+        for name in ("model.onnx", "model.data"):
+            shutil.copyfile(folder / name, staging / name)
+    assert (folder / "model.onnx").stat().st_ino == kept
+    assert list(cache.iterdir()) == [folder]
+    assert not entry.has_failed()
+
+
+def test_what_ended_processes_left_half_done_goes_at_the_next_start(bundle, cache):
+    logits(bundle)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    orphan, running = cache / f".staging-{ended.pid}-x", cache / f".staging-{os.getpid()}-x"
+    for folder in (orphan, running):
+        folder.mkdir()
+    logits(bundle)
+    assert running.is_dir()
+    assert not orphan.exists()
 
 
 def test_another_bundle_graph_runtime_or_cpu_has_another_entry(bundle, cache, monkeypatch):
@@ -171,20 +247,11 @@ def test_what_was_not_used_for_long_goes(bundle, cache):
     month = time.time() - 31 * 86400
     os.utime(old / "entry.json", (month, month))
     os.utime(abandoned, (month, month))
-    os.utime(entry / "entry.json", (month, month))
-    logits(bundle)  # uses the entry, which makes it young again
-    chat = phirt.load(bundle, threads=1)
-    chat.encoder.features(chat.prepare_media([np_picture()], [])[0], "vision")  # prepares another graph
+    logits(bundle)
     assert entry.is_dir()
     assert fresh.is_dir()
     assert not old.exists()
     assert not abandoned.exists()
-
-
-def np_picture():
-    from PIL import Image
-
-    return Image.new("RGB", (40, 40), (10, 200, 30))
 
 
 def test_the_default_place_is_the_systems(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from phirt.fields import Fields
 from phirt_export.containers import read_json
 from phirt_export.layouts import multimodal, text
 from phirt_export.layouts.layout import Layout, Part, Published
-from phirt_export.reference.config import CONFIG_NAME, load_config
+from phirt_export.reference.config import CONFIG_NAME, check_values, load_config
 
 __all__ = ["FAMILIES", "Layout", "Part", "read_document", "read_layout"]
 
@@ -57,7 +57,14 @@ def read_layout(folder: Path, document: Fields, shapes: Mapping[str, tuple[int, 
             f"{', '.join(FAMILIES)}; convert other standard decoders and encoders with optimum-onnx, in an "
             "environment of its own"
         )
-    return FAMILIES[family](Published(folder, document, shapes))
+    try:
+        layout = FAMILIES[family](Published(folder, document, shapes))
+        check_values(layout.config)
+    except (ArithmeticError, LookupError, ValueError) as error:  # sizes that contradict each other
+        raise ConfigError(
+            f"{folder / CONFIG_NAME} describes no model that can be built: {error!r:.200}; {_REMEDY}"
+        ) from error
+    return layout
 
 
 def _no_folder(folder: Path) -> Fields:

@@ -101,7 +101,7 @@ def read_tokens(
 
     def read(key: str) -> tuple[int, ...]:
         place = next((fields for fields in places if fields.has(key)), published.config)
-        if isinstance(place.raw(key), list):
+        if isinstance(place.raw(key), list) and place.raw(key):
             return place.integers(key, 0, vocab_size - 1, 64)
         return (place.integer(key, 0, vocab_size - 1),)
 

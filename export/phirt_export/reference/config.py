@@ -18,6 +18,7 @@ CONFIG_NAME = "config.json"
 # Far past any model; within them a contradiction shows as a tensor of the wrong shape.
 _MAX_INTEGER, _MAX_FLOAT = 1 << 24, 1e13
 _MAX_LAYERS = 1024
+_LOWEST = {"original_context": 2}  # its logarithm divides
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
@@ -218,29 +219,31 @@ class ModelConfig:
                 audio=AudioConfig(**raw["audio"]) if raw["audio"] else None,
                 adapters={name: AdapterConfig(**branch) for name, branch in raw["adapters"].items()},
             )
-            _check_values(config)
+            check_values(config)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ConfigError(f"the model configuration does not parse: {error!r}") from error
         return config
 
 
-def _check_values(part: Any) -> None:
+def check_values(part: Any) -> None:
     """Raises ValueError where a number of `part`, or of what it holds, is no number or out of any range."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         kind = str(field.type)
         if dataclasses.is_dataclass(value):
-            _check_values(value)
+            check_values(value)
         elif kind.startswith("Mapping"):
             for inner in value.values():
-                _check_values(inner)
+                check_values(inner)
         elif "int" in kind or "float" in kind:
             accepted = (int, float) if "float" in kind else (int,)
             highest = _MAX_LAYERS if field.name == "num_layers" else _MAX_INTEGER
             highest = _MAX_FLOAT if float in accepted else highest
+            # Ids may be 0 and so may numbers that are no sizes; nothing is of size 0.
+            lowest = 0 if isinstance(part, TokenConfig) or float in accepted else _LOWEST.get(field.name, 1)
             for number in value if isinstance(value, tuple) else (value,):
                 absent = number is None and "None" in kind
-                if not absent and (type(number) not in accepted or not 0 <= number <= highest):
+                if not absent and (type(number) not in accepted or not lowest <= number <= highest):
                     raise ValueError(f"{field.name} is {number!r:.80}")
 
 
