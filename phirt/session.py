@@ -151,6 +151,7 @@ class Session:
             entry.discard()
             return None
         memory.give_back_mapped([entry.data])
+        memory.give_back_freed()
         return session
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:

@@ -102,11 +102,11 @@ def calibration(data: Path, folder: Path) -> Path:
 
 
 def _texts(data: Path) -> Iterator[dict[str, Any]]:
-    for record in _spread(data / "text/wikipedia.train.jsonl.xz", 48):
+    for record in _spread(data / "text/wikipedia.train.jsonl.xz", 32):
         yield {"text": record["text"][:PAGE_CHARACTERS]}
     for record in _spread(data / "text/trivia.train.jsonl.xz", 16):
         yield {"prompt": record["question"], "answer": record["answer"]}
-    for record in _spread(data / "text/snips.train.jsonl.xz", 64):
+    for record in _spread(data / "text/snips.train.jsonl.xz", 160):
         call = tool_call(record["intent"], slot_arguments(record["slots"]))
         yield {"system": TOOL_SYSTEM, "prompt": record["text"], "answer": call}
 
