@@ -176,13 +176,10 @@ class Reply(Iterator[str]):
 
     def _start(self) -> Generator[int, None, str]:
         manifest = self._chat.model.manifest
-        placeholders = [
-            token for token in (manifest.tokens.image, manifest.tokens.audio) if token is not None
-        ]
         vocab_size = manifest.geometry.vocab_size
         return self._chat.engine.generate(
             self._prompt,
-            Chooser(self._config, vocab_size, self._prompt.ids.tolist(), placeholders),
+            Chooser(self._config, vocab_size, self._prompt.ids.tolist(), manifest.tokens.placeholders),
             max_new_tokens=self._config.max_new_tokens,
             eos=manifest.tokens.eos,
             cancel=self._cancel,

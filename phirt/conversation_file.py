@@ -268,7 +268,7 @@ class _Reader:
         ids = None
         if fields.has("ids"):
             ids = fields.integers("ids", 0, self._manifest.geometry.vocab_size - 1)
-            if set(ids) & self._placeholders():
+            if set(ids) & set(self._manifest.tokens.placeholders):
                 raise fields.refusal("an answer holds media placeholders")
         return Message(role, fields.text("content"), used, ids)  # type: ignore[arg-type]  # checked above
 
@@ -280,7 +280,7 @@ class _Reader:
             raise fields.refusal(f"route {route!r} is not among {', '.join(self._manifest.routes)}")
         spans = tuple(self._span(entry, media, route) for entry in fields.children("spans", _MAX_MEDIA))
         covered = [position for span in spans for position in range(span.start, min(span.stop, len(ids)))]
-        if covered != np.flatnonzero(np.isin(ids, list(self._placeholders()))).tolist():
+        if covered != np.flatnonzero(np.isin(ids, self._manifest.tokens.placeholders)).tolist():
             raise fields.refusal("the media do not stand at their placeholders")
         shape = (1, geometry.num_kv_heads, len(ids), geometry.head_dim)
         if len(ids):
@@ -293,10 +293,6 @@ class _Reader:
         if features is None:
             raise fields.refusal(f"the media were not encoded for the route {route!r}")
         return MediaSpan(fields.integer("start", 0), features, item.span_key)
-
-    def _placeholders(self) -> set[int]:
-        tokens = self._manifest.tokens
-        return {token for token in (tokens.image, tokens.audio) if token is not None}
 
     def _array(self, name: str, shape: tuple[int, ...]) -> Rows:
         """A float32 array whose shape must be the expected one; nothing is allocated before that is known."""

@@ -202,7 +202,7 @@ class Engine:
         """
         new = np.asarray(ids, dtype=np.int64)
         rows = self._io.no_media if media_features is None else media_features
-        prompt = extended(self.cached, new, rows, self._placeholders, route)
+        prompt = extended(self.cached, new, rows, self._manifest.tokens.placeholders, route)
         return self.prefill_prompt(prompt, cancel, on_progress)
 
     def decode_step(
@@ -230,7 +230,7 @@ class Engine:
         this engine; if `repeatable`, from the answer alone: the same runs, rounded alike, each time.
         """
         policy = DraftPolicy(usual_cost if repeatable else self._costs.measured)
-        return Speculation(policy, (*self._placeholders, *eos))
+        return Speculation(policy, (*self._manifest.tokens.placeholders, *eos))
 
     def generate(
         self,
@@ -325,11 +325,6 @@ class Engine:
         self._session.run_bound(binding)
         self._costs.ran(count, self._costs.clock() - begin)
         self._cache.advance(1)
-
-    @property
-    def _placeholders(self) -> list[int]:
-        tokens = self._manifest.tokens
-        return [token for token in (tokens.image, tokens.audio) if token is not None]
 
     def _reason(self, prompt: Prompt) -> Reason:
         """Why `prompt` has positions to run."""

@@ -96,6 +96,11 @@ class Tokens:
     image: int | None
     audio: int | None
 
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """The media placeholders that there are."""
+        return tuple(token for token in (self.image, self.audio) if token is not None)
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:

@@ -187,8 +187,8 @@ def _is_orphan(name: str) -> bool:
         os.kill(int(owner), 0)  # sends nothing
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError):  # another user's process, or no number of one
+        pass
     return False
 
 

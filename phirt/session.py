@@ -117,9 +117,9 @@ class Session:
         self._run_options = ort.RunOptions()
         if not config.repeated:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        path = manifest.path(self.spec.file)
         self._session = self._open_prepared(manifest, config)
         if self._session is None:
+            path = manifest.path(self.spec.file)
             try:
                 self._session = _open(path, config)
             except Exception as error:  # onnxruntime's types derive from Exception alone

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phirt.errors import ConfigError
 from phirt.manifest import MANIFEST_NAME
 
 from .show import Output, one_line, plain_table, size
@@ -120,7 +119,7 @@ def _cases(candidate: phirt.Model, inputs: Inputs) -> tuple[dict[str, list[Case]
     from phirt_quant import samples
     from phirt_quant.evaluation import media_cases, passages
 
-    texts = samples.SENTENCES if inputs.text is None else (_read(inputs.text),)
+    texts = samples.SENTENCES if inputs.text is None else (samples.read_text(inputs.text, _MAX_TEXT_BYTES),)
     images: Sequence[Any] = inputs.images or samples.pictures()
     clips: Sequence[Any] = inputs.audio or samples.clips()
     cases = {
@@ -140,17 +139,6 @@ def _media_words(made: str, given: Sequence[Path], count: int, taken: bool) -> s
     if not taken:
         return "none, the bundle takes none"
     return ", ".join(path.name for path in given) if given else f"{count} {made} by the program"
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_TEXT_BYTES + 1)
-        if len(raw) > _MAX_TEXT_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_TEXT_BYTES} bytes; give a part of it")
-        return raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def _as_object(result: RouteFidelity) -> dict[str, Any]:

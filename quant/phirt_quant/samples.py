@@ -1,15 +1,19 @@
-"""What a comparison runs on when nothing else is given: sentences, rendered pictures and synthesised clips.
+"""What a comparison runs on: a user's own text, or, when nothing is given, sentences, rendered pictures and
+synthesised clips.
 
-Everything is made here, the same every time. It tells how two models differ, not how good either is.
+These are made here, the same every time. They tell how two models differ, not how good either is.
 """
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
+
+from phirt.errors import ConfigError
 
 SENTENCES = (
     "The ferry leaves the harbour at seven, turns north behind the lighthouse, and reaches the island before "
@@ -25,6 +29,22 @@ SENTENCES = (
 IMAGE_PROMPT = "Describe the picture."
 BOTH_PROMPT = "What do you see, and what do you hear?"
 _RATE = 16_000
+
+
+def read_text(path: Path, limit: int) -> str:
+    """A text file of at most `limit` bytes.
+
+    Raises:
+        ConfigError: it is unreadable, larger, or no UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise ConfigError(f"{path} is larger than {limit} bytes; give a part of it")
+        return raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def pictures() -> tuple[Image.Image, ...]:

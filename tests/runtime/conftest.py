@@ -69,3 +69,21 @@ def clip(tmp_path_factory) -> Path:
 def chat(model):
     """A new conversation."""
     return model.chat()
+
+
+@pytest.fixture(scope="session")
+def decoder(bundle):
+    """The tiny bundle's opened decoder and its manifest."""
+    from phirt.bundle_files import load_manifest
+    from phirt.session import Session, SessionConfig
+
+    manifest = load_manifest(bundle)
+    return Session(manifest, "decoder", SessionConfig(threads=1)), manifest
+
+
+@pytest.fixture
+def new_engine(decoder):
+    """Makes engines with an empty cache on that decoder."""
+    from phirt.engine import Engine
+
+    return lambda **options: Engine(*decoder, **options)

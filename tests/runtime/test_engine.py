@@ -21,17 +21,6 @@ from phirt.session import Session, SessionConfig
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(scope="session")
-def decoder(bundle):
-    manifest = load_manifest(bundle)
-    return Session(manifest, "decoder", SessionConfig(threads=1)), manifest
-
-
-@pytest.fixture
-def new_engine(decoder):
-    return lambda **options: Engine(*decoder, **options)
-
-
 def text_ids(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(12, 512, count)
 

@@ -62,17 +62,6 @@ class Knowing(Speculation):
         return self._run
 
 
-@pytest.fixture(scope="module")
-def decoder(bundle):
-    manifest = load_manifest(bundle)
-    return Session(manifest, "decoder", SessionConfig(threads=1)), manifest
-
-
-@pytest.fixture
-def new_engine(decoder):
-    return lambda **options: Engine(*decoder, **options)
-
-
 def prompts(count: int, length: int = 30) -> list[Prompt]:
     """Some ids again and again, on each route; with media on two of three."""
     made = []

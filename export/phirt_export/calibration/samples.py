@@ -18,7 +18,7 @@ import torch
 
 from phirt.errors import ConfigError
 from phirt.model import TRANSCRIBE_PROMPT
-from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT
+from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT, read_text
 
 _TEXT = (".txt", ".md")
 _RECORDS = (".jsonl",)
@@ -117,10 +117,10 @@ def _samples_of(path: Path) -> Iterator[Sample]:
     elif suffix in _AUDIO:
         yield Sample(prompt=TRANSCRIBE_PROMPT, audio=(_existing(path, str(path)),))
     elif suffix in _TEXT:
-        if text := _read(path):
+        if text := read_text(path, _MAX_TEXT_BYTES):
             yield Sample(text=text)
     else:
-        for number, line in enumerate(_read(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path, _MAX_TEXT_BYTES).splitlines(), 1):
             if line.strip():
                 yield _record(line, path, f"{path} line {number}")
 
@@ -166,17 +166,6 @@ def _existing(path: Path, shown: str) -> Path:
     if not found:
         raise ConfigError(f"{shown[:300]} does not exist, or is no file; check the calibration data")
     return path
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_TEXT_BYTES + 1)
-        if len(raw) > _MAX_TEXT_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_TEXT_BYTES} bytes; give a part of it")
-        return raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def _file_digest(path: Path) -> str:
