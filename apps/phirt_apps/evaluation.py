@@ -164,7 +164,7 @@ def _table(results: dict[str, RouteFidelity]) -> Any:
 
 def _size_table(sizes: BundleSizes) -> Any:
     table = plain_table("stored", "#bits a weight", "#weights", "#bytes")
-    rows = {part: sizes.parts[part] for part in sizes.parts}
+    rows = dict(sizes.parts)
     if sizes.decoder is not None and len(rows) > 1:
         rows["decoder and token table"] = sizes.decoder
     for part, row in rows.items():
