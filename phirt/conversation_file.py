@@ -2,7 +2,7 @@
 anything again.
 
 Knows the file's layout and distrusts it. A zip without compression: conversation.json (texts, ids, what the
-arrays are) and float32 arrays as .npy. Never pickle. Written beside its place and moved there, so an older
+arrays are) and arrays as .npy. Never pickle. Written beside its place and moved there, so an older
 file survives any failure.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -45,7 +46,7 @@ _MAX_MESSAGES = 1 << 16
 _DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 _REMEDY = "name a file that phirt saved, unchanged"
 
-Rows = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
 def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _write_array(archive: zipfile.ZipFile, name: str, array: Rows) -> None:
+def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
     with archive.open(name, "w", force_zip64=True) as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
 
@@ -284,7 +285,10 @@ class _Reader:
             raise fields.refusal("the media do not stand at their placeholders")
         shape = (1, geometry.num_kv_heads, len(ids), geometry.head_dim)
         if len(ids):
-            arrays = {name: self._array(f"cache/{name}.npy", shape) for name in engine.cache.names}
+            arrays = {
+                name: self._array(f"cache/{name}.npy", shape, engine.cache.dtype.name)
+                for name in engine.cache.names
+            }
             engine.restore(Prompt(ids, spans, route), arrays, long_regime=fields.raw("long") is True)
 
     def _span(self, fields: Fields, media: list[Media], route: str) -> MediaSpan:
@@ -294,24 +298,27 @@ class _Reader:
             raise fields.refusal(f"the media were not encoded for the route {route!r}")
         return MediaSpan(fields.integer("start", 0), features, item.span_key)
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> Rows:
-        """A float32 array whose shape must be the expected one; nothing is allocated before that is known."""
-        size = int(np.prod(shape)) * 4
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Array:
+        """An array whose shape and type must be the expected ones; nothing is allocated before that is
+        known.
+        """
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize
         expected = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            expected, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            expected, {"descr": kind.newbyteorder("<").str, "fortran_order": False, "shape": shape}
         )
         try:
             with self._archive.open(name) as stream:
                 # Only one header is right, so it is compared and not parsed.
                 if stream.read(len(expected.getvalue())) != expected.getvalue():
-                    raise self._refusal(f"{name} is no float32 array of {shape}")
+                    raise self._refusal(f"{name} is no {dtype} array of {shape}")
                 data = stream.read(size)
                 if len(data) != size or stream.read(1):
                     raise self._refusal(f"{name} has not {size} bytes of values")
         except (KeyError, ValueError) as error:
             raise self._refusal(f"{name}: {error}") from error
-        values = np.frombuffer(bytearray(data), dtype=np.float32).reshape(shape)
+        values = np.frombuffer(bytearray(data), dtype=kind).reshape(shape)
         if not np.isfinite(values).all():
             raise self._refusal(f"{name} holds values that are no numbers")
         return values

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from phirt.sequence import Rows
-from phirt.session import empty_float32, ort_value
+from phirt.session import empty_array, ort_value
 
 
 class DecoderIO:
@@ -24,7 +24,7 @@ class DecoderIO:
         self.tokens = np.zeros(longest, dtype=np.int64)
         self.no_media: Rows = np.zeros((0, hidden_size), dtype=np.float32)
         self.no_media_value = ort_value(self.no_media)
-        self.logits: Rows = empty_float32(longest, vocab_size)
+        self.logits: Rows = empty_array((longest, vocab_size), np.float32)
         self.route = np.zeros(1, dtype=np.int64)
         self._num_logits = np.zeros(1, dtype=np.int64)
         self._seqlens_k = np.zeros(1, dtype=np.int32)

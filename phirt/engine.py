@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from phirt.decoder_io import DecoderIO
-from phirt.errors import BundleError, ContextError
-from phirt.kv_cache import KVCache
+from phirt.errors import ContextError
+from phirt.kv_cache import KVCache, Layer
 from phirt.manifest import Manifest
 from phirt.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, extended, feature_rows
 from phirt.session import Session, ort_value
@@ -51,16 +51,6 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def _check_cache_inputs(session: Session, cache: KVCache) -> None:
-    """The graph takes exactly the buffers that the geometry asks for. Raises BundleError."""
-    taken = {spec.name for spec in session.spec.inputs if spec.name.startswith("past_key_values.")}
-    if taken != {f"past_key_values.{name}" for name in cache.names}:
-        raise BundleError(
-            f"the decoder graph takes {len(taken)} cache buffers, the geometry's layers make "
-            f"{len(cache.names)}; export the bundle again"
-        )
-
-
 class Engine:
     """One sequence on a decoder session: its cache and what that cache holds.
 
@@ -81,8 +71,7 @@ class Engine:
         self._geometry = manifest.geometry
         self._chunk = prefill_chunk
         geometry = manifest.geometry
-        self._cache = KVCache(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, geometry.context)
-        _check_cache_inputs(session, self._cache)
+        self._cache = KVCache.of_graph(session.spec.inputs, geometry)
         self._ids = np.zeros(256, dtype=np.int64)
         self._spans: tuple[MediaSpan, ...] = ()
         self._route = "none"
@@ -138,7 +127,7 @@ class Engine:
         """Whether the cached keys were rotated by the long factors."""
         return self._long
 
-    def restore(self, cached: Prompt, arrays: dict[str, Rows], *, long_regime: bool) -> None:
+    def restore(self, cached: Prompt, arrays: Mapping[str, Layer], *, long_regime: bool) -> None:
         """Takes over a cache exported from `cache` together with what it holds."""
         self.reset()
         self._cache.restore(arrays, len(cached.ids))

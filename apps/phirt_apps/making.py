@@ -30,6 +30,7 @@ def export(
     adapter_bits: options.AdapterBits = 8,
     encoder_bits: options.EncoderBits = 8,
     method: options.Method = "rtn",
+    kv: options.KV = "float32",
     calibration: options.Calibration = None,
     name: Annotated[
         str | None,
@@ -63,6 +64,7 @@ def export(
         adapter_bits=adapter_bits,
         encoder_bits=encoder_bits,
         method=method,
+        kv=kv,
         calibration=calibration or (),
         name=name,
     ):

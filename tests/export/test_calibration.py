@@ -50,7 +50,7 @@ def data(calibration_data) -> Path:
 
 @pytest.fixture(scope="module")
 def sequences(checkpoint, data):
-    return calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([data]))
+    return calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([data]), 16_384)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,10 @@ def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, 
     assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
 
 
-def test_long_data_is_thinned_evenly(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(sequencing, "ROUTE_TOKENS", 1200)
+def test_long_data_is_thinned_evenly(checkpoint, tmp_path):
     text = "".join(f"{chr(97 + i // 200)}{i % 200} " for i in range(5000))
     (tmp_path / "long.txt").write_text(text)
-    found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]))
+    found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]), 1200)
     assert 1000 <= sum(len(s.ids) for s in found) <= 1200
     assert max(len(s.ids) for s in found) == sequencing.PASSAGE_TOKENS
     tokenizer = phirt.tokenizer.Tokenizer(checkpoint / "tokenizer.json", 1 << 20)
@@ -122,10 +121,14 @@ LAYER_PARTS = (
 )
 
 
+def hessians_of(opened, sequences) -> calibrating.Hessians:
+    return calibrating.Hessians(calibrating.LayerStream(opened, opened.config, sequences))
+
+
 def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
     """Also out of order, and a branch's on its own route alone."""
     opened = Checkpoint(checkpoint)
-    model, hessians = load_model(opened), calibrating.Hessians(opened, opened.config, sequences)
+    model, hessians = load_model(opened), hessians_of(opened, sequences)
     for projection, part, route in LAYER_PARTS:
         name = projection if part == "base_layer" else f"{projection}.{part}"
         routes = ("none", "vision", "speech") if route is None else (route,)
@@ -150,7 +153,7 @@ def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
         if name == "model.embed_tokens.weight"
         or re.fullmatch(r"model\.layers\.([01]\.|2\.self_attn\.qkv).*base_layer\.weight", name)
     }
-    hessians = calibrating.Hessians(opened, opened.config, sequences)
+    hessians = hessians_of(opened, sequences)
 
     def stored(name: str, start: int, stop: int) -> np.ndarray | None:
         return changed[name][start:stop] if name in changed else None
@@ -307,8 +310,8 @@ def test_moments_take_the_memory_of_one_layer(checkpoint, sequences):
         def tensor(self, name: str) -> np.ndarray:
             return np.full(shapes[name], 1 / math.prod(shapes[name][1:] or (1,)), np.float32)
 
-    shapes = calibrating.hessians.expected_shapes(large)
-    hessians = calibrating.Hessians(Source(), large, texts)
+    shapes = calibrating.stream.expected_shapes(large)
+    hessians = calibrating.Hessians(calibrating.LayerStream(Source(), large, texts))
     RESET.write_text("5")
     before = resident("VmRSS")
     found = hessians.hessian("model.layers.47.mlp.gate_up_proj.base_layer.weight", lambda *_: None)

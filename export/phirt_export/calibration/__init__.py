@@ -1,7 +1,20 @@
 """What a checkpoint computes on a user's own text, images and recordings, for quantization by it."""
 
-from phirt_export.calibration.hessians import Hessians
+from phirt_export.calibration.hessians import HESSIAN_TOKENS, Hessians
+from phirt_export.calibration.kv_scales import RANGE_TOKENS, kv_scales
 from phirt_export.calibration.samples import Sample, fingerprint, read_samples
 from phirt_export.calibration.sequences import Sequence, encode_samples
+from phirt_export.calibration.stream import LayerStream
 
-__all__ = ["Hessians", "Sample", "Sequence", "encode_samples", "fingerprint", "read_samples"]
+__all__ = [
+    "HESSIAN_TOKENS",
+    "RANGE_TOKENS",
+    "Hessians",
+    "LayerStream",
+    "Sample",
+    "Sequence",
+    "encode_samples",
+    "fingerprint",
+    "kv_scales",
+    "read_samples",
+]

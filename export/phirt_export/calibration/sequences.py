@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from phirt_export.reference import ModelConfig
 
 PASSAGE_TOKENS = 256
-# Positions of one route that are looked at. Second moments of 8192 inputs want some thousands of them; the
-# activations of these take 200 MB at a width of 3072.
-ROUTE_TOKENS = 16_384
 _MEDIA_SAMPLES = 256
 
 _T = TypeVar("_T")
@@ -52,8 +49,8 @@ class Sequence:
     route: Route
 
 
-def encode_samples(checkpoint: Checkpoint, samples: Items[Sample]) -> list[Sequence]:
-    """The samples as sequences, at most ROUTE_TOKENS of each route, taken evenly from all of them.
+def encode_samples(checkpoint: Checkpoint, samples: Items[Sample], route_tokens: int) -> list[Sequence]:
+    """The samples as sequences, at most `route_tokens` of each route, taken evenly from all of them.
 
     Texts are cut into passages, which take the route without an adapter. A turn is rendered by the chat
     template, its answer behind it, in which control tokens count as such. Pictures are looked at with one
@@ -70,11 +67,11 @@ def encode_samples(checkpoint: Checkpoint, samples: Items[Sample]) -> list[Seque
     turns: list[_Turn] = []
     for route in ROUTES:
         pieces = (
-            encoder.text_turns(by_route[route])
+            encoder.text_turns(by_route[route], route_tokens)
             if route == "none"
             else map(encoder.turn, _spread(by_route[route], _MEDIA_SAMPLES))
         )
-        left = ROUTE_TOKENS
+        left = route_tokens
         for turn in pieces:
             if 1 < len(turn.ids) <= left:
                 left -= len(turn.ids)
@@ -118,7 +115,7 @@ class _Encoder:
             raise ConfigError(f"{sample.audio[0]}: the checkpoint takes no recordings; leave them out")
         return "vision" if sample.images else "speech" if sample.audio else "none"
 
-    def text_turns(self, samples: Items[Sample]) -> Iterator[_Turn]:
+    def text_turns(self, samples: Items[Sample], route_tokens: int) -> Iterator[_Turn]:
         """Passages and turns without media, spread over all of the text."""
         turns: list[_Turn] = []
         for sample in samples:
@@ -129,7 +126,7 @@ class _Encoder:
             for start in range(0, len(ids), self._longest):
                 turns.append(_Turn(tuple(ids[start : start + self._longest]), (), "none"))
         total = sum(len(turn.ids) for turn in turns)
-        wanted = max(1, len(turns) * ROUTE_TOKENS // max(ROUTE_TOKENS, total))
+        wanted = max(1, len(turns) * route_tokens // max(route_tokens, total))
         return iter(_spread(turns, wanted))
 
     def turn(self, sample: Sample) -> _Turn:

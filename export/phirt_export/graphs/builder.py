@@ -154,6 +154,8 @@ class GraphBuilder:
         name: str,
         outputs: int,
     ) -> Any:
+        while inputs and inputs[-1] is None:  # an optional input is left out by a name only before others
+            inputs = inputs[:-1]
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         domain = CONTRIB_DOMAIN if op_type in CONTRIB_OPS else ""
         scoped = self._unique(name or op_type.lower())
@@ -191,5 +193,6 @@ _DTYPES = {
     "float32": ir.DataType.FLOAT,
     "int64": ir.DataType.INT64,
     "int32": ir.DataType.INT32,
+    "int8": ir.DataType.INT8,
     "bool": ir.DataType.BOOL,
 }

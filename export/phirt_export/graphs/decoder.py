@@ -8,8 +8,10 @@ encoders.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt_export.graphs.builder import GraphBuilder
@@ -19,12 +21,23 @@ from phirt_export.graphs.rope import tables
 from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class KVScales:
+    """Of one layer's `key` and `value`, each float32 [kv_heads, head_dim]: a cached code times its scale is
+    the value.
+    """
+
+    key: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32]
+
+
 def build_decoder(
     store: WeightStore,
     config: ModelConfig,
     base: WeightFormat,
     adapter: WeightFormat,
     embedding: WeightFormat | None = None,
+    kv_scales: Sequence[KVScales] | None = None,
 ) -> None:
     """Append the whole decoder to the store's graph; inputs and outputs are those of the bundle's contract.
 
@@ -32,13 +45,15 @@ def build_decoder(
         base: format of the base projections.
         adapter: format of the LoRA matrices.
         embedding: format of the table shared by embedding and head; None for `base`.
+        kv_scales: of every layer, for keys and values in int8; None keeps them in float32.
     """
     g, decoder = store.g, config.decoder
-    inputs = _Inputs(g, decoder)
+    cache = "float32" if kv_scales is None else "int8"
+    inputs = _Inputs(g, decoder, cache)
     table = EmbeddingTable(store, "model.embed_tokens.weight", embedding or base)
     embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens)
     adapters = Adapters(store, config.adapters, adapter, inputs.route)
-    stack = _Stack(store, decoder, base, adapters, inputs)
+    stack = _Stack(store, decoder, base, adapters, inputs, kv_scales)
     hidden, *present = adapters.choose_stack(
         lambda branches: stack.build(embedded, branches), decoder.hidden_size
     )
@@ -47,13 +62,13 @@ def build_decoder(
     shape = [1, decoder.num_kv_heads, "capacity", decoder.head_dim]
     for i in range(decoder.num_layers):
         for part, value in zip(("key", "value"), present[2 * i : 2 * i + 2], strict=True):
-            g.output(value, f"present.{i}.{part}", "float32", shape)
+            g.output(value, f"present.{i}.{part}", cache, shape)
 
 
 class _Inputs:
     """The graph inputs, declared in the order of the contract."""
 
-    def __init__(self, g: GraphBuilder, config: DecoderConfig) -> None:
+    def __init__(self, g: GraphBuilder, config: DecoderConfig, cache: str) -> None:
         self.ids = g.input("input_ids", "int64", [1, "tokens"])
         self.media = g.input("media_features", "float32", ["rows", config.hidden_size])
         self.route = g.input("route", "int64", [1])
@@ -62,7 +77,7 @@ class _Inputs:
         self.total = g.input("total_sequence_length", "int32", [1])
         shape = [1, config.num_kv_heads, "capacity", config.head_dim]
         self.past = [
-            [g.input(f"past_key_values.{i}.{part}", "float32", shape) for part in ("key", "value")]
+            [g.input(f"past_key_values.{i}.{part}", cache, shape) for part in ("key", "value")]
             for i in range(config.num_layers)
         ]
 
@@ -103,9 +118,10 @@ class _Stack:
         form: WeightFormat,
         adapters: Adapters,
         inputs: _Inputs,
+        kv_scales: Sequence[KVScales] | None,
     ) -> None:
         self.store, self.config, self.form = store, config, form
-        self.adapters, self.inputs = adapters, inputs
+        self.adapters, self.inputs, self.kv_scales = adapters, inputs, kv_scales
         g = self.g = store.g
         cos, sin = tables(config.rope)
         length = g.Shape(inputs.ids, start=1, end=2, name="length")
@@ -180,12 +196,23 @@ class _Stack:
         """(attention output, key, value); present is written in place of past where both share a buffer."""
         c, inputs, shared = self.config, self.inputs, self.shared
         key, value = inputs.past[index]
+        scales, stored_as = self._cache_scales(index)
         return self.g.GroupQueryAttention(
-            *qkv, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin,
-            *([] if shared.positions is None else [shared.positions]),
+            *qkv, key, value, inputs.seqlens, inputs.total, shared.cos, shared.sin, shared.positions,
+            None, None, *scales,  # no bias, no sinks
             name="attn.attend", outputs=3, num_heads=c.num_heads, kv_num_heads=c.num_kv_heads,
-            do_rotary=1, scale=c.head_dim**-0.5, local_window_size=c.sliding_window or -1,
+            do_rotary=1, scale=c.head_dim**-0.5, local_window_size=c.sliding_window or -1, **stored_as,
         )  # fmt: skip
+
+    def _cache_scales(self, index: int) -> tuple[list[ir.Value], dict[str, int | str]]:
+        """Inputs and attributes by which attention keeps int8; nothing where it keeps float32."""
+        if self.kv_scales is None:
+            return [], {}
+        kinds: dict[str, int | str] = {"kv_cache_bit_width": 8}
+        kinds |= dict.fromkeys(("k_quant_type", "v_quant_type"), "PER_CHANNEL")
+        layer = self.kv_scales[index]
+        parts = (("key", layer.key), ("value", layer.value))
+        return [self.g.constant(scales, f"attn.{part}.scales") for part, scales in parts], kinds
 
     def _swiglu(self, both: ir.Value) -> ir.Value:
         """silu(gate) · up of the two halves; QuickGelu with alpha 1 is silu in one node."""

@@ -108,15 +108,22 @@ class Attention(nn.Module):
     ) -> Tensor:
         c = self.config
         batch, length, _ = x.shape
-        heads = self.qkv_proj(x, adapter).view(batch, length, -1, c.head_dim).transpose(1, 2)
-        q, k, v = heads.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
-        if c.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.heads(x, adapter)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1), adapter)
+
+    def heads(self, x: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], not rotated yet."""
+        c = self.config
+        batch, length, _ = x.shape
+        heads = self.qkv_proj(x, adapter).view(batch, length, -1, c.head_dim).transpose(1, 2)
+        q, k, v = heads.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
 
 
 class FeedForward(nn.Module):

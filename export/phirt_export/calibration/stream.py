@@ -1,0 +1,155 @@
+"""Calibration sequences that stream through the reference model one layer at a time.
+
+Knows the order of layers and what is in memory: the activations between two layers and the weights of one.
+Knows nothing of what is measured on the way, or of how matrices are rounded or stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phirt_export.calibration.sequences import Sequence, load_tensors
+from phirt_export.checkpoint import expected_shapes
+from phirt_export.graphs.linear import StoredRows, WeightSource
+from phirt_export.reference import ROUTES, Model, ModelConfig, Route
+from phirt_export.reference.decoder import Layer, rope_tables
+
+TABLE = "model.embed_tokens.weight"
+# Rows of the token table that are held at a time.
+_TABLE_ROWS = 4096
+
+
+@dataclasses.dataclass
+class _Position:
+    """Where the activations are: before layer `layer`, of a pass over stored or original weights."""
+
+    is_stored: bool
+    layer: int
+    hidden: list[Tensor]
+
+
+class _Reached(Exception):  # noqa: N818 - it is no error
+    """The forward pass of a layer has come to the input that is asked for."""
+
+
+@contextlib.contextmanager
+def _caught(module: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """Ends the pass that runs inside at the module, and puts what reached it into the list."""
+    inputs: list[Tensor] = []
+
+    def catch(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs.append(args[0])
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(catch)
+    try:
+        with contextlib.suppress(_Reached):
+            yield inputs
+    finally:
+        handle.remove()
+
+
+class LayerStream:
+    """Sequences on their way through the layers of a model of which one layer is in memory.
+
+    Every `stored` reads matrices of the running export back, for the pass in which a layer is calibrated
+    behind the quantized ones before it; see `graphs.linear.StoredRows`. None means a pass through the
+    original weights. Layers asked for out of order are right too, and take a pass from the start.
+    """
+
+    def __init__(self, source: WeightSource, config: ModelConfig, sequences: Items[Sequence]) -> None:
+        self.source, self.config, self.sequences = source, config, sequences
+        with torch.device("meta"):
+            self._model = Model(config).eval()
+        rope = config.decoder.rope
+        backbone = self._model.model
+        backbone.rope_cos, backbone.rope_sin = rope_tables(rope, rope.original_context)
+        self._names = list(expected_shapes(config))
+        self._position: _Position | None = None
+        self._layer: tuple[int, bool, Layer] | None = None
+        self._refreshed: set[str] = set()
+
+    def before(self, index: int, stored: StoredRows | None) -> list[Tensor]:
+        """Activations [1, T, hidden] of every sequence at the input of layer `index`, or behind the last."""
+        at = self._position
+        if at is None or at.is_stored != (stored is not None) or at.layer > index:
+            at = self._position = None
+            at = self._position = _Position(stored is not None, 0, self._embedded(stored))
+        while at.layer < index:
+            layer = self.layer(at.layer, stored)
+            for i, sequence in enumerate(self.sequences):
+                at.hidden[i] = self._through(layer, at.hidden[i], sequence.route)
+            at.layer += 1
+        return at.hidden
+
+    def inputs(
+        self, index: int, module: str, stored: StoredRows | None, adapter: str | None = None
+    ) -> Iterator[tuple[Route, Tensor]]:
+        """The route of each sequence and what it brings a module of layer `index`, [1, T, K]: of all of them,
+        or of those whose route has the adapter. The layer is run no further than that.
+        """
+        hidden, layer = self.before(index, stored), self.layer(index, stored)
+        for i, sequence in enumerate(self.sequences):
+            if adapter in (None, ROUTES[sequence.route].adapter):
+                with _caught(layer.get_submodule(module)) as inputs:
+                    self._through(layer, hidden[i], sequence.route)
+                yield sequence.route, inputs.pop()
+
+    def layer(self, index: int, stored: StoredRows | None) -> Layer:
+        """Layer `index` with weights, those of the base stored ones as far as they are stored by now."""
+        is_stored = stored is not None
+        prefix = f"model.layers.{index}."
+        if self._layer is None or self._layer[:2] != (index, is_stored):
+            self._layer = None  # one layer at a time
+            with torch.device("meta"):
+                layer = Layer(self.config.decoder, self.config.adapters)
+            layer = layer.to_empty(device="cpu").eval()
+            names = [name for name in self._names if name.startswith(prefix)]
+            load_tensors(layer, self.source.tensor, names, prefix)
+            self._layer, self._refreshed = (index, is_stored, layer), set()
+        layer = self._layer[2]
+        if stored is not None:
+            for name in self._names:
+                is_base = name.startswith(prefix) and name.endswith("base_layer.weight")
+                if is_base and name not in self._refreshed:
+                    rows = stored(name, 0, self.source.shape(name)[0])
+                    if rows is not None:
+                        load_tensors(layer, lambda _, rows=rows: rows, [name], prefix)
+                        self._refreshed.add(name)
+        return layer
+
+    def _through(self, layer: Layer, hidden: Tensor, route: Route) -> Tensor:
+        """One layer over one sequence [1, T, hidden]."""
+        length = hidden.shape[1]
+        cos, sin = self._model.model.rotary(length)
+        mask = self._model.window_mask(length, hidden.device)
+        y: Tensor = layer(hidden, cos, sin, mask, ROUTES[route].adapter)
+        return y
+
+    def _embedded(self, stored: StoredRows | None) -> list[Tensor]:
+        """Embeddings [1, T, hidden] of every sequence, media in place; a bounded part of the table is read at
+        a time.
+        """
+        ids = np.unique(np.concatenate([sequence.ids for sequence in self.sequences]))
+        table = np.empty((len(ids), self.config.decoder.hidden_size), np.float32)
+        for start in range(0, self.config.decoder.vocab_size, _TABLE_ROWS):
+            stop = min(start + _TABLE_ROWS, self.config.decoder.vocab_size)
+            first, last = np.searchsorted(ids, (start, stop))
+            if first < last:
+                rows = None if stored is None else stored(TABLE, start, stop)
+                rows = self.source.rows(TABLE, start, stop) if rows is None else rows
+                table[first:last] = rows[ids[first:last] - start]
+        embedded = []
+        for sequence in self.sequences:
+            x = torch.from_numpy(table[np.searchsorted(ids, sequence.ids)])
+            if sequence.media is not None:
+                x[self._model.is_media(torch.tensor(sequence.ids))] = sequence.media
+            embedded.append(x[None])
+        return embedded
