@@ -110,8 +110,12 @@ class Figures:
         """One short line."""
         share = 100 * step.done // max(1, step.weights)
         text = f"{step.begun}/{step.tensors} tensors, {share} %"
-        fresh, seconds = step.done - step.kept, self._clock() - self._start
-        if fresh <= 0 or seconds < 1:
+        fresh = step.done - step.kept
+        if fresh <= 0:  # calibration before the first tensor is no measure of the tensors' speed
+            self._start = self._clock()
+            return text
+        seconds = self._clock() - self._start
+        if seconds < 1:
             return text
         minutes, rest = divmod(int((step.weights - step.done) * seconds / fresh), 60)
         return f"{text}, {minutes // 60}:{minutes % 60:02}:{rest:02} left"

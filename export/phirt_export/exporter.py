@@ -177,7 +177,7 @@ def export_bundle(
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
     work = identity(checkpoint, settings)
-    hessians, kv_scales = _calibrate(opened, samples, wants)
+    hessians, kv_scales = _calibrate(opened, samples, wants, progress)
     with staged_bundle(output, work) as staging:
         measured: list[PartError] = []
         sizes: dict[str, StoredSize] = {}
@@ -283,7 +283,10 @@ def _samples(paths: Sequence[Path], wants: Calibrated) -> list[calibrating.Sampl
 
 
 def _calibrate(
-    checkpoint: Checkpoint, samples: Sequence[calibrating.Sample], wants: Calibrated
+    checkpoint: Checkpoint,
+    samples: Sequence[calibrating.Sample],
+    wants: Calibrated,
+    progress: Progress | None,
 ) -> tuple[HessianSource | None, Sequence[KVScales] | None]:
     """Second moments, which are computed when they are asked for, and the cache's scales."""
     if not samples:
@@ -291,7 +294,8 @@ def _calibrate(
     tokens = calibrating.HESSIAN_TOKENS if wants.weights else calibrating.RANGE_TOKENS
     sequences = calibrating.encode_samples(checkpoint, samples, tokens)
     stream = calibrating.LayerStream(checkpoint, checkpoint.config, sequences)
-    scales = calibrating.kv_scales(stream) if wants.cache else None
+    observed = ObservedSource(checkpoint, expected_shapes(checkpoint.config), progress)
+    scales = calibrating.kv_scales(stream, observed.note_look) if wants.cache else None
     return calibrating.Hessians(stream) if wants.weights else None, scales
 
 

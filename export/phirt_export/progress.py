@@ -16,7 +16,8 @@ from phirt_export.graphs.linear import WeightSource
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The state after reading a part of `tensor`, or after finding it finished by an interrupted run.
+    """The state after reading a part of `tensor`, or after finding it finished by an interrupted run, or
+    before that part of the model is looked at for calibration.
 
     `begun` of `tensors` tensors were read in full or in part or kept; `done` of `weights` elements were, and
     `kept` of those are from the interrupted run.
@@ -67,10 +68,18 @@ class ObservedSource:
             self._kept += self._sizes[key]
             self._note(key, self._sizes[key])
 
+    def note_look(self, part: str) -> None:
+        """A part of the model is looked at on calibration data; no tensor is done by that."""
+        self._report(part)
+
     def _note(self, name: str, read: int) -> None:
         before = self._read.get(name, 0)
         self._read[name] = max(before, read)
         self._done += self._read[name] - before
-        if self._progress is not None and (read > before or not before):
+        if read > before or not before:
+            self._report(name)
+
+    def _report(self, name: str) -> None:
+        if self._progress is not None:
             tensors, weights = len(self._sizes), self._weights
             self._progress(Step(name, len(self._read), tensors, self._done, weights, self._kept))

@@ -142,8 +142,10 @@ class DecoderRunner:
     def __post_init__(self) -> None:
         c = self.config
         shape = (1, c.num_kv_heads, self.capacity, c.head_dim)
+        kinds = {i.name: i.type for i in self.graph.get_inputs()}
+        dtype = np.int8 if kinds["past_key_values.0.key"] == "tensor(int8)" else np.float32
         self.buffers = [
-            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in range(2 * c.num_layers)
+            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype)) for _ in range(2 * c.num_layers)
         ]
         self.length = 0
 
