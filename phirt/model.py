@@ -24,7 +24,14 @@ from phirt.processors.audio import AudioSource
 from phirt.processors.image import ImageDetail, ImageSource
 from phirt.sampling import GenerationConfig
 from phirt.sequence import MediaSpan, Prompt
-from phirt.session import OnPrepare, Session, SessionConfig, check_threads, resolve_providers
+from phirt.session import (
+    OnPrepare,
+    Session,
+    SessionConfig,
+    check_threads,
+    resolve_providers,
+    suited_attention,
+)
 from phirt.tokenizer import Tokenizer
 
 EMBEDDED = "nano"
@@ -54,7 +61,7 @@ class Model:
     def __init__(self, manifest: Manifest, config: SessionConfig) -> None:
         self.manifest = manifest
         # A vocabulary of 200,000 takes a second to read; meanwhile the decoder opens on the other cores.
-        with ThreadPoolExecutor(1) as opener:
+        with suited_attention(manifest.graphs["decoder"]), ThreadPoolExecutor(1) as opener:
             decoder = opener.submit(Session, manifest, "decoder", config)
             self.tokenizer = Tokenizer(
                 manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS

@@ -110,6 +110,24 @@ def _short(name: str) -> str:
     return name.strip().removesuffix(_SUFFIX).lower()
 
 
+@contextlib.contextmanager
+def suited_attention(spec: GraphSpec) -> Iterator[None]:
+    """Sessions opened inside have the attention kernel that suits the graph's cache.
+
+    Over keys and values of int8 the plain kernel takes 0.65 to 0.9 of the time of the one in blocks, for one
+    position behind 1024 to 4096, and as long for many. onnxruntime asks the environment which to take; to be
+    entered before other threads start, which may ask it something too.
+    """
+    if not any(tensor.dtype == "int8" for tensor in spec.inputs) or _PLAIN_ATTENTION in os.environ:
+        yield
+        return
+    os.environ[_PLAIN_ATTENTION] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PLAIN_ATTENTION, None)
+
+
 class Session:
     """One opened graph. Errors of onnxruntime leave it as BundleError."""
 
@@ -123,7 +141,7 @@ class Session:
         if self._session is None:
             path = manifest.path(self.spec.file)
             try:
-                self._session = _open(path, self.spec, config)
+                self._session = _open(path, config)
             except Exception as error:  # onnxruntime's types derive from Exception alone
                 raise BundleError(
                     f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
@@ -147,7 +165,7 @@ class Session:
         if not entry.is_complete():
             return None
         try:
-            session = _open(entry.model, self.spec, config, prepared=True)
+            session = _open(entry.model, config, prepared=True)
             _check_interface(session, self.spec)
         except Exception:  # a damaged entry: the bundle itself is the way that always works
             entry.discard()
@@ -196,34 +214,16 @@ def _check_interface(session: Any, spec: GraphSpec) -> None:
         raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
 
 
-def _open(path: Path, spec: GraphSpec, config: SessionConfig, *, prepared: bool = False) -> Any:
+def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
     options = _options(config)
     if prepared:
         # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
         # their content; on all cores, for which it holds all unpacked ones to the end.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
-    with _suited_attention(spec):
-        return ort.InferenceSession(
-            str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
-        )
-
-
-@contextlib.contextmanager
-def _suited_attention(spec: GraphSpec) -> Iterator[None]:
-    """Sessions opened inside have the attention kernel that suits the graph's cache.
-
-    Over keys and values of int8 the plain kernel takes 0.65 to 0.9 of the time of the one in blocks, for one
-    position behind 1024 to 4096, and as long for many. onnxruntime asks the environment which to take.
-    """
-    if not any(tensor.dtype == "int8" for tensor in spec.inputs) or _PLAIN_ATTENTION in os.environ:
-        yield
-        return
-    os.environ[_PLAIN_ATTENTION] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_PLAIN_ATTENTION, None)
+    return ort.InferenceSession(
+        str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
+    )
 
 
 def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepacked.Entry) -> None:

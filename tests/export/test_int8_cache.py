@@ -16,10 +16,12 @@ from small_models import DecoderRunner, config, random_model, rope, save_checkpo
 from typer.testing import CliRunner
 
 import phirt
+from phirt.bundle_files import load_manifest
 from phirt.errors import BundleError, ConversationError
 from phirt.kv_cache import KVCache
 from phirt.manifest import TensorSpec
 from phirt.sequence import Prompt
+from phirt.session import suited_attention
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export.checkpoint import Checkpoint
@@ -210,8 +212,18 @@ def test_speculation_changes_nothing(model):
     assert answers[0] == answers[1]
 
 
-def test_the_environment_is_as_before(model):
-    assert "ORT_GQA_DISABLE_FLASH_ATTENTION" not in os.environ
+@pytest.mark.parametrize(("given", "inside"), [(None, "1"), ("0", "0")])
+def test_the_kernel_is_chosen_while_the_decoder_opens_and_no_longer(model, plain, monkeypatch, given, inside):
+    """Where somebody has chosen already, their choice stays."""
+    name = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+    monkeypatch.delenv(name, raising=False)
+    if given is not None:
+        monkeypatch.setenv(name, given)
+    with suited_attention(model.manifest.graphs["decoder"]):
+        assert os.environ.get(name) == inside
+    assert os.environ.get(name) == given
+    with suited_attention(load_manifest(plain.bundle).graphs["decoder"]):
+        assert os.environ.get(name) == given
 
 
 @pytest.mark.parametrize(
