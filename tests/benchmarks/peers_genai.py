@@ -4,7 +4,7 @@
 
 onnxruntime-genai's own builder keeps a whole model in float32 until it is quantized, more than 24 GB for
 Phi-4-mini's size. Here the same builder exports parts of the checkpoint, each with four of its layers and an
-equal share of its vocabulary: 4.5 GB. The parts are then put together: each layer has its own quantized
+equal share of its vocabulary: 5 GB. The parts are then put together: each layer has its own quantized
 weights, the shares of the tied head follow one another (blocks of weights never reach over rows), and the
 graph is the first part's with its last layer repeated. KEY=VALUE are extra options of the builder.
 
