@@ -3,18 +3,16 @@
     python3.11 -m venv PEERS
     CMAKE_ARGS=-DGGML_NATIVE=ON PEERS/bin/pip install -r tests/benchmarks/peers-requirements.txt
     python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python
-    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full --peers llama
+    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full
 
 Makes what FOLDER does not hold yet: a random checkpoint (904m: eight layers of Phi-4-mini's width, 904
 million weights, 5 GB of disk in all; full: Phi-4-mini's size, 22 GB), exported by phirt, by
 onnxruntime-genai's own builder (at its defaults, which is blocks of 32; and with blocks of 128 and fused gate
-and up), and as llama.cpp's Q4_0. Each runtime then runs in a process of its own with its model loaded
+and up; `peers_genai.py` has it build part by part, because the whole of full takes it more than 24 GB of
+memory), and as llama.cpp's Q4_0. Each runtime then runs in a process of its own with its model loaded
 (`peers_worker.py`), the same number of threads and the same ids; phirt and one peer take turns, so that a
 busy machine disturbs both alike, and who goes first changes from pair to pair. Prints a Markdown table with
 the median of the pairs' ratios and their quartiles. Leave the machine alone meanwhile.
-
-onnxruntime-genai's builder took 7.8 GB of memory for 904m and takes more than 24 GB for full; a model that it
-made elsewhere from the same checkpoint is used when it lies in FOLDER/genai-defaults or FOLDER/genai-128.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ HERE = Path(__file__).resolve().parent
 RANKS = ROOT.parent / "shared" / "data" / "tokenizer" / "o200k_base.tiktoken"
 PHIRT = (sys.executable, "-c", "from phirt_apps.cli import main; main()")
 _SETTLE_SECONDS = 0.2  # until the threads of the one that ran last sleep
-_GENAI_BUILDER = ("-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
+_CONVERTERS = {"genai": "peers_genai.py", "llama": "peers_gguf.py"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,17 +153,10 @@ def prepare(folder: Path, scale: str, peers_python: Path, peers: Sequence[str]) 
         call("phirt's export", [*PHIRT, "export", str(checkpoint), "-o", str(folder / "phirt")], folder)
     for peer in (PEERS[name] for name in peers):
         model = folder / peer.model
-        if model.exists():
-            continue
-        if peer.worker == "llama":
-            script = str(HERE / "peers_gguf.py")
-            call("conversion to GGUF", [str(peers_python), script, str(checkpoint), str(model)], folder)
-            continue
-        staging = folder / f".{peer.model}.partial"
-        paths = ["-i", str(checkpoint), "-o", str(staging), "-c", str(folder / "cache")]
-        options = ["--extra_options", "hf_token=false", *peer.builder_options]
-        call("onnxruntime-genai's builder", [str(peers_python), *_GENAI_BUILDER, *paths, *options], folder)
-        staging.rename(model)
+        if not model.exists():
+            script = str(HERE / _CONVERTERS[peer.worker])
+            command = [str(peers_python), script, str(checkpoint), str(model), *peer.builder_options]
+            call(f"conversion to {peer.model}", command, folder)
 
 
 def call(what: str, command: list[str], folder: Path) -> None:
