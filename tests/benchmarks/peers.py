@@ -3,7 +3,7 @@
     python3.11 -m venv PEERS
     CMAKE_ARGS=-DGGML_NATIVE=ON PEERS/bin/pip install -r tests/benchmarks/peers-requirements.txt
     python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python
-    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full
+    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full --kv int8
 
 Makes what FOLDER does not hold yet: a random checkpoint (904m: eight layers of Phi-4-mini's width, 904
 million weights, 5 GB of disk in all; full: Phi-4-mini's size, 22 GB), exported by phirt, by
@@ -39,6 +39,7 @@ from tests.checkpoints.write import write_checkpoint  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 RANKS = ROOT.parent / "shared" / "data" / "tokenizer" / "o200k_base.tiktoken"
+BUNDLES = {"float32": "phirt", "int8": "phirt-int8"}  # by the type of cached keys and values
 PHIRT = (sys.executable, "-c", "from phirt_apps.cli import main; main()")
 _SETTLE_SECONDS = 0.2  # until the threads of the one that ran last sleep
 _CONVERTERS = {"genai": "peers_genai.py", "llama": "peers_gguf.py"}
@@ -143,14 +144,17 @@ def environment(folder: Path, foreign: bool) -> dict[str, str]:
     return variables
 
 
-def prepare(folder: Path, scale: str, peers_python: Path, peers: Sequence[str]) -> None:
+def prepare(folder: Path, scale: str, kv: str, peers_python: Path, peers: Sequence[str]) -> None:
     """Makes what is not there yet: the checkpoint, the bundle, the peers' models."""
     checkpoint = folder / "checkpoint"
     if not checkpoint.is_dir():
         say(f"writing a random checkpoint to {checkpoint}")
         write_checkpoint(checkpoint, "phi-4-mini", RANKS, scale=scale, changes=text.COMPARABLE)
-    if not (folder / "phirt").is_dir():
-        call("phirt's export", [*PHIRT, "export", str(checkpoint), "-o", str(folder / "phirt")], folder)
+    bundle = folder / BUNDLES[kv]
+    if not bundle.is_dir():
+        calibration = ["--calibration", str(ROOT / "README.md")] if kv == "int8" else []
+        command = [*PHIRT, "export", str(checkpoint), "-o", str(bundle), "--kv", kv, *calibration]
+        call("phirt's export", command, folder)
     for peer in (PEERS[name] for name in peers):
         model = folder / peer.model
         if not model.exists():
@@ -208,7 +212,8 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
     for name in options.peers:
         peer = PEERS[name]
         say(f"loading phirt and {name}")
-        ours = Worker(Path(sys.executable), "phirt", folder / "phirt", threads, folder / "phirt.log", False)
+        bundle = folder / BUNDLES[options.kv]
+        ours = Worker(Path(sys.executable), "phirt", bundle, threads, folder / "phirt.log", False)
         with closing(ours):
             theirs = Worker(
                 options.peers_python, peer.worker, folder / peer.model, threads, folder / f"{name}.log", True
@@ -218,8 +223,8 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
                 against = f"{theirs.runtime}, {peer.title}"
                 rows += [row.text(against) for row in compare(ours, theirs, tasks, options.pairs)]
     return [
-        f"{options.scale}, {runtime}; {cpu_name()}, {usable_cores()} logical cores, {threads} threads; "
-        f"median of {options.pairs} alternating pairs (quartiles).",
+        f"{options.scale}, {runtime}, keys and values in {options.kv}; {cpu_name()}, {usable_cores()} "
+        f"logical cores, {threads} threads; median of {options.pairs} alternating pairs (quartiles).",
         "",
         "| against | | phirt, tokens/s | peer, tokens/s | phirt is faster by |",
         "|---|---|---|---|---|",
@@ -245,6 +250,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where checkpoint and models go, one folder for each scale")
     parser.add_argument("--peers-python", type=Path, required=True, help="the peers' interpreter")
     parser.add_argument("--scale", choices=("904m", "full"), default="904m")
+    parser.add_argument("--kv", choices=tuple(BUNDLES), default="float32", help="phirt's keys and values")
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -257,7 +263,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not RANKS.is_file():
         parser.error(f"{RANKS} is not there, of which the tokenizer is made")
-    prepare(folder, options.scale, options.peers_python, options.peers)
+    prepare(folder, options.scale, options.kv, options.peers_python, options.peers)
     print("\n".join(run(folder, options)))
 
 
