@@ -17,37 +17,42 @@ logits may then change places.
 from __future__ import annotations
 
 import bisect
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 
-RUN_SIZES = (1, 2, 4, 8, 16)  # positions of one run: the id that is known, and drafted ones
+RUN_SIZES = (1, 2, 4, 8, 12, 16)  # positions of one run: the id that is known, and drafted ones
 LONGEST_RUN = RUN_SIZES[-1]
 
 _FEWEST = 2  # ids that must agree for a match to be found
 _LONGEST = 16  # more agreeing ids say no more
 _CANDIDATES = 8  # earlier places that one search looks at
-_PATIENCE = 8  # wrong ids after which a broken match is given up
+_HELD = 3  # ids that agree before a match that breaks is worth coming back to
+_NEAR = 8  # positions from the place of a broken match on where the text may go on
+_PATIENCE = 8  # ids after which a broken match is given up
 
-# How often the next id comes true by how many ids before it agree, before anything is known: less than was
-# measured on pages of an encyclopedia, because to wait costs nothing but a little gain.
-_CLASSES = (1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first, whose match broke
-_CLASS_OF = tuple(bisect.bisect_right(_CLASSES, length) for length in range(_LONGEST + 1))
-_FIRST_GUESS = (0.05, 0.1, 0.1, 0.3, 0.45, 0.65, 0.8, 0.9)
-_LEARNING = 1 / 16  # weight of the newest id in its class's estimate
+# Log-odds that the expected id comes by the class of the match, before anything is known of the text: between
+# those of free text and those of copied text, as measured on pages of an encyclopedia.
+_CLASSES = (-1, 1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first
+_FIRST_GUESS = (-4.5, -2.5, -0.4, 0.0, 0.2, 0.6, 0.8, 1.4, 2.2)
+_LEARNING = 0.5  # step of what all classes share
+_OWN_LEARNING = 0.1  # step of each class
 
 _FIRST_SLOPE = 0.25  # decode steps that each further position of a run costs, before any is measured
 _TIME_WEIGHT = 0.3  # of the newest run in the estimate of its size
 _SHARING = 1 / 32  # of what a run shows, for the estimates of other sizes
 _FORGETTING = 1 / 4096  # by each plain step, what runs have cost
 _HOPELESS = 0.02  # a place that likely to come true is the last that is thought of
-_WORTH = 1.05  # the least gain for which a draft is run: estimates are noisy
+_WORTH = 1.1  # the least gain for which a draft is run: estimates are noisy, and a size's first run is slow
 
 
 class PromptLookup:
     """An index of one sequence that grows id by id, and the place where its end was found before.
 
     Ids in `never` are neither drafted nor take part in a match: media placeholders, whose meaning is not in
-    their id, and ids that end an answer. Adding an id takes a few microseconds whatever the length.
+    their id, and ids that end an answer. `match_length` says how many ids before the expected one agree. Less
+    than 0: a match broke so many ids ago, and what is expected is what stands so far behind its place. Adding
+    an id takes a few microseconds whatever the length.
     """
 
     def __init__(self, ids: Iterable[int], never: Collection[int]) -> None:
@@ -58,7 +63,8 @@ class PromptLookup:
         for token in ids:
             self._append(token)
         self._source = -1  # the position whose id is expected next, or -1
-        self._misses = 0
+        self._broken = -1  # the position whose id did not come when the last match broke; -1 if given up
+        self._wrong = 0  # the position of the id that came instead
         self.match_length = 0
         self._search()
 
@@ -75,14 +81,15 @@ class PromptLookup:
         self._append(token)
         if expected == token:
             self._source += 1
-            self.match_length += 1
+            self.match_length = max(self.match_length, 0) + 1
             return True
-        # Where one word was replaced the text often goes on as it did: the old place stays, in step.
-        self.match_length = 0
-        self._misses += 1
-        if self._source >= 0:
-            self._source = self._source + 1 if self._misses <= _PATIENCE else -1
-        self._search()
+        if self.match_length >= _HELD:
+            self._broken, self._wrong = self._source, len(self._ids) - 1
+        self._source, self.match_length = -1, 0
+        if not self._realign():
+            self._search()
+        if self._source < 0:
+            self._keep_step()
         return None if expected is None else False
 
     def draft(self, count: int) -> list[int]:
@@ -111,6 +118,28 @@ class PromptLookup:
         self._earlier.append(self._ends.get(pair, -1))
         self._ends[pair] = position
 
+    def _realign(self) -> bool:
+        """Finds the last id near the place where a match broke: a word was replaced, left out or put in, and
+        the text goes on as it did. So near one id is enough.
+        """
+        token, end = self._ids[-1], len(self._ids) - 1
+        if end - self._wrong >= _PATIENCE:
+            self._broken = -1
+        if self._broken < 0 or token in self._never:
+            return False
+        try:
+            place = self._ids.index(token, self._broken, min(self._broken + _NEAR, end))
+        except ValueError:
+            return False
+        self._source, self.match_length = place + 1, 1
+        return True
+
+    def _keep_step(self) -> None:
+        """Expects what comes next if each id since a match broke stands for one at its place."""
+        if self._broken >= 0:
+            since = len(self._ids) - self._wrong
+            self._source, self.match_length = self._broken + since, -since
+
     def _search(self) -> None:
         """Finds the longest match of the sequence's end among the latest candidates; the latest of equals."""
         candidate = self._earlier[-1] if self._earlier else -1
@@ -120,7 +149,7 @@ class PromptLookup:
                 return
             length = self._agreeing(candidate)
             if length > best:
-                best, self._source, self._misses = length, candidate + 1, 0
+                best, self._source = length, candidate + 1
                 self.match_length = length
             candidate = self._earlier[candidate]
 
@@ -186,38 +215,52 @@ class DraftPolicy:
     """How many positions to run at once, from what a run of a size costs in decode steps and from how often
     expected ids have come true in this answer.
 
-    An expected id is compared with the chosen one whether it was run or not, so that drafting begins again by
-    itself where a text begins to repeat itself, and nothing is ever run to find out.
+    Where a text copies, two ids that agree promise nearly as much as ten, and where it does not, ten promise
+    little more than two. So the chance is a logistic regression on the class of the match with an intercept
+    for the text, which learns faster (stochastic gradient of the log-likelihood). An expected id is compared
+    with the chosen one whether it was run or not, so that drafting begins again by itself where a text begins
+    to repeat itself, and nothing is ever run to find out.
     """
 
     def __init__(self, cost: Callable[[int], float]) -> None:
         self._cost = cost
-        self._chances = list(_FIRST_GUESS)
+        self._intercept = 0.0
+        self._classes = list(_FIRST_GUESS)
 
     def came(self, match_length: int, true: bool) -> None:
         """Notes whether the id after a match of so many ids was the expected one."""
-        index = _CLASS_OF[min(match_length, _LONGEST)]
-        self._chances[index] += _LEARNING * (true - self._chances[index])
+        error = true - self._chance(match_length)
+        self._intercept += _LEARNING * error
+        self._classes[_class_of(match_length)] += _OWN_LEARNING * error
 
     def run_size(self, match_length: int, longest: int) -> int:
         """The positions, one of RUN_SIZES up to `longest`, that give most ids a second where the end of the
         sequence has a match of `match_length` ids. 1 is a plain decode step.
         """
         best, best_gain = 1, _WORTH
-        ids, likely, position = 1.0, 1.0, 0
+        ids, likely, drafted = 1.0, 1.0, 0
         for size in RUN_SIZES[1:]:
             if size > longest:
                 break
-            while position < size - 1:
-                likely *= self._chances[_CLASS_OF[min(match_length + position, _LONGEST)]]
+            while drafted < size - 1:
+                likely *= self._chance(match_length)
                 ids += likely
-                position += 1
+                match_length = max(match_length, 0) + 1
+                drafted += 1
             gain = ids / self._cost(size)
             if gain > best_gain:
                 best, best_gain = size, gain
             if likely < _HOPELESS:
                 break
         return best
+
+    def _chance(self, match_length: int) -> float:
+        """How likely the expected id comes after a match of so many ids."""
+        return 1 / (1 + math.exp(-self._intercept - self._classes[_class_of(match_length)]))
+
+
+def _class_of(match_length: int) -> int:
+    return bisect.bisect_right(_CLASSES, match_length)
 
 
 class Speculation:

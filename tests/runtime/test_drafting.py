@@ -5,6 +5,7 @@ a clock of its own.
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given
@@ -47,7 +48,7 @@ def test_a_draft_is_a_continuation_that_occurred(ids, at, count):
     matching = [
         place
         for place in places
-        if lookup.match_length == 0
+        if lookup.match_length <= 0
         or ids[max(0, place - lookup.match_length) : place] == ids[len(ids) - lookup.match_length :]
     ]
     assert not drafted or matching
@@ -93,19 +94,63 @@ def test_media_neither_match_nor_are_drafted():
     assert PromptLookup([8, 9, 10, *run, 8, 9], NEVER).draft(4) == [10]
 
 
+SOURCE = list(range(10, 40))
+
+
 def test_a_match_goes_on_behind_a_replaced_id():
-    source = list(range(10, 40))
-    lookup = PromptLookup([*source, 5, 10, 11, 12, 13], NEVER)
+    lookup = PromptLookup([*SOURCE, 5, 10, 11, 12, 13], NEVER)
     lookup.add(99)  # in place of 14
-    assert (lookup.match_length, lookup.draft(3)) == (0, [15, 16, 17])
+    assert (lookup.match_length, lookup.draft(3)) == (-1, [15, 16, 17])
     lookup.add(15)
     assert (lookup.match_length, lookup.draft(2)) == (1, [16, 17])
-    for token in range(90, 97):
+    lookup.add(90)
+    assert (lookup.match_length, lookup.draft(2)) == (-3, [17, 18])  # one id that agrees proves little
+    for token in range(91, 96):
         lookup.add(token)
-    assert lookup.draft(3) == [23, 24, 25]  # in step still
+    assert (lookup.match_length, lookup.draft(3)) == (-8, [22, 23, 24])  # in step still
     lookup.add(97)
-    lookup.add(98)
-    assert lookup.draft(3) == []  # given up
+    assert (lookup.match_length, lookup.draft(3)) == (0, [])  # given up
+
+
+@pytest.mark.parametrize(
+    ("instead", "follows"),
+    [
+        ([15], 16),  # one id is left out
+        ([18], 19),  # four
+        ([90, 14], 15),  # one is put in
+        ([90, 91, 92, 14], 15),  # three
+        ([90, 16], 17),  # one in place of two
+        ([90, 91, 92, 15], 16),  # three in place of one
+    ],
+)
+def test_a_match_goes_on_where_ids_were_left_out_or_put_in(instead, follows):
+    """The first id that agrees again is enough, though the same id is followed by others later."""
+    lookup = PromptLookup([*SOURCE, *SOURCE[::-1], 5, 10, 11, 12, 13], NEVER)
+    for token in instead:
+        lookup.add(token)
+    assert (lookup.match_length, lookup.draft(3)) == (1, list(range(follows, follows + 3)))
+
+
+def test_one_id_is_no_match_far_from_where_one_broke():
+    lookup = PromptLookup([*SOURCE, 5, 10, 11, 12, 13], NEVER)
+    lookup.add(22)  # eight behind 14
+    assert lookup.draft(1) == [15]
+    lookup.add(13)  # before it
+    assert lookup.draft(1) == [16]
+
+
+def test_one_id_is_no_match_where_none_broke():
+    lookup = PromptLookup([*SOURCE, 5], NEVER)
+    lookup.add(14)
+    assert (lookup.match_length, lookup.expected) == (0, None)
+
+
+def test_placeholders_do_not_mend_a_match():
+    source = [10, 11, 12, 13, PLACEHOLDER, 14, 15]
+    lookup = PromptLookup([*source, 5, 10, 11, 12], NEVER)
+    lookup.add(PLACEHOLDER)
+    assert lookup.match_length == -1
+    assert lookup.expected is None  # in step there is a placeholder
 
 
 def simulate(costs: RunCosts, prompt, answer, cost=usual_cost) -> tuple:
@@ -127,6 +172,35 @@ def test_quotes_are_run_in_long_drafts():
     sizes, seconds = simulate(RunCosts(), prompt, prompt[50:350])
     assert max(sizes) == LONGEST_RUN
     assert 300 * 0.01 / seconds > 2.8
+
+
+def rewritten(ids: list[int], seed: int) -> list[int]:
+    """One id of twenty is left out or replaced by up to three new ones."""
+    rng, new = random.Random(seed), itertools.count(1000)
+    parts = (itertools.islice(new, rng.randrange(4)) if rng.random() < 0.05 else [token] for token in ids)
+    return [token for part in parts for token in part]
+
+
+def test_rewriting_is_faster():
+    """Where runs cost what they do on a model that is large for its machine."""
+    prompt, plain, seconds = list(range(10, 500)), 0.0, 0.0
+    for seed in range(8):
+        answer = rewritten(prompt, seed)
+        plain += 0.01 * len(answer)
+        seconds += simulate(RunCosts(), prompt, answer, cost=lambda size: 1 + 0.35 * (size - 1))[1]
+    assert plain / seconds > 1.68
+
+
+def test_what_one_kind_of_match_shows_counts_for_others():
+    """Where a text copies, short matches are trusted soon; where it does not, long ones are not."""
+    copying, free = DraftPolicy(usual_cost), DraftPolicy(usual_cost)
+    assert copying.run_size(2, LONGEST_RUN) <= 2
+    assert free.run_size(6, LONGEST_RUN) >= 4
+    for _ in range(16):
+        copying.came(6, True)
+        free.came(2, False)
+    assert copying.run_size(2, LONGEST_RUN) >= 8
+    assert free.run_size(6, LONGEST_RUN) == 1
 
 
 def misleading(count: int) -> list[int]:
