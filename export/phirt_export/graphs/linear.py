@@ -8,7 +8,7 @@ scores them from one stored copy. Knows nothing of the model around the projecti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -92,12 +92,18 @@ class WeightFormat:
         fewest bytes. Short rows (a LoRA rank) get a smaller one where padding would cost more than scales.
         """
 
-        def row_bytes(block: int) -> int:
-            return num_blocks(columns, block) * (block * self.bits // 8 + 4)
-
         # MatMulNBits takes powers of two from 16 on; of two that cost the same, the larger comes first.
         halvings = (self.block_size // 16).bit_length()
-        return min((self.block_size >> n for n in range(halvings)), key=row_bytes)
+        return min(
+            (self.block_size >> n for n in range(halvings)), key=lambda block: self._row_bytes(columns, block)
+        )
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of codes and scales of a quantized matrix."""
+        return rows * self._row_bytes(columns, self.block_for(columns))
+
+    def _row_bytes(self, columns: int, block: int) -> int:
+        return num_blocks(columns, block) * (block * self.bits // 8 + 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +161,28 @@ class WeightStore:
     """Turns weights of one source into initializers of one graph, each stored once however often used.
 
     `errors` says what quantization has cost each matrix, `sizes` what each takes. `hessians` serve the method
-    `gptq`; what they know nothing of is rounded to nearest with searched scales.
+    `gptq`; what they know nothing of is rounded to nearest with searched scales. Tensors in `chosen` have the
+    format given there, whatever the graph asks for.
     """
 
-    def __init__(self, g: GraphBuilder, source: WeightSource, hessians: HessianSource | None = None) -> None:
+    def __init__(
+        self,
+        g: GraphBuilder,
+        source: WeightSource,
+        hessians: HessianSource | None = None,
+        chosen: Mapping[str, WeightFormat] | None = None,
+    ) -> None:
         self.g, self.source, self._hessians = g, source, hessians
+        self._chosen = chosen or {}
         self.errors: list[WeightError] = []
         self.sizes: list[StoredSize] = []
         self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
+
+    def format_of(self, tensor: str, form: WeightFormat) -> WeightFormat:
+        """The format of a tensor for which the graph asks for `form`."""
+        return self._chosen.get(tensor, form)
 
     def linear(
         self,
@@ -180,7 +198,7 @@ class WeightStore:
         """x [..., K] -> `factor` · (W x + b) [..., N]: W the tensor [N, K], b the tensor named, or an array
         [N].
         """
-        g, weight = self.g, Matrix(self.source, tensor, factor)
+        g, weight, form = self.g, Matrix(self.source, tensor, factor), self.format_of(tensor, form)
         b = None
         if bias is not None:
             array = self.source.tensor(bias) if isinstance(bias, str) else bias
@@ -303,8 +321,8 @@ class EmbeddingTable:
     """A table [vocab, hidden], stored once: `embed` gathers rows from it, `score` multiplies by it."""
 
     def __init__(self, store: WeightStore, tensor: str, form: WeightFormat) -> None:
-        self._store, self._form = store, form
-        self._weight = Matrix(store.source, tensor)
+        self._store, self._form = store, store.format_of(tensor, form)
+        self._weight, form = Matrix(store.source, tensor), self._form
         columns = self._weight.shape[1]
         if form.is_quantized and columns % form.block_for(columns):
             raise ConfigError(
