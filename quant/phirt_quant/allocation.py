@@ -29,7 +29,7 @@ def allocate(choices: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     This is the multiple-choice knapsack problem (Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004,
     chapter 11), solved exactly by dynamic programming over the bytes that are left beyond the smallest
     choices. Where a common divisor of these bytes would make more than 65,536 steps, each step is rounded up
-    to a larger unit: the budget holds all the same, and what is lost is at most one unit a matrix.
+    to a larger unit: the budget holds all the same, and less than a unit a matrix, and one more, is not used.
 
     Args:
         choices: for each matrix at least one.
@@ -37,12 +37,13 @@ def allocate(choices: Sequence[Sequence[Choice]], budget: int) -> list[int]:
     """
     smallest = [min(choice.bytes for choice in of) for of in choices]
     extras = [[choice.bytes - least for choice in of] for of, least in zip(choices, smallest, strict=True)]
-    left = min(budget - sum(smallest), sum(max(of) for of in extras))
+    left = budget - sum(smallest)
     assert left >= 0, "the budget does not hold the smallest choices"
     unit = max(1, math.gcd(*(extra for of in extras for extra in of)))
-    unit *= -(-left // unit // _MOST_UNITS) or 1
+    unit *= -(-min(left, sum(map(max, extras))) // unit // _MOST_UNITS) or 1
     steps = [[-(-extra // unit) for extra in of] for of in extras]
-    return _solve(steps, [[choice.cost for choice in of] for of in choices], left // unit)
+    capacity = min(left // unit, sum(map(max, steps)))
+    return _solve(steps, [[choice.cost for choice in of] for of in choices], capacity)
 
 
 def _solve(steps: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], capacity: int) -> list[int]:
