@@ -132,8 +132,9 @@ def export_bundle(
 
     What is finished stays when the call is interrupted or the process killed: the same call goes on from
     there and ends with the same bytes. Memory is bounded by a few slabs of one tensor (`bits=32`: by the
-    largest projection; `gptq`: by one layer in float32, the activations between two layers, and five times
-    the square of the longest input in float64, 4 GB at a width of 3072 with 8192 inside).
+    largest projection; `gptq`: by two layers in float32, twice the activations between two layers, and seven
+    times the square of the longest input in float64, 6 GB at a width of 3072 with 8192 inside;
+    `bits_per_weight`: by 2 GB there).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
@@ -146,8 +147,8 @@ def export_bundle(
         embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
         adapter_bits: 4, 8 or 32 for LoRA matrices.
         encoder_bits: 4, 8 or 32 for the linears of the encoders.
-        method: `rtn` rounds to nearest, `mse` searches scales, `gptq` makes good what rounding does to the
-            outputs on the calibration data.
+        method: `rtn` rounds to nearest, `mse` searches scales, `gptq` makes good what rounding, also that of
+            the matrices before, does to the outputs on the calibration data.
         bits_per_weight: the size that base projections and token table have together, scales included; each
             takes 4 bits in longer or shorter blocks or 8 bits, so that the predictions on the calibration
             data change least. None: all of them are stored alike.

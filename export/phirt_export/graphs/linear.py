@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_quant.blockwise import METHODS, BlockQuantized, check_format, dequantize, num_blocks, quantize
+from phirt_quant.drift import DriftCorrection, InputMoments
 from phirt_quant.gptq import DAMPING, ErrorCompensation
 from phirt_quant.weight_error import RelativeError, StoredSize, WeightError
 
@@ -53,8 +53,8 @@ StoredRows = Callable[[str, int, int], np.ndarray | None]
 class HessianSource(Protocol):
     """What calibration knows about the inputs of matrices."""
 
-    def hessian(self, tensor: str, stored: StoredRows) -> npt.NDArray[np.float64] | None:
-        """E[x xᵀ], float64 [K, K], of the inputs that a matrix multiplies; None where there is no data."""
+    def moments(self, tensor: str, stored: StoredRows) -> InputMoments | None:
+        """Those of the inputs that a matrix multiplies; None where there is no data."""
 
     def damping(self, tensor: str) -> float | None:
         """The damping that suits a matrix, see `ErrorCompensation`; None for the usual one."""
@@ -264,9 +264,10 @@ class WeightStore:
 
         def codes() -> Iterator[np.ndarray]:
             # Asked for here, so that a piece that an interrupted export has finished costs nothing.
-            rounded = self._rounding(weight, form)
+            rounded, start = self._rounding(weight, form, block), 0
             for slab in weight.slabs():
-                quantized = rounded(slab, form.bits, block)
+                quantized = rounded(slab, start)
+                start += len(slab)
                 error.add(slab, dequantize(quantized))
                 scales.append(quantized.scales)
                 yield quantized.codes
@@ -286,16 +287,19 @@ class WeightStore:
         )
 
     def _rounding(
-        self, weight: Matrix, form: WeightFormat
-    ) -> Callable[[np.ndarray, int, int], BlockQuantized]:
-        """What quantizes slabs of rows of this matrix."""
+        self, weight: Matrix, form: WeightFormat, block: int
+    ) -> Callable[[np.ndarray, int], BlockQuantized]:
+        """What quantizes a slab of this matrix, given the number of its first row."""
         if form.method != GPTQ:
-            return lambda slab, bits, block: quantize(slab, bits, block, form.method)
+            return lambda slab, _: quantize(slab, form.bits, block, form.method)
         assert self._hessians is not None, "a calibrated method needs calibration data"
-        hessian = self._hessians.hessian(weight.name, self.read_back)
-        if hessian is None:
-            return lambda slab, bits, block: quantize(slab, bits, block, "mse")
-        return ErrorCompensation(hessian, self._hessians.damping(weight.name) or DAMPING).quantize
+        moments = self._hessians.moments(weight.name, self.read_back)
+        if moments is None:
+            return lambda slab, _: quantize(slab, form.bits, block, "mse")
+        damping = self._hessians.damping(weight.name) or DAMPING
+        correction = DriftCorrection(moments, damping)
+        compensation = ErrorCompensation(moments.inputs, damping)
+        return lambda slab, start: compensation.quantize(correction.moved(slab, start), form.bits, block)
 
     def read_back(self, tensor: str, start: int, stop: int) -> np.ndarray | None:
         """Rows of a stored matrix; see `StoredRows`."""
