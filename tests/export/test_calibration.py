@@ -111,12 +111,7 @@ def inputs_of(model, sequences, module, routes=tuple(ROUTES)) -> np.ndarray:
     return torch.cat(rows).double().numpy()
 
 
-def expected_moments(model, sequences, module, routes) -> np.ndarray:
-    """E[x xᵀ] over the inputs of a module."""
-    inputs = inputs_of(model, sequences, module, routes)
-    return inputs.T @ inputs / len(inputs)
-
-
+ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
 LAYER_PARTS = (
     ("model.layers.0.self_attn.qkv_proj", "base_layer", None),
     ("model.layers.1.mlp.down_proj", "base_layer", None),
@@ -131,13 +126,19 @@ def hessians_of(opened, sequences) -> calibrating.Hessians:
 
 
 def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
-    """Also out of order, and a branch's on its own route alone."""
+    """Also out of order, and a branch's on its own route alone. Where outputs are added to the residual
+    stream, positions count by their share of it.
+    """
     opened = Checkpoint(checkpoint)
     model, hessians = load_model(opened), hessians_of(opened, sequences)
     for projection, part, route in LAYER_PARTS:
         name = projection if part == "base_layer" else f"{projection}.{part}"
         routes = ("none", "vision", "speech") if route is None else (route,)
-        expected = expected_moments(model, sequences, model.get_submodule(name), routes)
+        inputs = inputs_of(model, sequences, model.get_submodule(name), routes)
+        if part == "base_layer" and (norm := ADDED_TO.get(projection.split(".", 3)[3])):
+            stream = inputs_of(model, sequences, model.get_submodule(f"{projection[:14]}.{norm}"))
+            inputs /= np.sqrt(np.square(stream).mean(axis=1, keepdims=True))
+        expected = inputs.T @ inputs / len(inputs)
         found = hessians.moments(f"{projection}.{part}.weight", lambda *_: None).inputs
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     with torch.no_grad():
@@ -174,6 +175,8 @@ def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
     both = list(zip((model, original), layers, strict=True))
     x, y = (inputs_of(m, sequences, layer.self_attn.o_proj) for m, layer in both)
     sums = [inputs_of(m, sequences, layer.input_layernorm) for m, layer in both]
+    scale = 1 / np.sqrt(np.square(sums[1]).mean(axis=1, keepdims=True))
+    x, y, sums = x * scale, y * scale, [of * scale for of in sums]
     assert found.positions == len(x)
     for part, left in (("inputs", x), ("drift", y - x), ("missing", sums[1] - sums[0])):
         expected = left.T @ x / len(x)
@@ -232,7 +235,7 @@ def test_hidden_states_err_less_than_after_rounding_to_nearest(checkpoint, data,
                 exact = original.hidden_states(ids, s.media, s.route)
                 error += float((model.hidden_states(ids, s.media, s.route) - exact).square().sum())
         errors.append(error)
-    assert errors[0] < 0.85 * errors[1]
+    assert errors[0] < 0.6 * errors[1]
 
 
 def test_a_calibrated_export_is_the_same_every_time_and_after_an_interruption(
