@@ -73,7 +73,8 @@ def _error_table(errors: list[PartError]) -> Any:
     table = plain_table("quantized", "#tensors", "#bits", "#relative error", "#largest", "in")
     for part in errors:
         whole, worst = (f"{100 * relative:.2f} %" for relative in (part.relative, part.worst.relative))
-        table.add_row(part.part, str(part.tensors), str(part.bits), whole, worst, one_line(part.worst.tensor))
+        bits = ", ".join(map(str, part.bits))
+        table.add_row(part.part, str(part.tensors), bits, whole, worst, one_line(part.worst.tensor))
     return table
 
 

@@ -30,6 +30,7 @@ def export(
     adapter_bits: options.AdapterBits = 8,
     encoder_bits: options.EncoderBits = 8,
     method: options.Method = "rtn",
+    bits_per_weight: options.BitsPerWeight = None,
     kv: options.KV = "float32",
     calibration: options.Calibration = None,
     name: Annotated[
@@ -64,6 +65,7 @@ def export(
         adapter_bits=adapter_bits,
         encoder_bits=encoder_bits,
         method=method,
+        bits_per_weight=bits_per_weight,
         kv=kv,
         calibration=calibration or (),
         name=name,

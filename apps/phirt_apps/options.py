@@ -122,6 +122,15 @@ Method = Annotated[
         help="rtn rounds to nearest, mse searches scales, gptq calibrates: it needs --calibration.",
     ),
 ]
+BitsPerWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--bits-per-weight",
+        metavar="X",
+        help="Size of decoder and token table, such as 4.3: each matrix gets longer or shorter blocks or 8 "
+        "bits by what rounding it costs. It needs --calibration. Default: all alike.",
+    ),
+]
 KV = Annotated[
     str,
     typer.Option(

@@ -6,6 +6,7 @@ quantized and written at a time. Knows nothing of how nodes are laid out.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import shutil
@@ -17,6 +18,7 @@ import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export import calibration as calibrating
+from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import CARD_NAME, GraphFiles, describe, producer, write_manifest
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME, read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
@@ -44,6 +46,8 @@ TARGETS = ("cpu",)
 # Wide models lose little with long blocks and decode 1.6 times faster; narrow ones need the finer scales.
 _WIDE = 1024
 _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
+# What a size in bits a weight is made of, besides 8.
+_BUDGET_BITS = 4
 KV_DTYPES = ("float32", "int8")
 # With 8 bits for adapters and encoders, they and the rounding of activations together cost the nano model
 # 0.0002 nats at most: nothing is left for calibration to win.
@@ -82,6 +86,7 @@ class Calibrated:
 
     weights: bool
     cache: bool
+    formats: bool
 
 
 def choose_formats(
@@ -115,6 +120,7 @@ def export_bundle(
     adapter_bits: int = 8,
     encoder_bits: int = 8,
     method: str = "rtn",
+    bits_per_weight: float | None = None,
     kv: str = "float32",
     calibration: Sequence[Path] = (),
     name: str | None = None,
@@ -126,8 +132,9 @@ def export_bundle(
 
     What is finished stays when the call is interrupted or the process killed: the same call goes on from
     there and ends with the same bytes. Memory is bounded by a few slabs of one tensor (`bits=32`: by the
-    largest projection; `gptq`: by one layer in float32, the activations between two layers, and five times
-    the square of the longest input in float64, 4 GB at a width of 3072 with 8192 inside).
+    largest projection; `gptq`: by two layers in float32, twice the activations between two layers, and seven
+    times the square of the longest input in float64, 6 GB at a width of 3072 with 8192 inside;
+    `bits_per_weight`: by 2 GB there).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
@@ -140,13 +147,16 @@ def export_bundle(
         embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
         adapter_bits: 4, 8 or 32 for LoRA matrices.
         encoder_bits: 4, 8 or 32 for the linears of the encoders.
-        method: `rtn` rounds to nearest, `mse` searches scales, `gptq` makes good what rounding does to the
-            outputs on the calibration data.
+        method: `rtn` rounds to nearest, `mse` searches scales, `gptq` makes good what rounding, also that of
+            the matrices before, does to the outputs on the calibration data.
+        bits_per_weight: the size that base projections and token table have together, scales included; each
+            takes 4 bits in longer or shorter blocks or 8 bits, so that the predictions on the calibration
+            data change least. None: all of them are stored alike.
         kv: type of cached keys and values: `float32`, or `int8` with scales of each channel that fit the
             calibration data: a quarter of the memory, faster decode steps behind long prompts, slower
             prefills.
         calibration: files and folders of text, pictures and recordings, see `calibration.read_samples`; for
-            `gptq` and `int8` alone.
+            `gptq`, `bits_per_weight` and `int8` alone.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
         progress: called as weights are read.
@@ -171,13 +181,27 @@ def export_bundle(
     block_size = default_block_size(config) if block_size is None else block_size
     formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
     tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
-    wants = Calibrated(any(form.method == GPTQ and form.is_quantized for form in formats.parts), kv == "int8")
+    budget = None
+    if bits_per_weight is not None:
+        if bits != _BUDGET_BITS or embedding_bits is not None:
+            raise ConfigError(
+                "bits_per_weight chooses between 4 and 8 bits for projections and token table; leave bits at "
+                "4 and embedding_bits out, or give no bits_per_weight"
+            )
+        budget = BitBudget(bits_per_weight, block_size, method, config)
+    wants = Calibrated(
+        any(form.method == GPTQ and form.is_quantized for form in formats.parts),
+        kv == "int8",
+        budget is not None,
+    )
     samples = _samples(calibration, wants)
     settings = {"formats": dataclasses.asdict(formats), "producer": producer(), "kv": kv}
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
+    hessians, kv_scales, chosen = _calibrate(opened, samples, wants, budget, progress)
+    # An interrupted export goes on only with the formats that it began with.
+    settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in chosen.items()}
     work = identity(checkpoint, settings)
-    hessians, kv_scales = _calibrate(opened, samples, wants, progress)
     with staged_bundle(output, work) as staging:
         measured: list[PartError] = []
         sizes: dict[str, StoredSize] = {}
@@ -192,6 +216,7 @@ def export_bundle(
             sizes,
             hessians,
             kv_scales,
+            chosen,
         )
         shutil.copyfile(tokenizer, staging.folder / TOKENIZER_NAME)
         (staging.folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
@@ -204,7 +229,10 @@ def export_bundle(
             name=name or checkpoint.absolute().name,
             description=description,
             target=targets[0],
-            quantization=formats.manifest_entry() | {"kv_cache": kv} | _size_entry(sizes, config),
+            quantization=formats.manifest_entry()
+            | _choice_entry(bits_per_weight, chosen)
+            | {"kv_cache": kv}
+            | _size_entry(sizes, config),
         )
     if errors is not None:
         errors(measured)
@@ -222,12 +250,13 @@ def write_graphs(
     sizes: dict[str, StoredSize] | None = None,
     hessians: HessianSource | None = None,
     kv_scales: Sequence[KVScales] | None = None,
+    chosen: Mapping[str, WeightFormat] | None = None,
 ) -> dict[str, GraphFiles]:
     """Write decoder and, where the model has them, encoder graphs; returns them by manifest name.
 
     `journal` is what an interrupted run has left in `folder`; quantization errors are added to `measured`,
     what each part takes to `sizes`. `hessians` are for formats of the method `gptq`, `kv_scales` for a
-    cache of int8.
+    cache of int8. Tensors in `chosen` have the format given there.
     """
     observed = ObservedSource(source, expected_shapes(config), progress)
     width = config.decoder.hidden_size
@@ -242,7 +271,7 @@ def write_graphs(
         parts["speech"] = lambda store: build_speech(store, audio, width, formats.encoder)
     graphs = {}
     for part, build in parts.items():
-        graphs[part], store = _write_graph(folder, part, observed, build, journal, hessians)
+        graphs[part], store = _write_graph(folder, part, observed, build, journal, hessians, chosen)
         if measured is not None:
             measured += part_errors(part, store.errors)
         if sizes is not None:
@@ -257,10 +286,11 @@ def _write_graph(
     build: Callable[[WeightStore], None],
     journal: Journal | None,
     hessians: HessianSource | None,
+    chosen: Mapping[str, WeightFormat] | None,
 ) -> tuple[GraphFiles, WeightStore]:
     with DataFile(folder / f"{part}.data", journal, source.note_kept) as data:
         g = GraphBuilder(part, data)
-        store = WeightStore(g, source, hessians)
+        store = WeightStore(g, source, hessians, chosen)
         build(store)
     file = f"{part}.onnx"
     ir.save(g.model(producer()), folder / file)
@@ -269,12 +299,16 @@ def _write_graph(
 
 
 def _samples(paths: Sequence[Path], wants: Calibrated) -> list[calibrating.Sample]:
-    if not (wants.weights or wants.cache):
+    reasons = [
+        (wants.weights, f"method {GPTQ}", "choose the method mse"),
+        (wants.formats, "bits_per_weight", "leave it out"),
+        (wants.cache, "kv int8", "keep kv float32"),
+    ]
+    wanted = [(what, instead) for is_wanted, what, instead in reasons if is_wanted]
+    if not wanted:
         return []
     if not paths:
-        what, instead = (
-            (f"method {GPTQ}", "choose the method mse") if wants.weights else ("kv int8", "keep kv float32")
-        )
+        what, instead = wanted[0]
         raise ConfigError(
             f"{what} looks at what the model computes and needs data to see it on; give text, images and "
             f"recordings like those of its use with --calibration, or {instead}"
@@ -286,17 +320,33 @@ def _calibrate(
     checkpoint: Checkpoint,
     samples: Sequence[calibrating.Sample],
     wants: Calibrated,
+    budget: BitBudget | None,
     progress: Progress | None,
-) -> tuple[HessianSource | None, Sequence[KVScales] | None]:
-    """Second moments, which are computed when they are asked for, and the cache's scales."""
+) -> tuple[HessianSource | None, Sequence[KVScales] | None, Mapping[str, WeightFormat]]:
+    """Second moments, which are computed when they are asked for, the cache's scales, and the formats that a
+    budget leads to.
+    """
     if not samples:
-        return None, None
+        return None, None, {}
     tokens = calibrating.HESSIAN_TOKENS if wants.weights else calibrating.RANGE_TOKENS
     sequences = calibrating.encode_samples(checkpoint, samples, tokens)
-    stream = calibrating.LayerStream(checkpoint, checkpoint.config, sequences)
     observed = ObservedSource(checkpoint, expected_shapes(checkpoint.config), progress)
+    chosen: Mapping[str, WeightFormat] = {}
+    if budget is not None:
+        few = calibrating.thinned(sequences, calibrating.SENSITIVITY_TOKENS)
+        stream = calibrating.LayerStream(checkpoint, checkpoint.config, few)
+        chosen = budget.choose(calibrating.rounding_costs(stream, budget.formats, observed.note_look))
+    stream = calibrating.LayerStream(checkpoint, checkpoint.config, sequences)
     scales = calibrating.kv_scales(stream, observed.note_look) if wants.cache else None
-    return calibrating.Hessians(stream) if wants.weights else None, scales
+    return calibrating.Hessians(stream) if wants.weights else None, scales, chosen
+
+
+def _choice_entry(bits_per_weight: float | None, chosen: Mapping[str, WeightFormat]) -> dict[str, Any]:
+    """What the manifest says about a budget: its size, and how many matrices have which format."""
+    if bits_per_weight is None:
+        return {}
+    counts = collections.Counter(f"{form.bits} bits, blocks of {form.block_size}" for form in chosen.values())
+    return {"bits_per_weight": bits_per_weight, "matrices": dict(sorted(counts.items()))}
 
 
 def _size_entry(sizes: Mapping[str, StoredSize], config: ModelConfig) -> dict[str, Any]:

@@ -66,6 +66,13 @@ class ErrorCompensation:
         self._importance = np.diag(root) ** 2
         self._feedback = root / np.diag(root)
 
+    @property
+    def remaining(self) -> Doubles:
+        """What compensation leaves of the squared error that rounding each column causes, as a share [K]: by
+        the form of step 1, the input's variance given the inputs after it over its whole variance.
+        """
+        return self._importance / np.diag(self._hessian)
+
     def quantize(self, matrix: np.ndarray, bits: int, block_size: int) -> BlockQuantized:
         """Quantize a float matrix [n, K] in the format of `blockwise`; rows do not influence each other.
 

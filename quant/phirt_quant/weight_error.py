@@ -47,13 +47,13 @@ class WeightError:
 
 @dataclasses.dataclass(frozen=True)
 class PartError:
-    """All quantized tensors of one part: how many, in how many bits, the relative error over all of their
-    weights, and the tensor where it is largest.
+    """All quantized tensors of one part: how many, in which numbers of bits, the relative error over all of
+    their weights, and the tensor where it is largest.
     """
 
     part: str
     tensors: int
-    bits: int
+    bits: tuple[int, ...]
     relative: float
     worst: WeightError
 
@@ -84,7 +84,11 @@ def part_errors(graph: str, errors: Sequence[WeightError]) -> list[PartError]:
         groups.setdefault(_part(graph, error.tensor), []).append(error)
     return [
         PartError(
-            part, len(group), group[0].bits, _whole(group).relative, max(group, key=lambda e: e.relative)
+            part,
+            len(group),
+            tuple(sorted({error.bits for error in group})),
+            _whole(group).relative,
+            max(group, key=lambda e: e.relative),
         )
         for part, group in groups.items()
     ]

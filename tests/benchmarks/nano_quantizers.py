@@ -42,6 +42,7 @@ QUANTIZERS = {
     "rtn-128": {"block_size": 128},
     "mse-128": {"block_size": 128, "method": "mse"},
     "gptq-128": {"block_size": 128, "method": "gptq"},
+    "gptq-4.3": {"block_size": 128, "method": "gptq", "bits_per_weight": 4.3},
 }
 PAGE_CHARACTERS = 1200
 

@@ -97,8 +97,8 @@ def test_long_data_is_thinned_evenly(checkpoint, tmp_path):
     assert first_letters == sorted(first_letters) and len(set(first_letters)) == len(found)
 
 
-def expected_moments(model, sequences, module, routes) -> np.ndarray:
-    """E[x xᵀ] over the inputs of a module in whole forward passes."""
+def inputs_of(model, sequences, module, routes=tuple(ROUTES)) -> np.ndarray:
+    """float64 [positions, K]: what reaches a module in whole forward passes."""
     rows = []
     handle = module.register_forward_pre_hook(
         lambda _, args: rows.append(args[0].reshape(-1, args[0].shape[-1]))
@@ -108,10 +108,10 @@ def expected_moments(model, sequences, module, routes) -> np.ndarray:
             if s.route in routes:
                 model.hidden_states(torch.tensor([s.ids]), s.media, s.route)
     handle.remove()
-    inputs = torch.cat(rows).double().numpy()
-    return inputs.T @ inputs / len(inputs)
+    return torch.cat(rows).double().numpy()
 
 
+ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
 LAYER_PARTS = (
     ("model.layers.0.self_attn.qkv_proj", "base_layer", None),
     ("model.layers.1.mlp.down_proj", "base_layer", None),
@@ -126,27 +126,35 @@ def hessians_of(opened, sequences) -> calibrating.Hessians:
 
 
 def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
-    """Also out of order, and a branch's on its own route alone."""
+    """Also out of order, and a branch's on its own route alone. Where outputs are added to the residual
+    stream, positions count by their share of it.
+    """
     opened = Checkpoint(checkpoint)
     model, hessians = load_model(opened), hessians_of(opened, sequences)
     for projection, part, route in LAYER_PARTS:
         name = projection if part == "base_layer" else f"{projection}.{part}"
         routes = ("none", "vision", "speech") if route is None else (route,)
-        expected = expected_moments(model, sequences, model.get_submodule(name), routes)
-        found = hessians.hessian(f"{projection}.{part}.weight", lambda *_: None)
+        inputs = inputs_of(model, sequences, model.get_submodule(name), routes)
+        if part == "base_layer" and (norm := ADDED_TO.get(projection.split(".", 3)[3])):
+            stream = inputs_of(model, sequences, model.get_submodule(f"{projection[:14]}.{norm}"))
+            inputs /= np.sqrt(np.square(stream).mean(axis=1, keepdims=True))
+        expected = inputs.T @ inputs / len(inputs)
+        found = hessians.moments(f"{projection}.{part}.weight", lambda *_: None).inputs
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     with torch.no_grad():
         rows = [model.hidden_states(torch.tensor([s.ids]), s.media, s.route)[0] for s in sequences]
     final = torch.cat(rows).double().numpy()
-    found = hessians.hessian("model.embed_tokens.weight", lambda *_: None)
+    found = hessians.moments("model.embed_tokens.weight", lambda *_: None).inputs
     np.testing.assert_allclose(found, final.T @ final / len(final), rtol=1e-3, atol=1e-5)
-    assert hessians.hessian("model.embed_tokens_extend.image_embed.glb_GN", lambda *_: None) is None
+    assert hessians.moments("model.embed_tokens_extend.image_embed.glb_GN", lambda *_: None) is None
 
 
 def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
-    """What is stored of the table and of earlier projections acts; what is not stored yet is the original."""
+    """What is stored of the table and of earlier projections acts; what is not stored yet is the original.
+    Beside the inputs stand what they and the residual stream have lost to that.
+    """
     opened = Checkpoint(checkpoint)
-    model = load_model(opened)
+    model, original = load_model(opened), load_model(opened)
     changed = {
         name: 0.7 * tensor.numpy()
         for name, tensor in model.state_dict().items()
@@ -158,13 +166,24 @@ def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
     def stored(name: str, start: int, stop: int) -> np.ndarray | None:
         return changed[name][start:stop] if name in changed else None
 
-    found = hessians.hessian("model.layers.2.self_attn.o_proj.base_layer.weight", stored)
+    found = hessians.moments("model.layers.2.self_attn.o_proj.base_layer.weight", stored)
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in changed.items():
             state[name].copy_(torch.from_numpy(tensor))
-    expected = expected_moments(model, sequences, model.model.layers[2].self_attn.o_proj, tuple(ROUTES))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    layers = [m.model.layers[2] for m in (model, original)]
+    both = list(zip((model, original), layers, strict=True))
+    x, y = (inputs_of(m, sequences, layer.self_attn.o_proj) for m, layer in both)
+    sums = [inputs_of(m, sequences, layer.input_layernorm) for m, layer in both]
+    scale = 1 / np.sqrt(np.square(sums[1]).mean(axis=1, keepdims=True))
+    x, y, sums = x * scale, y * scale, [of * scale for of in sums]
+    assert found.positions == len(x)
+    for part, left in (("inputs", x), ("drift", y - x), ("missing", sums[1] - sums[0])):
+        expected = left.T @ x / len(x)
+        np.testing.assert_allclose(
+            getattr(found, part), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=part
+        )
+    assert hessians.moments("model.layers.2.self_attn.qkv_proj.base_layer.weight", stored).missing is None
 
 
 def stored_matrix(bundle: Path, name: str, columns: int) -> np.ndarray:
@@ -186,7 +205,7 @@ def over_stored_weights(checkpoint: Path, bundle: Path):
             for name, projection in PROJECTIONS.items():
                 weight = layer.get_submodule(projection).base_layer.weight
                 stored = stored_matrix(bundle, f"layers.{i}.{name}", weight.shape[1])
-                assert 0 < np.abs(stored - weight.numpy()).mean() < 0.3 * weight.abs().mean()
+                assert 0 < np.abs(stored - weight.numpy()).mean() < 0.5 * weight.abs().mean()
                 weight.copy_(torch.from_numpy(stored))
     return model
 
@@ -204,24 +223,19 @@ def test_the_bundle_follows_the_reference_over_its_own_weights(checkpoint, bundl
         assert np.corrcoef(got.reshape(-1), expected.reshape(-1))[0, 1] > 0.97
 
 
-def test_outputs_of_projections_err_less_than_after_rounding_to_nearest(
-    checkpoint, data, sequences, tmp_path
-):
-    """On the inputs of the original model, which are nearly those that the matrices were calibrated on."""
+def test_hidden_states_err_less_than_after_rounding_to_nearest(checkpoint, data, sequences, tmp_path):
     original, errors = load_model(Checkpoint(checkpoint)), []
     for method, given in (("gptq", [data]), ("rtn", [])):
         folder = tmp_path / method
         export_bundle(checkpoint, folder, block_size=64, method=method, calibration=given)
         model, error = over_stored_weights(checkpoint, folder), 0.0
-        for i, layer in enumerate(original.model.layers):
-            for projection in PROJECTIONS.values():
-                module = layer.get_submodule(projection)
-                hessian = expected_moments(original, sequences, module, tuple(ROUTES))
-                stored = model.model.layers[i].get_submodule(projection).base_layer.weight
-                difference = (stored - module.base_layer.weight).detach().double().numpy()
-                error += np.vdot(difference @ hessian, difference)
+        with torch.no_grad():
+            for s in sequences:
+                ids = torch.tensor([s.ids])
+                exact = original.hidden_states(ids, s.media, s.route)
+                error += float((model.hidden_states(ids, s.media, s.route) - exact).square().sum())
         errors.append(error)
-    assert errors[0] < 0.85 * errors[1]
+    assert errors[0] < 0.6 * errors[1]
 
 
 def test_a_calibrated_export_is_the_same_every_time_and_after_an_interruption(
@@ -314,7 +328,7 @@ def test_moments_take_the_memory_of_one_layer(checkpoint, sequences):
     hessians = calibrating.Hessians(calibrating.LayerStream(Source(), large, texts))
     RESET.write_text("5")
     before = resident("VmRSS")
-    found = hessians.hessian("model.layers.47.mlp.gate_up_proj.base_layer.weight", lambda *_: None)
+    found = hessians.moments("model.layers.47.mlp.gate_up_proj.base_layer.weight", lambda *_: None).inputs
     grown = resident("VmHWM") - before
     assert found.shape == (64, 64)
     # A layer, its largest tensor once more while it is copied, activations inside it, and what the allocator

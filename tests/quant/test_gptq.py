@@ -165,3 +165,12 @@ def test_what_is_not_finite_is_refused(value):
 def test_an_unsupported_format_is_refused():
     with pytest.raises(ConfigError, match="power of two"):
         ErrorCompensation(np.eye(32)).quantize(weights(2, 32), 4, 24)
+
+
+def test_what_remains_of_an_error_is_the_variance_that_later_inputs_leave():
+    hessian = moments(correlated(12))
+    remaining = ErrorCompensation(hessian, damping=1e-12).remaining
+    for k in range(12):
+        given_later = 1 / np.linalg.inv(hessian[k:, k:])[0, 0]
+        assert remaining[k] == pytest.approx(given_later / hessian[k, k], rel=1e-6)
+    assert remaining[-1] == pytest.approx(1)

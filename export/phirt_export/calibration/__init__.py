@@ -3,12 +3,14 @@
 from phirt_export.calibration.hessians import HESSIAN_TOKENS, Hessians
 from phirt_export.calibration.kv_scales import RANGE_TOKENS, kv_scales
 from phirt_export.calibration.samples import Sample, fingerprint, read_samples
-from phirt_export.calibration.sequences import Sequence, encode_samples
+from phirt_export.calibration.sensitivity import SENSITIVITY_TOKENS, rounding_costs
+from phirt_export.calibration.sequences import Sequence, encode_samples, thinned
 from phirt_export.calibration.stream import LayerStream
 
 __all__ = [
     "HESSIAN_TOKENS",
     "RANGE_TOKENS",
+    "SENSITIVITY_TOKENS",
     "Hessians",
     "LayerStream",
     "Sample",
@@ -17,4 +19,6 @@ __all__ = [
     "fingerprint",
     "kv_scales",
     "read_samples",
+    "rounding_costs",
+    "thinned",
 ]

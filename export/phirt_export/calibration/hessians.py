@@ -3,7 +3,8 @@ reference model.
 
 Knows which inputs a matrix has and on which routes. Knows nothing of how matrices are rounded or stored.
 
-A matrix is calibrated behind the quantized matrices before it: its inputs are what they will be. The token
+A matrix is calibrated behind the quantized matrices before it: its inputs are what they will be, and beside
+them stand those of the original model, which it is to come close to. The token
 table is stored first of all: where it scores tokens too, its inputs come from a pass through the original
 weights. LoRA branches act as they are in the checkpoint, and one is calibrated on its own route.
 """
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from phirt_export.calibration.stream import TABLE, LayerStream
 from phirt_export.graphs.linear import StoredRows
+from phirt_quant.drift import InputMoments
 
-_HEAD, _NORM = "lm_head.weight", "model.norm.weight"
+HEAD, NORM = "lm_head.weight", "model.norm.weight"
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+?)\.(base_layer|lora_A\.\w+|lora_B\.\w+)\.weight")
 # The table embeds tokens as well as it scores them, and an embedding wants every direction alike: the errors
 # of both are weighed through a stronger damping. Measured on the nano model: mean KL 0.0068 for 0.0076.
@@ -28,6 +30,16 @@ _TABLE_DAMPING = 0.1
 # Positions of one route that are looked at. Second moments of 8192 inputs want some thousands of them; the
 # activations of these take 200 MB at a width of 3072.
 HESSIAN_TOKENS = 16_384
+
+
+# Outputs of these projections are added to what this norm reads. Norms divide by the size of the residual
+# stream, so errors in it count by their share of it: a few positions of a hundred times the size would
+# otherwise decide over all others.
+_ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
+
+
+# Positions at which the residual stream is zero: their errors count like those of so small a stream.
+_LEAST_SQUARE = 1e-8
 
 
 class Hessians:
@@ -38,61 +50,88 @@ class Hessians:
 
     def __init__(self, stream: LayerStream) -> None:
         self._stream = stream
+        self._original = LayerStream(stream.source, stream.config, stream.sequences)
 
     def damping(self, tensor: str) -> float | None:
         """The damping that suits a matrix; None for the usual one."""
         return _TABLE_DAMPING if tensor == TABLE else None
 
-    def hessian(self, tensor: str, stored: StoredRows) -> npt.NDArray[np.float64] | None:
-        """E[x xᵀ], float64 [K, K], over the inputs of a decoder matrix; None for one that has no inputs here:
-        a table that only embeds, a matrix of an encoder, a branch whose route the data does not take.
+    def moments(self, tensor: str, stored: StoredRows) -> InputMoments | None:
+        """Moments over the inputs of a decoder matrix; None for one that has no inputs here: a table that
+        only embeds, a matrix of an encoder, a branch whose route the data does not take. Those of base
+        projections tell of drift, too.
 
         Args:
             stored: reads matrices of this export back; see `graphs.linear.StoredRows`.
         """
         with torch.no_grad():
-            if tensor == (TABLE if self._stream.config.decoder.tied else _HEAD):
+            if tensor == (TABLE if self._stream.config.decoder.tied else HEAD):
                 return self._head_moments(None if tensor == TABLE else stored)
             if (found := _IN_LAYER.fullmatch(tensor)) is None:
                 return None
             index, projection, part = int(found[1]), found[2], found[3]
-            is_base = part == "base_layer"
-            moments = _Moments()
-            for _, inputs in self._stream.inputs(
-                index,
-                projection if is_base else f"{projection}.{part}",
-                stored,
-                None if is_base else part.split(".")[1],
-            ):
-                moments.add(inputs)
-            return moments.result()
+            if part == "base_layer":
+                return self._base_moments(index, projection, stored)
+            inputs = _Moments()
+            for _, x in self._stream.inputs(index, f"{projection}.{part}", stored, part.split(".")[1]):
+                inputs.add(x, x)
+            return inputs.result()
 
-    def _head_moments(self, stored: StoredRows | None) -> npt.NDArray[np.float64] | None:
-        decoder = self._stream.config.decoder
-        weight = torch.from_numpy(self._stream.source.tensor(_NORM))
-        moments = _Moments()
-        for hidden in self._stream.before(decoder.num_layers, stored):
-            moments.add(torch.nn.functional.rms_norm(hidden, weight.shape, weight, decoder.norm_eps))
-        return moments.result()
+    def _base_moments(self, index: int, projection: str, stored: StoredRows) -> InputMoments | None:
+        """Both models side by side: the quantized one as far as it is stored, and the original."""
+        inputs, drift, missing = _Moments(), _Moments(), _Moments()
+        norm = _ADDED_TO.get(projection)
+        both = [(self._stream, stored), (self._original, None)]
+        passes = [stream.inputs(index, projection, rows) for stream, rows in both]
+        if norm is not None:
+            passes += [stream.inputs(index, norm, rows) for stream, rows in both]
+        for seen in zip(*passes, strict=True):
+            (_, x), (_, y), *sums = seen
+            if sums:
+                (_, quantized), (_, original) = sums
+                scale = original.square().mean(dim=-1, keepdim=True).add(_LEAST_SQUARE).rsqrt()
+                x, y = x * scale, y * scale
+                missing.add((original - quantized) * scale, x)
+            inputs.add(x, x)
+            drift.add(y - x, x)
+        return inputs.result(drift, missing)
+
+    def _head_moments(self, stored: StoredRows | None) -> InputMoments | None:
+        stream = self._original if stored is None else self._stream
+        decoder = stream.config.decoder
+        weight = torch.from_numpy(stream.source.tensor(NORM))
+        inputs = _Moments()
+        for hidden in stream.before(decoder.num_layers, stored):
+            x = torch.nn.functional.rms_norm(hidden, weight.shape, weight, decoder.norm_eps)
+            inputs.add(x, x)
+        return inputs.result()
 
 
 class _Moments:
-    """Sums of x xᵀ over positions, in float64."""
+    """Sums of u xᵀ over positions, in float64."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._count = 0
 
-    def add(self, inputs: Tensor) -> None:
-        """Take in float32 [..., K]."""
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        product = (rows.T @ rows).double()
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Take in u [..., n] and x [..., K], float32."""
+        u, x = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
+        product = (u.T @ x).double()
         self._sum = product if self._sum is None else self._sum.add_(product)
-        self._count += len(rows)
+        self._count += len(x)
 
-    def result(self) -> npt.NDArray[np.float64] | None:
-        """The mean; None where nothing was added."""
+    def mean(self) -> npt.NDArray[np.float64] | None:
+        """E[u xᵀ]; None where nothing was added."""
         if self._sum is None:
             return None
         mean: npt.NDArray[np.float64] = self._sum.div_(self._count).numpy()
         return mean
+
+    def result(self, drift: _Moments | None = None, missing: _Moments | None = None) -> InputMoments | None:
+        """These as the moments of inputs, with the others beside them; None where nothing was added."""
+        inputs = self.mean()
+        if inputs is None:
+            return None
+        others = (None if of is None else of.mean() for of in (drift, missing))
+        return InputMoments(inputs, self._count, *others)

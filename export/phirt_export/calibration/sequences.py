@@ -81,6 +81,20 @@ def encode_samples(checkpoint: Checkpoint, samples: Items[Sample], route_tokens:
     return encoder.with_features(turns)
 
 
+def thinned(sequences: Items[Sequence], route_tokens: int) -> list[Sequence]:
+    """Some of the sequences, at most `route_tokens` of each route (but one sequence at least), taken evenly
+    from all of them.
+    """
+    kept: list[Sequence] = []
+    for route in ROUTES:
+        of = [sequence for sequence in sequences if sequence.route == route]
+        count = len(of)
+        while count > 1 and sum(len(sequence.ids) for sequence in _spread(of, count)) > route_tokens:
+            count -= 1
+        kept += _spread(of, count)
+    return kept
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Turn:
     """Ids, and the media behind their placeholders, prepared but not encoded."""

@@ -85,7 +85,7 @@ class LayerStream:
         while at.layer < index:
             layer = self.layer(at.layer, stored)
             for i, sequence in enumerate(self.sequences):
-                at.hidden[i] = self._through(layer, at.hidden[i], sequence.route)
+                at.hidden[i] = self.through(layer, at.hidden[i], sequence.route)
             at.layer += 1
         return at.hidden
 
@@ -99,7 +99,7 @@ class LayerStream:
         for i, sequence in enumerate(self.sequences):
             if adapter in (None, ROUTES[sequence.route].adapter):
                 with _caught(layer.get_submodule(module)) as inputs:
-                    self._through(layer, hidden[i], sequence.route)
+                    self.through(layer, hidden[i], sequence.route)
                 yield sequence.route, inputs.pop()
 
     def layer(self, index: int, stored: StoredRows | None) -> Layer:
@@ -125,13 +125,17 @@ class LayerStream:
                         self._refreshed.add(name)
         return layer
 
-    def _through(self, layer: Layer, hidden: Tensor, route: Route) -> Tensor:
+    def through(self, layer: Layer, hidden: Tensor, route: Route) -> Tensor:
         """One layer over one sequence [1, T, hidden]."""
         length = hidden.shape[1]
         cos, sin = self._model.model.rotary(length)
         mask = self._model.window_mask(length, hidden.device)
         y: Tensor = layer(hidden, cos, sin, mask, ROUTES[route].adapter)
         return y
+
+    def is_media(self, sequence: Sequence) -> Tensor:
+        """Bool [T]: where a row of media features stands in the place of a token's embedding."""
+        return self._model.is_media(torch.tensor(sequence.ids))
 
     def _embedded(self, stored: StoredRows | None) -> list[Tensor]:
         """Embeddings [1, T, hidden] of every sequence, media in place; a bounded part of the table is read at
@@ -150,6 +154,6 @@ class LayerStream:
         for sequence in self.sequences:
             x = torch.from_numpy(table[np.searchsorted(ids, sequence.ids)])
             if sequence.media is not None:
-                x[self._model.is_media(torch.tensor(sequence.ids))] = sequence.media
+                x[self.is_media(sequence)] = sequence.media
             embedded.append(x[None])
         return embedded

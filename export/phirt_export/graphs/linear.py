@@ -8,16 +8,16 @@ scores them from one stored copy. Knows nothing of the model around the projecti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_quant.blockwise import METHODS, BlockQuantized, check_format, dequantize, num_blocks, quantize
+from phirt_quant.drift import DriftCorrection, InputMoments
 from phirt_quant.gptq import DAMPING, ErrorCompensation
 from phirt_quant.weight_error import RelativeError, StoredSize, WeightError
 
@@ -53,8 +53,8 @@ StoredRows = Callable[[str, int, int], np.ndarray | None]
 class HessianSource(Protocol):
     """What calibration knows about the inputs of matrices."""
 
-    def hessian(self, tensor: str, stored: StoredRows) -> npt.NDArray[np.float64] | None:
-        """E[x xᵀ], float64 [K, K], of the inputs that a matrix multiplies; None where there is no data."""
+    def moments(self, tensor: str, stored: StoredRows) -> InputMoments | None:
+        """Those of the inputs that a matrix multiplies; None where there is no data."""
 
     def damping(self, tensor: str) -> float | None:
         """The damping that suits a matrix, see `ErrorCompensation`; None for the usual one."""
@@ -92,12 +92,18 @@ class WeightFormat:
         fewest bytes. Short rows (a LoRA rank) get a smaller one where padding would cost more than scales.
         """
 
-        def row_bytes(block: int) -> int:
-            return num_blocks(columns, block) * (block * self.bits // 8 + 4)
-
         # MatMulNBits takes powers of two from 16 on; of two that cost the same, the larger comes first.
         halvings = (self.block_size // 16).bit_length()
-        return min((self.block_size >> n for n in range(halvings)), key=row_bytes)
+        return min(
+            (self.block_size >> n for n in range(halvings)), key=lambda block: self._row_bytes(columns, block)
+        )
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of codes and scales of a quantized matrix."""
+        return rows * self._row_bytes(columns, self.block_for(columns))
+
+    def _row_bytes(self, columns: int, block: int) -> int:
+        return num_blocks(columns, block) * (block * self.bits // 8 + 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +161,28 @@ class WeightStore:
     """Turns weights of one source into initializers of one graph, each stored once however often used.
 
     `errors` says what quantization has cost each matrix, `sizes` what each takes. `hessians` serve the method
-    `gptq`; what they know nothing of is rounded to nearest with searched scales.
+    `gptq`; what they know nothing of is rounded to nearest with searched scales. Tensors in `chosen` have the
+    format given there, whatever the graph asks for.
     """
 
-    def __init__(self, g: GraphBuilder, source: WeightSource, hessians: HessianSource | None = None) -> None:
+    def __init__(
+        self,
+        g: GraphBuilder,
+        source: WeightSource,
+        hessians: HessianSource | None = None,
+        chosen: Mapping[str, WeightFormat] | None = None,
+    ) -> None:
         self.g, self.source, self._hessians = g, source, hessians
+        self._chosen = chosen or {}
         self.errors: list[WeightError] = []
         self.sizes: list[StoredSize] = []
         self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
+
+    def format_of(self, tensor: str, form: WeightFormat) -> WeightFormat:
+        """The format of a tensor for which the graph asks for `form`."""
+        return self._chosen.get(tensor, form)
 
     def linear(
         self,
@@ -180,7 +198,7 @@ class WeightStore:
         """x [..., K] -> `factor` · (W x + b) [..., N]: W the tensor [N, K], b the tensor named, or an array
         [N].
         """
-        g, weight = self.g, Matrix(self.source, tensor, factor)
+        g, weight, form = self.g, Matrix(self.source, tensor, factor), self.format_of(tensor, form)
         b = None
         if bias is not None:
             array = self.source.tensor(bias) if isinstance(bias, str) else bias
@@ -246,9 +264,10 @@ class WeightStore:
 
         def codes() -> Iterator[np.ndarray]:
             # Asked for here, so that a piece that an interrupted export has finished costs nothing.
-            rounded = self._rounding(weight, form)
+            rounded, start = self._rounding(weight, form, block), 0
             for slab in weight.slabs():
-                quantized = rounded(slab, form.bits, block)
+                quantized = rounded(slab, start)
+                start += len(slab)
                 error.add(slab, dequantize(quantized))
                 scales.append(quantized.scales)
                 yield quantized.codes
@@ -268,16 +287,19 @@ class WeightStore:
         )
 
     def _rounding(
-        self, weight: Matrix, form: WeightFormat
-    ) -> Callable[[np.ndarray, int, int], BlockQuantized]:
-        """What quantizes slabs of rows of this matrix."""
+        self, weight: Matrix, form: WeightFormat, block: int
+    ) -> Callable[[np.ndarray, int], BlockQuantized]:
+        """What quantizes a slab of this matrix, given the number of its first row."""
         if form.method != GPTQ:
-            return lambda slab, bits, block: quantize(slab, bits, block, form.method)
+            return lambda slab, _: quantize(slab, form.bits, block, form.method)
         assert self._hessians is not None, "a calibrated method needs calibration data"
-        hessian = self._hessians.hessian(weight.name, self.read_back)
-        if hessian is None:
-            return lambda slab, bits, block: quantize(slab, bits, block, "mse")
-        return ErrorCompensation(hessian, self._hessians.damping(weight.name) or DAMPING).quantize
+        moments = self._hessians.moments(weight.name, self.read_back)
+        if moments is None:
+            return lambda slab, _: quantize(slab, form.bits, block, "mse")
+        damping = self._hessians.damping(weight.name) or DAMPING
+        correction = DriftCorrection(moments, damping)
+        compensation = ErrorCompensation(moments.inputs, damping)
+        return lambda slab, start: compensation.quantize(correction.moved(slab, start), form.bits, block)
 
     def read_back(self, tensor: str, start: int, stop: int) -> np.ndarray | None:
         """Rows of a stored matrix; see `StoredRows`."""
@@ -303,8 +325,8 @@ class EmbeddingTable:
     """A table [vocab, hidden], stored once: `embed` gathers rows from it, `score` multiplies by it."""
 
     def __init__(self, store: WeightStore, tensor: str, form: WeightFormat) -> None:
-        self._store, self._form = store, form
-        self._weight = Matrix(store.source, tensor)
+        self._store, self._form = store, store.format_of(tensor, form)
+        self._weight, form = Matrix(store.source, tensor), self._form
         columns = self._weight.shape[1]
         if form.is_quantized and columns % form.block_for(columns):
             raise ConfigError(
