@@ -29,8 +29,9 @@ _NAME_CHARACTERS = 44
 _COMPARED_TOKENS = 2048
 
 
-def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool:
-    """Writes the checkpoint as a bundle, and the bundle's folder to stdout. False when it was interrupted.
+def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **settings: Any) -> bool:
+    """Writes the checkpoint as a bundle, and the bundle's folder to stdout; or one JSON object, in which the
+    error of each tensor stands. False when it was interrupted.
 
     On stderr: progress tensor by tensor on a terminal and otherwise one line a minute, and at the end what
     quantization has cost the weights and, given calibration data, the predictions. An interrupted export
@@ -47,26 +48,33 @@ def export(checkpoint: Path, output: Path, out: Output, **settings: Any) -> bool
         return False
     if errors:
         out.notice_table(_error_table(errors))
-    out.answer(f"{folder}\n")
-    if settings.get("calibration"):
-        _compare(folder, checkpoint, out)
+    if not as_json:
+        out.answer(f"{folder}\n")
+    report = _compare(folder, checkpoint, out) if settings.get("calibration") else None
+    if as_json:
+        quantized = [part.as_object() for part in errors]
+        compared = None if report is None else report.as_object()
+        out.json({"bundle": str(folder), "quantized": quantized, "comparison": compared})
     return True
 
 
-def _compare(bundle: Path, checkpoint: Path, out: Output) -> None:
-    """The table of `phirt eval` on stderr, on the program's own samples: calibration has not seen them."""
+def _compare(bundle: Path, checkpoint: Path, out: Output) -> evaluation.Report | None:
+    """The table of `phirt eval` on stderr, on the program's own samples: calibration has not seen them. None
+    where the checkpoint is too large for that.
+    """
     inputs = evaluation.Inputs(None, _COMPARED_TOKENS, (), ())
     try:
         report = evaluation.measure(bundle, checkpoint, inputs, out)
     except ConfigError as error:  # the bundle is finished; a model that is too large is no failure of it
         out.notice(f"not compared with the checkpoint: {one_line(str(error))}")
-        return
+        return None
     for table in report.tables():
         out.notice("")
         out.notice_table(table)
     out.notice("")
     for line in report.lines():
         out.notice(line)
+    return report
 
 
 def _error_table(errors: list[PartError]) -> Any:
@@ -74,7 +82,7 @@ def _error_table(errors: list[PartError]) -> Any:
     for part in errors:
         whole, worst = (f"{100 * relative:.2f} %" for relative in (part.relative, part.worst.relative))
         bits = ", ".join(map(str, part.bits))
-        table.add_row(part.part, str(part.tensors), bits, whole, worst, one_line(part.worst.tensor))
+        table.add_row(part.part, str(len(part.tensors)), bits, whole, worst, one_line(part.worst.tensor))
     return table
 
 

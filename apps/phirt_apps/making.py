@@ -37,6 +37,7 @@ def export(
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
     ] = None,
+    json: options.Json = False,
 ) -> None:
     """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
 
@@ -46,7 +47,7 @@ def export(
     Calibration data should be like what the model will see: text for its text, images and recordings for
     their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,
     "image": ..., "audio": ..., "answer": ...}. With it, the finished bundle is compared with the checkpoint
-    as 'phirt eval' does it.
+    as 'phirt eval' does it. --json has the error of each tensor.
 
     \b
       phirt export runs/nano/checkpoint -o nano
@@ -69,6 +70,7 @@ def export(
         kv=kv,
         calibration=calibration or (),
         name=name,
+        as_json=json,
     ):
         raise typer.Exit(INTERRUPTED)
 

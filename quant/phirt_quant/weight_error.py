@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,15 +48,36 @@ class WeightError:
 
 @dataclasses.dataclass(frozen=True)
 class PartError:
-    """All quantized tensors of one part: how many, in which numbers of bits, the relative error over all of
-    their weights, and the tensor where it is largest.
-    """
+    """All quantized tensors of one part, at least one."""
 
     part: str
-    tensors: int
-    bits: tuple[int, ...]
-    relative: float
-    worst: WeightError
+    tensors: tuple[WeightError, ...]
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The numbers of bits that occur."""
+        return tuple(sorted({error.bits for error in self.tensors}))
+
+    @property
+    def relative(self) -> float:
+        """The relative error over all of the weights."""
+        signal, noise = (sum(getattr(e, name) for e in self.tensors) for name in ("signal", "noise"))
+        return WeightError(self.part, 0, signal, noise).relative
+
+    @property
+    def worst(self) -> WeightError:
+        """The tensor whose relative error is largest."""
+        return max(self.tensors, key=lambda error: error.relative)
+
+    def as_object(self) -> dict[str, Any]:
+        """Plain values, with each tensor."""
+        return {
+            "part": self.part,
+            "relative_error": self.relative,
+            "tensors": [
+                {"tensor": e.tensor, "bits": e.bits, "relative_error": e.relative} for e in self.tensors
+            ],
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +104,7 @@ def part_errors(graph: str, errors: Sequence[WeightError]) -> list[PartError]:
     groups: dict[str, list[WeightError]] = {}
     for error in errors:
         groups.setdefault(_part(graph, error.tensor), []).append(error)
-    return [
-        PartError(
-            part,
-            len(group),
-            tuple(sorted({error.bits for error in group})),
-            _whole(group).relative,
-            max(group, key=lambda e: e.relative),
-        )
-        for part, group in groups.items()
-    ]
-
-
-def _whole(group: Sequence[WeightError]) -> WeightError:
-    """All tensors of a group as one."""
-    signal, noise = sum(error.signal for error in group), sum(error.noise for error in group)
-    return WeightError("all", group[0].bits, signal, noise)
+    return [PartError(part, tuple(group)) for part, group in groups.items()]
 
 
 def _part(graph: str, tensor: str) -> str:

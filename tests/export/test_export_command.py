@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import numpy as np
 import pytest
 from small_models import config, random_model, save_checkpoint
 from typer.testing import CliRunner
@@ -38,7 +40,7 @@ def test_the_errors_reported_are_those_of_the_weights(model, checkpoint, tmp_pat
     difference = dequantize(quantize(weight, 4, 32)) - weight
     expected = (difference**2).sum() ** 0.5 / (weight**2).sum() ** 0.5
     assert parts[0].relative == parts[0].worst.relative == pytest.approx(expected, rel=1e-4)
-    assert parts[1].tensors == 3 * 4 and parts[2].tensors == 3 * 4 * 2
+    assert len(parts[1].tensors) == 3 * 4 and len(parts[2].tensors) == 3 * 4 * 2
     for part in parts:
         low, high = {4: (0.03, 0.15), 8: (0.001, 0.01)}[part.bits[0]]
         assert low < part.relative <= part.worst.relative < high
@@ -55,6 +57,19 @@ def test_the_command_names_the_folder_on_stdout_and_the_errors_on_stderr(checkpo
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
     row = r"vision encoder +\d+ +8 +0\.\d\d % +0\.\d\d % +model\.embed_tokens_extend\.image_embed"
     assert re.search(row, result.stderr)
+
+
+def test_json_has_the_error_of_each_tensor(model, checkpoint, tmp_path):
+    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--json"])
+    report = json.loads(result.stdout)
+    assert report["bundle"] == str(tmp_path / "b") and report["comparison"] is None
+    found = {t["tensor"]: t for part in report["quantized"] for t in part["tensors"]}
+    assert {part["part"] for part in report["quantized"]} >= {"decoder", "token table", "vision adapter"}
+    name = "model.layers.1.mlp.down_proj.base_layer.weight"
+    weight = model.state_dict()[name].numpy()
+    error = np.linalg.norm(dequantize(quantize(weight, 4, 32)) - weight) / np.linalg.norm(weight)
+    assert found[name]["bits"] == 4 and found[name]["relative_error"] == pytest.approx(error, rel=1e-4)
+    assert len(found) == sum(len(part["tensors"]) for part in report["quantized"]) > 40
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(checkpoint, tmp_path, monkeypatch):
