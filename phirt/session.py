@@ -34,6 +34,7 @@ _REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})
 _SUFFIX = "ExecutionProvider"
 _LOG_NOTHING_BUT_FATAL = 4  # what goes wrong is raised; onnxruntime would print it a second time
 _MAX_THREADS = 1024
+_OPENING = threading.Lock()
 _PLAIN_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _EXTERNAL_BYTES = 1024  # smaller initializers stay in the prepared graph itself
 _ORT_TYPES = {
@@ -115,17 +116,19 @@ def suited_attention(spec: GraphSpec) -> Iterator[None]:
     """Sessions opened inside have the attention kernel that suits the graph's cache.
 
     Over keys and values of int8 the plain kernel takes 0.65 to 0.9 of the time of the one in blocks, for one
-    position behind 1024 to 4096, and as long for many. onnxruntime asks the environment which to take; to be
-    entered before other threads start, which may ask it something too.
+    position behind 1024 to 4096, and as long for many; it holds the scores of a chunk, 50 MB for 24 heads and
+    128 positions behind 4096. onnxruntime asks the environment which to take. To be entered before other
+    threads start, which may ask it something too; one graph at a time.
     """
-    if not any(tensor.dtype == "int8" for tensor in spec.inputs) or _PLAIN_ATTENTION in os.environ:
-        yield
-        return
-    os.environ[_PLAIN_ATTENTION] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_PLAIN_ATTENTION, None)
+    with _OPENING:  # what is set for one graph must not be seen by another
+        if not any(tensor.dtype == "int8" for tensor in spec.inputs) or _PLAIN_ATTENTION in os.environ:
+            yield
+            return
+        os.environ[_PLAIN_ATTENTION] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(_PLAIN_ATTENTION, None)
 
 
 class Session:

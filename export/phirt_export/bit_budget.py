@@ -56,7 +56,9 @@ class BitBudget:
                 f"{math.ceil(100 * least) / 100:.2f} to {math.floor(100 * most) / 100:.2f}, or another block "
                 "size: longer blocks take fewer bits"
             )
-        self._bytes = math.floor(bits_per_weight * self._weights / 8)
+        # No less than the least, which a decimal may round down to.
+        smallest = sum(map(min, sizes))
+        self._bytes = max(math.floor(bits_per_weight * self._weights / 8), smallest)
 
     def choose(self, costs: Mapping[str, Sequence[float]]) -> dict[str, WeightFormat]:
         """The format of each matrix, so that all together cost least; `costs` are by matrix and format, as in

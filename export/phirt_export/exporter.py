@@ -17,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
+from phirt.kv_cache import DTYPES
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import CARD_NAME, GraphFiles, describe, producer, write_manifest
@@ -39,7 +40,7 @@ from phirt_export.identity import identity
 from phirt_export.journal import Journal
 from phirt_export.progress import ObservedSource, Progress
 from phirt_export.reference import ModelConfig
-from phirt_export.staging import staged_bundle
+from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
 TARGETS = ("cpu",)
@@ -48,7 +49,6 @@ _WIDE = 1024
 _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
 # What a size in bits a weight is made of, besides 8.
 _BUDGET_BITS = 4
-KV_DTYPES = ("float32", "int8")
 # With 8 bits for adapters and encoders, they and the rounding of activations together cost the nano model
 # 0.0002 nats at most: nothing is left for calibration to win.
 _ADAPTER_CALIBRATED_BITS = 4
@@ -81,12 +81,25 @@ class BundleFormats:
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrated:
-    """What of a bundle is made from calibration data."""
+class Wanted:
+    """What of a bundle is to be made from calibration data."""
 
     weights: bool
     cache: bool
     formats: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """What was made from calibration data.
+
+    `hessians` are for formats of the method `gptq`, and computed when they are asked for; `kv_scales` for a
+    cache of int8; tensors in `chosen` have the format given there.
+    """
+
+    hessians: HessianSource | None = None
+    kv_scales: Sequence[KVScales] | None = None
+    chosen: Mapping[str, WeightFormat] = dataclasses.field(default_factory=dict)
 
 
 def choose_formats(
@@ -174,8 +187,9 @@ def export_bundle(
         raise ConfigError(
             f"targets {', '.join(targets) or '(none)'} cannot be built; choose from {', '.join(TARGETS)}"
         )
-    if kv not in KV_DTYPES:
-        raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(KV_DTYPES)}")
+    if kv not in DTYPES:
+        raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
+    require_replaceable(output)  # calibration takes long
     opened = Checkpoint(checkpoint)
     config = opened.config
     block_size = default_block_size(config) if block_size is None else block_size
@@ -189,18 +203,18 @@ def export_bundle(
                 "4 and embedding_bits out, or give no bits_per_weight"
             )
         budget = BitBudget(bits_per_weight, block_size, method, config)
-    wants = Calibrated(
+    wanted = Wanted(
         any(form.method == GPTQ and form.is_quantized for form in formats.parts),
         kv == "int8",
         budget is not None,
     )
-    samples = _samples(calibration, wants)
+    samples = _samples(calibration, wanted)
     settings = {"formats": dataclasses.asdict(formats), "producer": producer(), "kv": kv}
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
-    hessians, kv_scales, chosen = _calibrate(opened, samples, wants, budget, progress)
+    calibrated = _calibrate(opened, samples, wanted, budget, progress)
     # An interrupted export goes on only with the formats that it began with.
-    settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in chosen.items()}
+    settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in calibrated.chosen.items()}
     work = identity(checkpoint, settings)
     with staged_bundle(output, work) as staging:
         measured: list[PartError] = []
@@ -210,13 +224,11 @@ def export_bundle(
             config,
             opened,
             formats,
-            progress,
-            staging.journal,
-            measured,
-            sizes,
-            hessians,
-            kv_scales,
-            chosen,
+            calibrated,
+            progress=progress,
+            journal=staging.journal,
+            measured=measured,
+            sizes=sizes,
         )
         shutil.copyfile(tokenizer, staging.folder / TOKENIZER_NAME)
         (staging.folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
@@ -230,7 +242,7 @@ def export_bundle(
             description=description,
             target=targets[0],
             quantization=formats.manifest_entry()
-            | _choice_entry(bits_per_weight, chosen)
+            | _choice_entry(bits_per_weight, calibrated.chosen)
             | {"kv_cache": kv}
             | _size_entry(sizes, config),
         )
@@ -244,25 +256,23 @@ def write_graphs(
     config: ModelConfig,
     source: WeightSource,
     formats: BundleFormats,
+    calibrated: Calibrated = Calibrated(),
+    *,
     progress: Progress | None = None,
     journal: Journal | None = None,
     measured: list[PartError] | None = None,
     sizes: dict[str, StoredSize] | None = None,
-    hessians: HessianSource | None = None,
-    kv_scales: Sequence[KVScales] | None = None,
-    chosen: Mapping[str, WeightFormat] | None = None,
 ) -> dict[str, GraphFiles]:
     """Write decoder and, where the model has them, encoder graphs; returns them by manifest name.
 
     `journal` is what an interrupted run has left in `folder`; quantization errors are added to `measured`,
-    what each part takes to `sizes`. `hessians` are for formats of the method `gptq`, `kv_scales` for a
-    cache of int8. Tensors in `chosen` have the format given there.
+    what each part takes to `sizes`.
     """
     observed = ObservedSource(source, expected_shapes(config), progress)
     width = config.decoder.hidden_size
     parts: dict[str, Callable[[WeightStore], None]] = {
         "decoder": lambda store: build_decoder(
-            store, config, formats.base, formats.adapter, formats.embedding, kv_scales
+            store, config, formats.base, formats.adapter, formats.embedding, calibrated.kv_scales
         )
     }
     if (vision := config.vision) is not None:
@@ -271,7 +281,7 @@ def write_graphs(
         parts["speech"] = lambda store: build_speech(store, audio, width, formats.encoder)
     graphs = {}
     for part, build in parts.items():
-        graphs[part], store = _write_graph(folder, part, observed, build, journal, hessians, chosen)
+        graphs[part], store = _write_graph(folder, part, observed, build, journal, calibrated)
         if measured is not None:
             measured += part_errors(part, store.errors)
         if sizes is not None:
@@ -285,12 +295,11 @@ def _write_graph(
     source: ObservedSource,
     build: Callable[[WeightStore], None],
     journal: Journal | None,
-    hessians: HessianSource | None,
-    chosen: Mapping[str, WeightFormat] | None,
+    calibrated: Calibrated,
 ) -> tuple[GraphFiles, WeightStore]:
     with DataFile(folder / f"{part}.data", journal, source.note_kept) as data:
         g = GraphBuilder(part, data)
-        store = WeightStore(g, source, hessians, chosen)
+        store = WeightStore(g, source, calibrated.hessians, calibrated.chosen)
         build(store)
     file = f"{part}.onnx"
     ir.save(g.model(producer()), folder / file)
@@ -298,17 +307,17 @@ def _write_graph(
     return files, store
 
 
-def _samples(paths: Sequence[Path], wants: Calibrated) -> list[calibrating.Sample]:
+def _samples(paths: Sequence[Path], wanted: Wanted) -> list[calibrating.Sample]:
     reasons = [
-        (wants.weights, f"method {GPTQ}", "choose the method mse"),
-        (wants.formats, "bits_per_weight", "leave it out"),
-        (wants.cache, "kv int8", "keep kv float32"),
+        (wanted.weights, f"method {GPTQ}", "choose the method mse"),
+        (wanted.formats, "bits_per_weight", "leave it out"),
+        (wanted.cache, "kv int8", "keep kv float32"),
     ]
-    wanted = [(what, instead) for is_wanted, what, instead in reasons if is_wanted]
-    if not wanted:
+    given = [(what, instead) for is_wanted, what, instead in reasons if is_wanted]
+    if not given:
         return []
     if not paths:
-        what, instead = wanted[0]
+        what, instead = given[0]
         raise ConfigError(
             f"{what} looks at what the model computes and needs data to see it on; give text, images and "
             f"recordings like those of its use with --calibration, or {instead}"
@@ -319,26 +328,29 @@ def _samples(paths: Sequence[Path], wants: Calibrated) -> list[calibrating.Sampl
 def _calibrate(
     checkpoint: Checkpoint,
     samples: Sequence[calibrating.Sample],
-    wants: Calibrated,
+    wanted: Wanted,
     budget: BitBudget | None,
     progress: Progress | None,
-) -> tuple[HessianSource | None, Sequence[KVScales] | None, Mapping[str, WeightFormat]]:
-    """Second moments, which are computed when they are asked for, the cache's scales, and the formats that a
-    budget leads to.
-    """
+) -> Calibrated:
     if not samples:
-        return None, None, {}
-    tokens = calibrating.HESSIAN_TOKENS if wants.weights else calibrating.RANGE_TOKENS
+        return Calibrated()
+    tokens = calibrating.HESSIAN_TOKENS if wanted.weights else calibrating.RANGE_TOKENS
     sequences = calibrating.encode_samples(checkpoint, samples, tokens)
     observed = ObservedSource(checkpoint, expected_shapes(checkpoint.config), progress)
+
+    def stream(route_tokens: int) -> calibrating.LayerStream:
+        some = calibrating.thinned(sequences, route_tokens)
+        return calibrating.LayerStream(checkpoint, checkpoint.config, some)
+
     chosen: Mapping[str, WeightFormat] = {}
     if budget is not None:
-        few = calibrating.thinned(sequences, calibrating.SENSITIVITY_TOKENS)
-        stream = calibrating.LayerStream(checkpoint, checkpoint.config, few)
-        chosen = budget.choose(calibrating.rounding_costs(stream, budget.formats, observed.note_look))
-    stream = calibrating.LayerStream(checkpoint, checkpoint.config, sequences)
-    scales = calibrating.kv_scales(stream, observed.note_look) if wants.cache else None
-    return calibrating.Hessians(stream) if wants.weights else None, scales, chosen
+        few = stream(calibrating.SENSITIVITY_TOKENS)
+        chosen = budget.choose(calibrating.rounding_costs(few, budget.formats, observed.note_look))
+    scales = None
+    if wanted.cache:
+        scales = calibrating.kv_scales(stream(calibrating.RANGE_TOKENS), observed.note_look)
+    hessians = calibrating.Hessians(stream(tokens)) if wanted.weights else None
+    return Calibrated(hessians, scales, chosen)
 
 
 def _choice_entry(bits_per_weight: float | None, chosen: Mapping[str, WeightFormat]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def staged_bundle(output: Path, identity: str) -> Iterator[Staging]:
         BundleError: the disk is full or the place is not writable; a former bundle is still there.
     """
     output = output.absolute()
-    _check_replaceable(output)
+    require_replaceable(output)
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,8 @@ def _unwritable(output: Path, partial: Path, error: OSError) -> BundleError:
     )
 
 
-def _check_replaceable(output: Path) -> None:
+def require_replaceable(output: Path) -> None:
+    """Raises ConfigError where something other than a bundle or an empty folder is at `output`."""
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise ConfigError(f"{output} exists and is not a folder; choose another output")
     if not output.is_dir() or not any(output.iterdir()):

@@ -33,7 +33,10 @@ class RelativeError:
 
 @dataclasses.dataclass(frozen=True)
 class WeightError:
-    """One quantized tensor: its bits, the sum of its squares, and that of what quantization adds to it."""
+    """One quantized tensor: its bits, the sum of its squares, and that of what quantization adds to it.
+
+    It is the distance to the checkpoint's weights: `gptq` moves some on purpose, for outputs that are nearer.
+    """
 
     tensor: str
     bits: int

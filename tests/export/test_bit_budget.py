@@ -151,7 +151,7 @@ def all_nodes(graph):
                 yield from all_nodes(attribute.g)
 
 
-def test_it_predicts_better_than_one_format_for_all(checkpoint, calibration_data, stream, tmp_path):
+def test_its_choice_costs_less_than_one_format_for_all(checkpoint, stream):
     """At the size of blocks of 32, by the costs that are measured on the calibration data."""
     opened = Checkpoint(checkpoint)
     budget = BitBudget(5.0, 32, "rtn", opened.config)
@@ -199,6 +199,7 @@ def test_another_size_starts_anew(checkpoint, calibration_data, tmp_path, monkey
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr("phirt_export.exporter.build_vision", stopped)
         export_bundle(checkpoint, tmp_path / "b", bits_per_weight=5.4, **settings)
+    assert (tmp_path / ".b.partial" / "journal").stat().st_size
     steps = []
     export_bundle(checkpoint, tmp_path / "b", bits_per_weight=4.7, progress=steps.append, **settings)
     assert steps[-1].kept == 0

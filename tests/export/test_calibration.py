@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import re
 import shutil
@@ -119,6 +120,13 @@ LAYER_PARTS = (
     ("model.layers.0.mlp.gate_up_proj", "lora_A.vision", "vision"),
     ("model.layers.2.mlp.down_proj", "lora_B.speech", "speech"),
 )
+
+
+def test_a_turn_longer_than_all_that_is_looked_at_stays_where_it_is_the_only_one(checkpoint, tmp_path):
+    turns = [{"prompt": "one two three four five " * count, "answer": "six"} for count in (8, 4)]
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]), 20)
+    assert len(found) == 1 and len(found[0].ids) > 20
 
 
 def hessians_of(opened, sequences) -> calibrating.Hessians:
@@ -305,7 +313,7 @@ def test_the_command_compares_the_bundle_and_says_its_size(checkpoint, data, tmp
 
 
 @pytest.mark.skipif(not RESET.exists(), reason="the system does not tell the peak of a running process")
-def test_moments_take_the_memory_of_one_layer(checkpoint, sequences):
+def test_moments_take_the_memory_of_a_few_layers(checkpoint, sequences):
     small = Checkpoint(checkpoint).config
     sizes = {"num_layers": 48, "intermediate_size": 24_576, "num_heads": 4}
     large = dataclasses.replace(small, decoder=dataclasses.replace(small.decoder, **sizes), adapters={})
@@ -331,8 +339,8 @@ def test_moments_take_the_memory_of_one_layer(checkpoint, sequences):
     found = hessians.moments("model.layers.47.mlp.gate_up_proj.base_layer.weight", lambda *_: None).inputs
     grown = resident("VmHWM") - before
     assert found.shape == (64, 64)
-    # A layer, its largest tensor once more while it is copied, activations inside it, and what the allocator
-    # keeps of layers before: far from all 48.
+    # A layer of the quantized model and one of the original, the largest tensor once more while it is copied,
+    # activations inside, and what the allocator keeps of layers before: far from all 48.
     assert grown < 16 * layer, f"{grown >> 20} MiB"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -12,12 +13,13 @@ import onnx
 import pytest
 import torch
 from checkpoints.write import write_checkpoint
+from safetensors.torch import load_file, save_file
 from small_models import DecoderRunner, config, random_model, rope, save_checkpoint, session
 from typer.testing import CliRunner
 
 import phirt
 from phirt.bundle_files import load_manifest
-from phirt.errors import BundleError, ConversationError
+from phirt.errors import BundleError, ConfigError, ConversationError
 from phirt.kv_cache import KVCache
 from phirt.manifest import TensorSpec
 from phirt.sequence import Prompt
@@ -25,7 +27,7 @@ from phirt.session import suited_attention
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.exporter import choose_formats, export_bundle, write_graphs
+from phirt_export.exporter import Calibrated, choose_formats, export_bundle, write_graphs
 from phirt_export.graphs.decoder import KVScales
 from phirt_export.oracle import load_model
 from phirt_export.reference import decoder
@@ -116,7 +118,7 @@ def test_logits_are_those_of_attention_to_rounded_keys_and_values(tmp_path, atte
     ]
     opened = Checkpoint(save_checkpoint(reference, tmp_path / "checkpoint"))
     formats = choose_formats(32, 32, None, 32, 32, "rtn")
-    write_graphs(tmp_path, opened.config, opened, formats, kv_scales=scales)
+    write_graphs(tmp_path, opened.config, opened, formats, Calibrated(kv_scales=scales))
     graph, ids = session(tmp_path / "decoder.onnx"), rng.integers(5, 160, 60).tolist()
     for length in (36, 60):
         runner = DecoderRunner(graph, c)
@@ -241,6 +243,25 @@ def test_graphs_with_other_caches_are_refused(model, dtypes, expected):
     inputs = [TensorSpec(name, dtype, (1,)) for name, dtype in zip(names, dtypes, strict=False)]
     with pytest.raises(BundleError, match=expected):
         KVCache.of_graph(inputs, geometry)
+
+
+def test_keys_that_overflow_are_the_checkpoints_fault(talking_checkpoint, calibration_data, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(talking_checkpoint, folder)
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.1.self_attn.qkv_proj.base_layer.weight"].fill_(3e38)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="keys or values are not finite"):
+        export_bundle(folder, tmp_path / "b", bits=32, kv="int8", calibration=[calibration_data])
+
+
+def test_an_output_that_cannot_be_replaced_is_refused_before_anything_is_computed(
+    talking_checkpoint, calibration_data, tmp_path, monkeypatch
+):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(calibrating, "kv_scales", lambda *_: pytest.fail("calibrated first"))
+    with pytest.raises(ConfigError, match="is not a bundle, so it is not overwritten"):
+        export_bundle(talking_checkpoint, tmp_path, kv="int8", calibration=[calibration_data])
 
 
 def test_what_the_command_says(talking_checkpoint, calibration_data, tmp_path):

@@ -4,9 +4,9 @@ reference model.
 Knows which inputs a matrix has and on which routes. Knows nothing of how matrices are rounded or stored.
 
 A matrix is calibrated behind the quantized matrices before it: its inputs are what they will be, and beside
-them stand those of the original model, which it is to come close to. The token
-table is stored first of all: where it scores tokens too, its inputs come from a pass through the original
-weights. LoRA branches act as they are in the checkpoint, and one is calibrated on its own route.
+them stand those of the original model, which it is to come close to. The token table is stored first of all:
+where it scores tokens too, its inputs come from a pass through the original weights. LoRA branches act as
+they are in the checkpoint, and one is calibrated on its own route.
 """
 
 from __future__ import annotations
@@ -30,14 +30,10 @@ _TABLE_DAMPING = 0.1
 # Positions of one route that are looked at. Second moments of 8192 inputs want some thousands of them; the
 # activations of these take 200 MB at a width of 3072.
 HESSIAN_TOKENS = 16_384
-
-
 # Outputs of these projections are added to what this norm reads. Norms divide by the size of the residual
 # stream, so errors in it count by their share of it: a few positions of a hundred times the size would
 # otherwise decide over all others.
 _ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
-
-
 # Positions at which the residual stream is zero: their errors count like those of so small a stream.
 _LEAST_SQUARE = 1e-8
 

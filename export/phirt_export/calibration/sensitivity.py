@@ -94,7 +94,7 @@ def _through_head(stream: LayerStream, hidden: Items[Tensor], costs: _Costs) -> 
     norm = functools.partial(torch.nn.functional.rms_norm, normalized_shape=weight.shape, weight=weight)
     x = torch.cat([norm(h, eps=decoder.norm_eps)[0] for h in hidden])
     total, labels = _labels(stream, tensor, x)
-    moments = _Moments(x.shape[1])
+    moments = _GroupMoments(x.shape[1])
     moments.add(x)
     remaining, slopes = moments.remaining(), torch.zeros_like(x)
     for start, rows in _slabs(stream, tensor):
@@ -161,7 +161,7 @@ class _Watched:
 
     def __init__(self, module: RoutedLinear) -> None:
         self.information = torch.zeros_like(module.base_layer.weight)
-        self.moments = _Moments(self.information.shape[1])
+        self.moments = _GroupMoments(self.information.shape[1])
         self._handle = module.register_forward_hook(self._forth)
 
     def release(self) -> None:
@@ -179,7 +179,7 @@ class _Watched:
         output.register_hook(back)
 
 
-class _Moments:
+class _GroupMoments:
     """Sums of x xᵀ within groups of columns."""
 
     def __init__(self, columns: int) -> None:

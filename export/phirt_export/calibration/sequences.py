@@ -50,7 +50,8 @@ class Sequence:
 
 
 def encode_samples(checkpoint: Checkpoint, samples: Items[Sample], route_tokens: int) -> list[Sequence]:
-    """The samples as sequences, at most `route_tokens` of each route, taken evenly from all of them.
+    """The samples as sequences, taken evenly from all of them: at most `route_tokens` of each route, but one
+    sequence at least.
 
     Texts are cut into passages, which take the route without an adapter. A turn is rendered by the chat
     template, its answer behind it, in which control tokens count as such. Pictures are looked at with one
@@ -73,7 +74,8 @@ def encode_samples(checkpoint: Checkpoint, samples: Items[Sample], route_tokens:
         )
         left = route_tokens
         for turn in pieces:
-            if 1 < len(turn.ids) <= left:
+            # One turn at least, however long: a route without any would not be calibrated.
+            if len(turn.ids) > 1 and (len(turn.ids) <= left or left == route_tokens):
                 left -= len(turn.ids)
                 turns.append(turn)
     if not turns:
