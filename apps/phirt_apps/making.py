@@ -42,7 +42,8 @@ def export(
     """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
 
     The bundle appears under its name when it is complete; memory stays bounded however large the checkpoint.
-    Ctrl-C keeps what is finished; the same command goes on where it stopped.
+    Ctrl-C keeps the weights that are finished; the same command goes on where it stopped, once it has looked
+    at the calibration data again.
 
     Calibration data should be like what the model will see: text for its text, images and recordings for
     their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,

@@ -143,11 +143,12 @@ def export_bundle(
 ) -> Path:
     """Export a checkpoint folder as a bundle.
 
-    What is finished stays when the call is interrupted or the process killed: the same call goes on from
-    there and ends with the same bytes. Memory is bounded by a few slabs of one tensor (`bits=32`: by the
-    largest projection; `gptq`: by two layers in float32, twice the activations between two layers, and seven
-    times the square of the longest input in float64, 6 GB at a width of 3072 with 8192 inside;
-    `bits_per_weight`: by 2 GB there).
+    Weights that are finished stay when the call is interrupted or the process killed: the same call
+    calibrates again, goes on from there and ends with the same bytes.
+
+    Memory is bounded by a few slabs of one tensor (`bits=32`: by the largest projection; `gptq`: by two
+    layers in float32, twice the activations between two layers, and seven times the square of the longest
+    input in float64, 6 GB at a width of 3072 with 8192 inside; `bits_per_weight`: by 2 GB there).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
