@@ -198,11 +198,7 @@ def export_bundle(
     tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
     budget = None
     if bits_per_weight is not None:
-        if bits != _BUDGET_BITS or embedding_bits is not None:
-            raise ConfigError(
-                "bits_per_weight chooses between 4 and 8 bits for projections and token table; leave bits at "
-                "4 and embedding_bits out, or give no bits_per_weight"
-            )
+        _require_budget_bits(bits, embedding_bits)
         budget = BitBudget(bits_per_weight, block_size, method, config)
     wanted = Wanted(
         any(form.method == GPTQ and form.is_quantized for form in formats.parts),
@@ -231,10 +227,7 @@ def export_bundle(
             measured=measured,
             sizes=sizes,
         )
-        shutil.copyfile(tokenizer, staging.folder / TOKENIZER_NAME)
-        (staging.folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
-        if (checkpoint / CARD_NAME).is_file():
-            shutil.copyfile(checkpoint / CARD_NAME, staging.folder / CARD_NAME)
+        _write_documents(staging.folder, checkpoint, tokenizer, template)
         write_manifest(
             staging.folder,
             config,
@@ -306,6 +299,22 @@ def _write_graph(
     ir.save(g.model(producer()), folder / file)
     files = GraphFiles(file, data.path.name, data.sha256, describe(g.inputs), describe(g.outputs))
     return files, store
+
+
+def _require_budget_bits(bits: int, embedding_bits: int | None) -> None:
+    if bits != _BUDGET_BITS or embedding_bits is not None:
+        raise ConfigError(
+            "bits_per_weight chooses between 4 and 8 bits for projections and token table; leave bits at "
+            "4 and embedding_bits out, or give no bits_per_weight"
+        )
+
+
+def _write_documents(folder: Path, checkpoint: Path, tokenizer: Path, template: str) -> None:
+    """What a bundle has beside its graphs: tokenizer, chat template, and the card of a model that has one."""
+    shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
+    (folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    if (checkpoint / CARD_NAME).is_file():
+        shutil.copyfile(checkpoint / CARD_NAME, folder / CARD_NAME)
 
 
 def _samples(paths: Sequence[Path], wanted: Wanted) -> list[calibrating.Sample]:
