@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as _Tokenizer
+from tokenizers.models import BPE
 
 from phirt.errors import BundleError
 
@@ -42,6 +43,8 @@ WHITESPACE = "".join(
 )
 
 _MAX_BYTES = 256 << 20
+_BPE_OPTIONS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+_BPE_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of models that have no bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Tokenizer:
         document = _read(path)
         try:
             self._added = _control_tokens(document)
-            self._content = _Tokenizer.from_str(json.dumps(_without_control_tokens(document)))
+            self._content = _content_tokenizer(document)
             highest = max([*document["model"].get("vocab", {}).values(), *self._added], default=0)
         except Exception as error:  # the library raises plain Exception
             raise BundleError(
@@ -200,11 +203,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} cannot be read as JSON: {error}; export the bundle again") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} is not a tokenizer.json; export the bundle again")
-    is_bpe = document["model"].get("type", "BPE") == "BPE"
+    model = document["model"]
+    is_bpe = model.get("type", "BPE") == "BPE" and not any(map(model.get, _BPE_AFFIXES))
     if not (is_bpe and (_is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder")))):
         raise BundleError(
-            f"{path}: accepted are BPE models with a ByteLevel decoder or byte fallback; export the bundle "
-            "again"
+            f"{path}: accepted are BPE models with a ByteLevel decoder or byte fallback, without prefixes or "
+            "suffixes of words; export the bundle again"
         )
     return document
 
@@ -227,20 +231,31 @@ def _control_tokens(document: dict[str, Any]) -> dict[int, ControlToken]:
     return tokens
 
 
-def _without_control_tokens(document: dict[str, Any]) -> dict[str, Any]:
+def _content_tokenizer(document: dict[str, Any]) -> _Tokenizer:
     """The same tokenizer without added tokens; their names also leave the vocabulary, so that no path leads
-    to them.
+    to them. Raises whatever the library raises for a document that it cannot use.
     """
-    added = document.get("added_tokens") or []
-    names = {token["content"] for token in added}
-    vocab = {name: index for name, index in document["model"].get("vocab", {}).items() if name not in names}
-    return {
+    around = {
         **document,
         "added_tokens": [],
         "post_processor": None,
         "pre_tokenizer": _nothing_first(document.get("pre_tokenizer")),
-        "model": {**document["model"], "vocab": vocab},
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    tokenizer = _Tokenizer.from_str(json.dumps(around))
+    # The vocabulary is handed over as it is: as JSON a second time, 200,000 tokens would take half a second.
+    names = {token["content"] for token in document.get("added_tokens") or []}
+    model = document["model"]
+    vocab = {name: index for name, index in model["vocab"].items() if name not in names}
+    options = {key: model[key] for key in _BPE_OPTIONS if model.get(key) is not None}
+    tokenizer.model = BPE(vocab, [_pair(merge) for merge in model["merges"]], **options)
+    return tokenizer
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    """Both parts of a merge, which older files write as one string."""
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second
 
 
 def _nothing_first(pre_tokenizer: Any) -> Any:

@@ -112,6 +112,9 @@ def damaged(bundle, tmp_path, edit):
     [
         (lambda d: d.pop("model"), "is not a tokenizer.json"),
         (lambda d: d["model"].update(type="WordPiece"), "accepted are BPE models"),
+        (lambda d: d["model"].update(continuing_subword_prefix="Ġ"), "accepted are BPE models"),
+        (lambda d: d["model"].update(vocab=None), "is not a usable tokenizer"),
+        (lambda d: d["model"].update(merges=["a b c"]), "is not a usable tokenizer"),
         (lambda d: d.update(decoder=None), "ByteLevel decoder"),
         (lambda d: d["model"].update(merges=[["nope", "never"]]), "is not a usable tokenizer"),
         (lambda d: d["added_tokens"].append({"content": 5}), "is not a usable tokenizer"),
@@ -131,6 +134,23 @@ def test_ignoring_merges_does_not_bring_control_tokens_back(bundle, tmp_path):
     path = damaged(bundle, tmp_path, lambda d: d["model"].update(ignore_merges=True))
     tokenizer = Tokenizer(path, 512)
     assert not set(tokenizer.encode_content("<|end|>")) & set(range(12))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: model.update(merges=[" ".join(pair) for pair in model["merges"]]),
+        lambda model: model.update(ignore_merges=True),
+        lambda model: model.update(byte_fallback=True, fuse_unk=True, unk_token="a"),
+        lambda model: model.update(continuing_subword_prefix="", end_of_word_suffix=""),
+    ],
+    ids=["merges as strings", "whole words first", "unknown", "no affixes"],
+)
+def test_every_setting_of_the_file_reaches_the_encoder(bundle, tmp_path, edit):
+    path = damaged(bundle, tmp_path, lambda document: edit(document["model"]))
+    text = "The lazy dog's 12 naïve words, written thrice: 你好"
+    expected = tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
+    assert Tokenizer(path, 512).encode_content(text) == expected
 
 
 def test_tokens_that_swallow_whitespace_are_known(bundle, tmp_path):
