@@ -59,10 +59,12 @@ class DriftCorrection:
         ridge = max(damping, count / moments.positions) * mean or 1.0
         damped = moments.inputs.copy()
         damped.flat[:: count + 1] += ridge
-        inverse = np.linalg.inv(damped)
-        self._step = (moments.drift @ inverse).astype(np.float32)
+        # One factorization for both: they are what multiplies the damped moments on the left.
+        sums = [moments.drift] if moments.missing is None else [moments.drift, moments.missing]
+        solved = np.linalg.solve(damped, np.concatenate(sums).T).T.astype(np.float32)
+        self._step = solved[:count]
         if moments.missing is not None:
-            self._missing = (moments.missing @ inverse).astype(np.float32)
+            self._missing = solved[count:]
 
     def moved(self, rows: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
         """Rows start.. of W' for rows [m, K] of W from `start` on."""

@@ -10,11 +10,13 @@ three steps:
    which is the same rounding (Chee et al., arXiv 2307.13304, theorem 6) and needs no inverse: with H = R Rᵀ,
    R upper triangular, and U = R / diag(R), the error equals the sum over columns k of
    R[k, k]² · (t_k - q_k)², t_k = w_k + sum over i < k of (w_i - q_i) U[i, k].
-2. With the codes fixed, the scales of a row are a least-squares problem of one unknown a block.
-3. With the scales fixed, each code in turn takes its best value given all others: coordinate descent, as in
-   QuantEase (Behdin et al., arXiv 2309.01885).
+2. A block's scale moves to where the error is least, with the codes and all other scales as they are.
+3. Each code of the block in turn takes its best value given all others: coordinate descent, as in QuantEase
+   (Behdin et al., arXiv 2309.01885).
 
-Steps 2 and 3 are repeated; neither can raise the error.
+Steps 2 and 3 go over the blocks in order, several times; neither can raise the error. A pass takes n·K²
+multiplications and step 1 half of that. The factor R is computed in float64, all else in float32, and a
+matrix lies transposed, so that a column is one run of memory.
 """
 
 from __future__ import annotations
@@ -23,28 +25,20 @@ import numpy as np
 import numpy.typing as npt
 
 from phirt.errors import ConfigError
-from phirt_quant.blockwise import (
-    BlockQuantized,
-    block_levels,
-    check_format,
-    from_levels,
-    mse_scales,
-    num_blocks,
-)
+from phirt_quant.blockwise import BlockQuantized, block_levels, check_format, from_levels, mse_scales
 
 DAMPING = 0.01
 # Measured on the nano model, text: a sweep takes 6 % off the divergence that projections cause, and three
 # take 13 % off that of the token table.
 _SWEEPS = 3
-# Elements of the equations for scales that are held at a time.
-_EQUATIONS = 1 << 22
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 class ErrorCompensation:
     """Quantizes matrices [n, K] that multiply inputs with the second moments `hessian`; memory for K² float64
-    three times.
+    four times while it is made, and once then.
 
     Args:
         hessian: float64 [K, K], E[x xᵀ] up to a factor; only directions that occur need to be in it.
@@ -60,18 +54,22 @@ class ErrorCompensation:
             raise ConfigError(
                 "the model's activations on the calibration data are not finite; the checkpoint is damaged"
             )
-        mean = float(np.trace(hessian)) / len(hessian)
-        self._hessian = hessian + (damping * mean or 1.0) * np.eye(len(hessian))
-        root = _upper_root(self._hessian)
+        count = len(hessian)
+        mean = float(np.trace(hessian)) / count
+        damped = hessian / (mean or 1.0)  # in units that float32 holds
+        damped.flat[:: count + 1] += damping if mean else 1.0
+        root = _upper_root(damped)
         self._importance = np.diag(root) ** 2
-        self._feedback = root / np.diag(root)
+        self._whole = np.diag(damped).copy()
+        self._hessian: Floats = damped.astype(np.float32)
+        self._feedback: Floats = (root / np.diag(root)).astype(np.float32)
 
     @property
     def remaining(self) -> Doubles:
         """What compensation leaves of the squared error that rounding each column causes, as a share [K]: by
         the form of step 1, the input's variance given the inputs after it over its whole variance.
         """
-        return self._importance / np.diag(self._hessian)
+        return self._importance / self._whole
 
     def quantize(self, matrix: np.ndarray, bits: int, block_size: int) -> BlockQuantized:
         """Quantize a float matrix [n, K] in the format of `blockwise`; rows do not influence each other.
@@ -82,84 +80,52 @@ class ErrorCompensation:
         check_format(bits, block_size)
         if not np.isfinite(matrix).all():
             raise ConfigError("the weights hold values that are not finite; the checkpoint is damaged")
-        weights = matrix.astype(np.float64)
-        levels, scales = self._round_in_order(weights, bits, block_size)
-        for _ in range(_SWEEPS):
-            scales = self._fit_scales(weights, levels, block_size)
-            self._descend(weights, levels, scales, bits, block_size)
-        return from_levels(levels, scales, bits, block_size)
-
-    def error(self, matrix: np.ndarray, stored: np.ndarray) -> float:
-        """tr((W - Q) H (W - Q)ᵀ), damping included, of matrices [n, K]."""
-        difference = matrix.astype(np.float64) - stored
-        return float(np.vdot(difference @ self._hessian, difference))
-
-    def _round_in_order(self, weights: Doubles, bits: int, block_size: int) -> tuple[Doubles, np.ndarray]:
-        """Levels [n, K] and scales float32 [n, blocks] of step 1; a block's scales are chosen when all before
-        it is rounded, for the values that it then has.
-        """
-        rows, columns = weights.shape
+        weights = np.ascontiguousarray(matrix.T, np.float32)
+        starts = range(0, len(weights), block_size)
+        blocks = [slice(start, min(start + block_size, len(weights))) for start in starts]
         levels, errors = np.zeros_like(weights), np.zeros_like(weights)
-        scales = np.zeros((rows, num_blocks(columns, block_size)), np.float32)
-        for block, start in enumerate(range(0, columns, block_size)):
-            stop = min(start + block_size, columns)
-            target = weights[:, start:stop] + errors[:, :start] @ self._feedback[:start, start:stop]
-            importance = self._importance[start:stop].astype(np.float32)
-            scales[:, block] = mse_scales(target.astype(np.float32), bits, importance)
-            scale = scales[:, block].astype(np.float64)
-            for k in range(start, stop):
-                wanted = target[:, k - start] + errors[:, start:k] @ self._feedback[start:k, k]
-                levels[:, k] = block_levels(wanted[:, None], scale, bits)[:, 0]
-                errors[:, k] = weights[:, k] - levels[:, k] * scale
-        return levels, scales
+        scales = [self._round_in_order(weights, levels, errors, block, bits) for block in blocks]
+        for _ in range(_SWEEPS):
+            for number, block in enumerate(blocks):
+                scales[number] = self._improve(levels[block], errors, scales[number], block, bits)
+                errors[block] = weights[block] - levels[block] * scales[number]
+        return from_levels(levels.T, np.stack(scales, axis=1), bits, block_size)
 
-    def _fit_scales(self, weights: Doubles, levels: Doubles, block_size: int) -> np.ndarray:
-        """The scales float32 [n, blocks] of least error for these levels."""
-        rows, columns = weights.shape
-        starts = np.arange(0, columns, block_size)
-        step = max(1, _EQUATIONS // max(columns, len(starts) ** 2))
-        fitted = [
-            self._fit_rows(weights[at : at + step], levels[at : at + step], starts, block_size)
-            for at in range(0, rows, step)
-        ]
-        return np.concatenate(fitted).astype(np.float32)
+    def _round_in_order(
+        self, weights: Floats, levels: Floats, errors: Floats, block: slice, bits: int
+    ) -> Floats:
+        """Step 1 on one block of weights [K, n]: writes its levels and errors, and returns its scales [n],
+        chosen for the values that it has now that all before it is rounded.
+        """
+        before = slice(0, block.start)
+        target = weights[block] + self._feedback[before, block].T @ errors[before]
+        importance = self._importance[block].astype(np.float32)
+        scale: Floats = mse_scales(target.T, bits, importance)
+        inner = np.ascontiguousarray(self._feedback[block, block].T)
+        for k, index in enumerate(range(block.start, block.stop)):
+            wanted = target[k] + inner[k, :k] @ errors[block.start : index]
+            levels[index] = block_levels(wanted[:, None], scale, bits)[:, 0]
+            errors[index] = weights[index] - levels[index] * scale
+        return scale
 
-    def _fit_rows(
-        self, weights: Doubles, levels: Doubles, starts: npt.NDArray[np.int64], block_size: int
-    ) -> Doubles:
-        """Normal equations: a block's levels are one direction, and a row is a sum of them."""
-        count = len(starts)
-        left = np.empty((len(weights), count, count))
-        for block, start in enumerate(starts):
-            inner = slice(start, start + block_size)
-            left[:, block] = np.add.reduceat(
-                (levels[:, inner] @ self._hessian[inner]) * levels, starts, axis=1
-            )
-        right = np.add.reduceat((weights @ self._hessian) * levels, starts, axis=1)
-        # A block of zeros has no direction; any scale does, and the ridge gives it zero.
-        ridge = 1e-10 * np.trace(left, axis1=1, axis2=2) + np.finfo(np.float64).tiny
-        left += ridge[:, None, None] * np.eye(count)
-        solution: Doubles = np.linalg.solve(left, right[..., None])[..., 0]
-        return solution
-
-    def _descend(
-        self, weights: Doubles, levels: Doubles, scales: np.ndarray, bits: int, block_size: int
-    ) -> None:
-        """One pass of step 3 over all columns, in place."""
-        columns = weights.shape[1]
-        spread = np.repeat(scales.astype(np.float64), block_size, axis=1)[:, :columns]
-        slope = (weights - levels * spread) @ self._hessian
-        for start in range(0, columns, block_size):
-            stop = min(start + block_size, columns)
-            moved = np.zeros((len(weights), stop - start))
-            for k in range(start, stop):
-                scale = spread[:, k]
-                wanted = levels[:, k] * scale + slope[:, k] / self._hessian[k, k]
-                best = block_levels(wanted[:, None], scale, bits)[:, 0]
-                moved[:, k - start] = (levels[:, k] - best) * scale
-                levels[:, k] = best
-                slope[:, k + 1 : stop] += moved[:, k - start, None] * self._hessian[k, k + 1 : stop]
-            slope[:, stop:] += moved @ self._hessian[start:stop, stop:]
+    def _improve(self, levels: Floats, errors: Floats, scale: Floats, block: slice, bits: int) -> Floats:
+        """Steps 2 and 3 on one block, given the errors [K, n] of all: changes its levels [block, n] in place
+        and returns its new scales [n].
+        """
+        inner = self._hessian[block, block]
+        slope = self._hessian[block] @ errors
+        turned = inner @ levels
+        curvature = np.einsum("kn,kn->n", levels, turned)
+        # A block of zeros has no direction, and any scale does.
+        step = np.einsum("kn,kn->n", levels, slope) / np.where(curvature > 0, curvature, np.inf)
+        scale, slope = scale + step, slope - turned * step
+        moved = np.zeros_like(levels)
+        for k in range(len(levels)):
+            wanted = levels[k] * scale + (slope[k] + inner[k, :k] @ moved[:k]) / inner[k, k]
+            best = block_levels(wanted[:, None], scale, bits)[:, 0]
+            moved[k] = (levels[k] - best) * scale
+            levels[k] = best
+        return scale
 
 
 def _upper_root(matrix: Doubles) -> Doubles:
