@@ -13,7 +13,7 @@ import codecs
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ WHITESPACE = "".join(
 
 _MAX_BYTES = 256 << 20
 _BPE_OPTIONS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
-_BPE_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of models that have no bytes
+_BPE_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # they would be shown as text
+_REMEDY = "export again with the model's own tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +70,12 @@ class Tokenizer:
         document = _read(path)
         try:
             self._added = _control_tokens(document)
-            self._content = _content_tokenizer(document)
-            highest = max([*document["model"].get("vocab", {}).values(), *self._added], default=0)
-        except Exception as error:  # the library raises plain Exception
-            raise BundleError(
-                f"{path} is not a usable tokenizer: {error}; export the bundle again"
-            ) from error
+            self._content = _content_tokenizer(document, {token.name for token in self._added.values()})
+            highest = max([*document["model"]["vocab"].values(), *self._added], default=0)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and its panics are none
+            raise BundleError(f"{path} is not a usable tokenizer: {error}; {_REMEDY}") from error
         self._content.no_padding()
         self._content.no_truncation()
         if highest >= vocab_size:
@@ -197,18 +198,18 @@ class StopStrings:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{path} is larger than {_MAX_BYTES} bytes; export the bundle again")
+            raise BundleError(f"{path} is larger than {_MAX_BYTES} bytes; {_REMEDY}")
         document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}; export the bundle again") from error
+        raise BundleError(f"{path} cannot be read as JSON: {error}; {_REMEDY}") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        raise BundleError(f"{path} is not a tokenizer.json; export the bundle again")
+        raise BundleError(f"{path} is not a tokenizer.json; {_REMEDY}")
     model = document["model"]
     is_bpe = model.get("type", "BPE") == "BPE" and not any(map(model.get, _BPE_AFFIXES))
     if not (is_bpe and (_is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder")))):
         raise BundleError(
             f"{path}: accepted are BPE models with a ByteLevel decoder or byte fallback, without prefixes or "
-            "suffixes of words; export the bundle again"
+            f"suffixes of words; {_REMEDY}"
         )
     return document
 
@@ -231,7 +232,7 @@ def _control_tokens(document: dict[str, Any]) -> dict[int, ControlToken]:
     return tokens
 
 
-def _content_tokenizer(document: dict[str, Any]) -> _Tokenizer:
+def _content_tokenizer(document: dict[str, Any], control: Set[str]) -> _Tokenizer:
     """The same tokenizer without added tokens; their names also leave the vocabulary, so that no path leads
     to them. Raises whatever the library raises for a document that it cannot use.
     """
@@ -244,18 +245,24 @@ def _content_tokenizer(document: dict[str, Any]) -> _Tokenizer:
     }
     tokenizer = _Tokenizer.from_str(json.dumps(around))
     # The vocabulary is handed over as it is: as JSON a second time, 200,000 tokens would take half a second.
-    names = {token["content"] for token in document.get("added_tokens") or []}
     model = document["model"]
-    vocab = {name: index for name, index in model["vocab"].items() if name not in names}
+    vocab = {name: index for name, index in model["vocab"].items() if name not in control}
     options = {key: model[key] for key in _BPE_OPTIONS if model.get(key) is not None}
-    tokenizer.model = BPE(vocab, [_pair(merge) for merge in model["merges"]], **options)
+    if options.get("unk_token") not in vocab:  # unknown characters are left out then, instead of an error
+        options.pop("unk_token", None)
+    tokenizer.model = BPE(vocab, _pairs(model["merges"]), **options)
     return tokenizer
 
 
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    """Both parts of a merge, which older files write as one string."""
-    first, second = merge.split(" ") if isinstance(merge, str) else merge
-    return first, second
+def _pairs(merges: list[str | list[str]]) -> list[tuple[str, str]]:
+    """Both parts of each merge, which older files write as one string, below a line with their version."""
+    pairs = []
+    for merge in merges:
+        if isinstance(merge, str) and merge.startswith("#version"):
+            continue
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        pairs.append((first, second))
+    return pairs
 
 
 def _nothing_first(pre_tokenizer: Any) -> Any:

@@ -124,7 +124,7 @@ class Figures:
             self._start = self._clock()
             return text
         seconds = self._clock() - self._start
-        if seconds < 1 or 100 * fresh < step.weights:  # too little to go by
+        if seconds < 1 or 100 * fresh < step.weights - step.kept:  # too little to go by
             return text
         minutes, rest = divmod(int((step.weights - step.done) * seconds / fresh), 60)
         return f"{text}, {minutes // 60}:{minutes % 60:02}:{rest:02} left"

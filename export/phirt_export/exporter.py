@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt.kv_cache import DTYPES
+from phirt.tokenizer import Tokenizer
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import CARD_NAME, GraphFiles, describe, producer, write_manifest
@@ -147,7 +148,7 @@ def export_bundle(
     calibrates again, goes on from there and ends with the same bytes.
 
     Memory is bounded by a few slabs of one tensor (`bits=32`: by the largest projection; `gptq`: by two
-    layers in float32, twice the activations between two layers, and seven times the square of the longest
+    layers in float32, twice the activations between two layers, and nine times the square of the longest
     input in float64, 6 GB at a width of 3072 with 8192 inside; `bits_per_weight`: by 2 GB there).
 
     Args:
@@ -182,7 +183,7 @@ def export_bundle(
     Raises:
         ConfigError: unsupported settings, a checkpoint that does not fit its configuration, or an output that
             holds something other than a bundle, or is being written by another export.
-        BundleError: the output cannot be written.
+        BundleError: the output cannot be written, or the tokenizer.json cannot serve.
     """
     if tuple(targets) != TARGETS:
         raise ConfigError(
@@ -196,6 +197,7 @@ def export_bundle(
     block_size = default_block_size(config) if block_size is None else block_size
     formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
     tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
+    Tokenizer(tokenizer, config.decoder.vocab_size)  # one that no bundle opens with is refused at once
     budget = None
     if bits_per_weight is not None:
         _require_budget_bits(bits, embedding_bits)

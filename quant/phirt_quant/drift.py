@@ -41,8 +41,8 @@ class InputMoments:
 
 
 class DriftCorrection:
-    """Moves the rows of one matrix to W'; without drift it leaves them. Memory for K² float64 four times
-    while it is made, then for K² and n·K float32.
+    """Moves the rows of one matrix to W'; without drift it leaves them. Memory for K² float64 five times
+    while it is made, and for n·K three times where outputs are added; then for K² and n·K float32.
 
     Args:
         damping: added to the diagonal of the moments, as a share of its mean, or, if that is more, the share

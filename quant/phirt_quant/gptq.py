@@ -28,9 +28,9 @@ from phirt.errors import ConfigError
 from phirt_quant.blockwise import BlockQuantized, block_levels, check_format, from_levels, mse_scales
 
 DAMPING = 0.01
-# Measured on the nano model, text: a sweep takes 6 % off the divergence that projections cause, and three
-# take 13 % off that of the token table.
-_SWEEPS = 3
+# Measured on the nano model in blocks of 128, three passes and six: mean KL 0.0113 and 0.0112 on text, 0.0050
+# and 0.0039 on images, 0.0069 and 0.0066 on speech.
+_PASSES = 6
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -60,7 +60,7 @@ class ErrorCompensation:
         damped.flat[:: count + 1] += damping if mean else 1.0
         root = _upper_root(damped)
         self._importance = np.diag(root) ** 2
-        self._whole = np.diag(damped).copy()
+        self._variances = np.diag(damped).copy()
         self._hessian: Floats = damped.astype(np.float32)
         self._feedback: Floats = (root / np.diag(root)).astype(np.float32)
 
@@ -69,7 +69,7 @@ class ErrorCompensation:
         """What compensation leaves of the squared error that rounding each column causes, as a share [K]: by
         the form of step 1, the input's variance given the inputs after it over its whole variance.
         """
-        return self._importance / self._whole
+        return self._importance / self._variances
 
     def quantize(self, matrix: np.ndarray, bits: int, block_size: int) -> BlockQuantized:
         """Quantize a float matrix [n, K] in the format of `blockwise`; rows do not influence each other.
@@ -85,7 +85,7 @@ class ErrorCompensation:
         blocks = [slice(start, min(start + block_size, len(weights))) for start in starts]
         levels, errors = np.zeros_like(weights), np.zeros_like(weights)
         scales = [self._round_in_order(weights, levels, errors, block, bits) for block in blocks]
-        for _ in range(_SWEEPS):
+        for _ in range(_PASSES):
             for number, block in enumerate(blocks):
                 scales[number] = self._improve(levels[block], errors, scales[number], block, bits)
                 errors[block] = weights[block] - levels[block] * scales[number]
@@ -101,9 +101,9 @@ class ErrorCompensation:
         target = weights[block] + self._feedback[before, block].T @ errors[before]
         importance = self._importance[block].astype(np.float32)
         scale: Floats = mse_scales(target.T, bits, importance)
-        inner = np.ascontiguousarray(self._feedback[block, block].T)
+        feedback = np.ascontiguousarray(self._feedback[block, block].T)
         for k, index in enumerate(range(block.start, block.stop)):
-            wanted = target[k] + inner[k, :k] @ errors[block.start : index]
+            wanted = target[k] + feedback[k, :k] @ errors[block.start : index]
             levels[index] = block_levels(wanted[:, None], scale, bits)[:, 0]
             errors[index] = weights[index] - levels[index] * scale
         return scale

@@ -25,6 +25,10 @@ from phirt_export.train.recipe import SPECIAL_TOKENS
 from phirt_quant import samples
 
 IMAGE, AUDIO = 1, 2
+NO_TOKENS = """{
+    "version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []},
+    "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}
+}"""
 _TEMPLATE = (
     "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{%- endfor -%}{{ '<|assistant|>' }}"
@@ -88,7 +92,7 @@ def random_model(model_config: ModelConfig, seed: int = 0) -> Model:
 
 
 def save_checkpoint(model: Model, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write `folder` as a checkpoint; tokenizer and template are placeholders, only copied."""
+    """Write `folder` as a checkpoint; its tokenizer knows no tokens, and its template is no dialogue."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
@@ -96,7 +100,7 @@ def save_checkpoint(model: Model, folder: Path, dtype: torch.dtype = torch.float
     }
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(model.config.to_json())
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(NO_TOKENS)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder
 

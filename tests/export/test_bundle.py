@@ -168,6 +168,14 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_any_work(plain, tmp_
     assert not (tmp_path / "b").exists()
 
 
+def test_a_tokenizer_that_no_bundle_opens_with_is_refused_before_any_work(plain, tmp_path):
+    checkpoint = save_checkpoint(plain.model, tmp_path / "c")
+    (checkpoint / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}', "utf-8")
+    with pytest.raises(BundleError, match="accepted are BPE models"):
+        export_bundle(checkpoint, tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 def test_a_rotary_width_that_the_operator_refuses_is_named(tmp_path):
     model_config = config()
     rope = dataclasses.replace(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import config
+from small_models import NO_TOKENS, config
 
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import export_bundle
@@ -48,7 +48,7 @@ def test_resident_memory_does_not_follow_the_checkpoint(tmp_path):
     size = write_large(tmp_path, expected_shapes(model_config))
     assert size > 170 << 20
     (tmp_path / "config.json").write_text(model_config.to_json())
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(NO_TOKENS)
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     RESET.write_text("5")
     before = memory("VmRSS")

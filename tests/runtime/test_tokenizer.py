@@ -19,6 +19,8 @@ TRICKY = st.lists(
     st.sampled_from([*CONTROL, "<|", "|>", "end", " ", "\n", "é", "👋🏽", "<|image_1|>"]), max_size=12
 ).map("".join)
 
+PANICKING = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}  # the library does, which is no Exception
+
 
 @pytest.fixture(scope="session")
 def tokenizer(bundle) -> Tokenizer:
@@ -115,6 +117,7 @@ def damaged(bundle, tmp_path, edit):
         (lambda d: d["model"].update(continuing_subword_prefix="Ġ"), "accepted are BPE models"),
         (lambda d: d["model"].update(vocab=None), "is not a usable tokenizer"),
         (lambda d: d["model"].update(merges=["a b c"]), "is not a usable tokenizer"),
+        (lambda d: d.update(normalizer=PANICKING), "is not a usable tokenizer"),
         (lambda d: d.update(decoder=None), "ByteLevel decoder"),
         (lambda d: d["model"].update(merges=[["nope", "never"]]), "is not a usable tokenizer"),
         (lambda d: d["added_tokens"].append({"content": 5}), "is not a usable tokenizer"),
@@ -139,7 +142,7 @@ def test_ignoring_merges_does_not_bring_control_tokens_back(bundle, tmp_path):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda model: model.update(merges=[" ".join(pair) for pair in model["merges"]]),
+        lambda model: model.update(merges=["#version: 0.2", *map(" ".join, model["merges"])]),
         lambda model: model.update(ignore_merges=True),
         lambda model: model.update(byte_fallback=True, fuse_unk=True, unk_token="a"),
         lambda model: model.update(continuing_subword_prefix="", end_of_word_suffix=""),
@@ -151,6 +154,15 @@ def test_every_setting_of_the_file_reaches_the_encoder(bundle, tmp_path, edit):
     text = "The lazy dog's 12 naïve words, written thrice: 你好"
     expected = tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
     assert Tokenizer(path, 512).encode_content(text) == expected
+
+
+def test_characters_without_a_token_are_left_out(bundle, tmp_path):
+    def edit(document):
+        document["model"].update(unk_token="<|end|>")  # which content never yields
+        document["model"]["vocab"].pop("!")
+
+    path = damaged(bundle, tmp_path, edit)
+    assert Tokenizer(path, 512).decode(Tokenizer(path, 512).encode_content("a!b")) == "ab"
 
 
 def test_tokens_that_swallow_whitespace_are_known(bundle, tmp_path):
