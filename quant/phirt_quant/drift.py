@@ -59,7 +59,7 @@ class DriftCorrection:
         ridge = max(damping, count / moments.positions) * mean or 1.0
         damped = moments.inputs.copy()
         damped.flat[:: count + 1] += ridge
-        # One factorization for both: they are what multiplies the damped moments on the left.
+        # The inverse, which is symmetric, multiplies both from the right: one factorization solves both.
         sums = [moments.drift] if moments.missing is None else [moments.drift, moments.missing]
         solved = np.linalg.solve(damped, np.concatenate(sums).T).T.astype(np.float32)
         self._step = solved[:count]
