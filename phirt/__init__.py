@@ -14,9 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phirt.chat import Message
-    from phirt.conversation import Chat, Reply, Result
-    from phirt.engine import Progress
+    from phirt.chat.chat import Chat, Reply, Result
     from phirt.errors import (
         BundleError,
         ConfigError,
@@ -26,9 +24,11 @@ if TYPE_CHECKING:
         PhirtError,
         ProviderError,
     )
+    from phirt.generate.engine import Progress
+    from phirt.generate.sampling import GenerationConfig
     from phirt.model import Model, TokenCount, load
-    from phirt.sampling import GenerationConfig
-    from phirt.session import devices
+    from phirt.prompt.messages import Message
+    from phirt.runtime.session import devices
 
 __version__ = "0.1.0"
 
@@ -62,38 +62,21 @@ _HOMES = {
         "PhirtError",
         "ProviderError",
     ),
-    "chat": ("Message",),
-    "conversation": ("Chat", "Reply", "Result"),
-    "engine": ("Progress",),
+    "prompt.messages": ("Message",),
+    "chat.chat": ("Chat", "Reply", "Result"),
+    "generate.engine": ("Progress",),
     "model": ("Model", "TokenCount", "load"),
-    "sampling": ("GenerationConfig",),
-    "session": ("devices",),
+    "generate.sampling": ("GenerationConfig",),
+    "runtime.session": ("devices",),
 }
-_MODULES = (
-    "adapters",
-    "bundle_files",
-    "chat",
-    "engine",
-    "errors",
-    "manifest",
-    "model",
-    "prepacked",
-    "processors",
-    "sampling",
-    "sequence",
-    "session",
-    "tokenizer",
-)
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"phirt.{module}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"phirt.{name}")
     raise AttributeError(f"module 'phirt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -12,19 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from phirt import adapters
-from phirt.bundle_files import load_manifest, require_intact
-from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message, Role, tools_to_json
-from phirt.conversation import Chat
-from phirt.engine import Engine
+from phirt.bundle import adapters
+from phirt.bundle.files import load_manifest, require_intact
+from phirt.bundle.manifest import Manifest
+from phirt.chat.chat import Chat
+from phirt.encoders.audio import AudioSource
+from phirt.encoders.image import ImageDetail, ImageSource
+from phirt.encoders.media_encoder import MediaEncoder
 from phirt.errors import BundleError, ConfigError, ContextError
-from phirt.manifest import Manifest
-from phirt.media import Media, MediaEncoder
-from phirt.processors.audio import AudioSource
-from phirt.processors.image import ImageDetail, ImageSource
-from phirt.sampling import GenerationConfig
-from phirt.sequence import MediaSpan, Prompt
-from phirt.session import (
+from phirt.generate.engine import Engine
+from phirt.generate.sampling import GenerationConfig
+from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.prompt.chat_template import ChatTemplate
+from phirt.prompt.messages import Media, Message, Role
+from phirt.prompt.tokenizer import Tokenizer
+from phirt.prompt.tools import VISIBLE_TOKENS, tools_to_json
+from phirt.runtime.session import (
     OnPrepare,
     Session,
     SessionConfig,
@@ -32,7 +35,6 @@ from phirt.session import (
     resolve_providers,
     suited_attention,
 )
-from phirt.tokenizer import Tokenizer
 
 EMBEDDED = "nano"
 TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."  # Phi-4-multimodal's own wording
@@ -78,7 +80,7 @@ class Model:
 
     def load_chat(self, path: str | Path) -> Chat:
         """A conversation that `Chat.save` wrote, ready to go on. Raises ConversationError."""
-        from phirt import conversation_file
+        from phirt.chat import store as conversation_file
 
         return conversation_file.load(self, path)
 

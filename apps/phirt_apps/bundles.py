@@ -9,9 +9,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from phirt.bundle_files import load_manifest, verify_bundle
+from phirt.bundle.files import load_manifest, verify_bundle
+from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt.errors import BundleError
-from phirt.manifest import GraphSpec, Manifest
 
 from .show import Output, one_line, plain_table, size
 

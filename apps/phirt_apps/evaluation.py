@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phirt.manifest import MANIFEST_NAME
+from phirt.bundle.manifest import MANIFEST_NAME
 
 from .show import Output, one_line, plain_table, size
 from .training import needs_extra

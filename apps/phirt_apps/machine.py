@@ -10,7 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
-from phirt import session
+from phirt.runtime import session
 
 from .show import Output, one_line, plain_table
 

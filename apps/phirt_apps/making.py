@@ -137,8 +137,8 @@ def train(
     Ctrl-C keeps the state; the same command goes on where it stopped.
 
     \b
-      phirt train recipes/nano.toml --data data
-      phirt train recipes/nano.toml --data data --scale tiny -o runs/try
+      phirt train export/recipes/nano.toml --data data
+      phirt train export/recipes/nano.toml --data data --scale tiny -o runs/try
     """
     from . import training
 

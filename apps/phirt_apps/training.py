@@ -17,7 +17,7 @@ from .border import MissingExtraError
 from .show import Output, one_line
 
 if TYPE_CHECKING:
-    from phirt_export.train.loop import Progress as Report
+    from phirt_train.loop import Progress as Report
 
 # Packages of the extra; the absence of any other module is a fault and not a user's choice.
 _EXTRA = {"torch", "onnx_ir", "safetensors"}
@@ -52,8 +52,8 @@ def train(
     minute, both on stderr.
     """
     with needs_extra("train"):
-        from phirt_export.train.loop import Interrupted
-        from phirt_export.train.runner import result_table, run_recipe
+        from phirt_train.loop import Interrupted
+        from phirt_train.runner import result_table, run_recipe
     try:
         with _progress(out) as report:
             results = run_recipe(recipe, run_dir, data, scale=scale, report=report, until=until)

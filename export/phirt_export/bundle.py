@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from phirt.manifest import FORMAT, MANIFEST_NAME
+from phirt.bundle.manifest import FORMAT, MANIFEST_NAME
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.graphs.lora import NO_ADAPTER, ROUTE_IDS
 from phirt_export.reference import ModelConfig

@@ -17,8 +17,8 @@ from typing import Any
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
-from phirt.kv_cache import DTYPES
-from phirt.tokenizer import Tokenizer
+from phirt.generate.kv_cache import DTYPES
+from phirt.prompt.tokenizer import Tokenizer
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import CARD_NAME, GraphFiles, describe, producer, write_manifest

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phirt.bundle.manifest import Manifest
+from phirt.encoders import audio as audio_processor
+from phirt.encoders import image as image_processor
 from phirt.errors import ConfigError
-from phirt.manifest import Manifest
-from phirt.processors import audio as audio_processor
-from phirt.processors import image as image_processor
-from phirt.sequence import Prompt
+from phirt.generate.sequence import Prompt
 from phirt_export.chat_files import require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.reference import Model, ModelConfig

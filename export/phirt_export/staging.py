@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from phirt.bundle_files import load_manifest
+from phirt.bundle.files import load_manifest
+from phirt.bundle.manifest import FORMAT, MANIFEST_NAME
 from phirt.errors import BundleError, ConfigError, PhirtError
-from phirt.manifest import FORMAT, MANIFEST_NAME
 from phirt_export.containers import read_json
 from phirt_export.journal import Journal
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 import phirt
-from phirt.chat import Message
+from phirt.encoders.audio import AudioSource
+from phirt.encoders.image import ImageSource
 from phirt.errors import ConfigError
+from phirt.generate.sequence import Prompt
 from phirt.model import TRANSCRIBE_PROMPT
-from phirt.processors.audio import AudioSource
-from phirt.processors.image import ImageSource
-from phirt.sequence import Prompt
+from phirt.prompt.messages import Message
 from phirt_quant.fidelity import Fidelity, FidelityMeter
 from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT
 

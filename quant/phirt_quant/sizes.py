@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from phirt.manifest import Manifest
+from phirt.bundle.manifest import Manifest
 
 # What every token of every route is multiplied by.
 _DECODER = ("decoder", "token table")

@@ -33,8 +33,8 @@ from phirt_export.reference import (
     TokenConfig,
     VisionConfig,
 )
-from phirt_export.train.loop import save_tensors
-from phirt_export.train.recipe import SPECIAL_TOKENS
+from phirt_train.loop import save_tensors
+from phirt_train.recipe import SPECIAL_TOKENS
 
 CONTEXT = 32768  # long enough that an answer runs for seconds, to be stopped
 TEMPLATE = (

@@ -59,7 +59,7 @@ def test_json_of_a_stopped_answer_is_whole(bundle: Path) -> None:
 
     script = (
         "import threading, signal, os\n"
-        "from phirt.conversation import Reply\n"
+        "from phirt.chat.chat import Reply\n"
         "step = Reply.__next__\n"
         "def interrupted(reply):\n"
         "    piece = step(reply)\n"

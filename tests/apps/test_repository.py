@@ -37,7 +37,7 @@ def test_every_path_of_the_map_exists() -> None:
 def test_the_two_commands_are_those_that_are_checked() -> None:
     check = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     first, second = re.findall(r"^python3\.11 -m venv .*$", README, flags=re.MULTILINE)
-    assert "examples/shapes.png" in first and "examples/shapes.png" in check
+    assert "apps/examples/shapes.png" in first and "apps/examples/shapes.png" in check
     for part in (first.split("phirt chat")[1].split("shapes.png")[1].strip(), 'pip" install --quiet .'):
         assert part in check
     for part in ('-c constraints.txt -e ".[dev]"', "-n 2"):

@@ -32,9 +32,9 @@ from torch import Tensor
 import phirt
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import DecoderConfig, load_config
-from phirt_export.train.data.chats import TOOL_SYSTEM, slot_arguments, tool_call
 from phirt_quant.evaluation import BundleReference, compare
 from phirt_quant.sizes import bundle_sizes
+from phirt_train.data.chats import TOOL_SYSTEM, slot_arguments, tool_call
 
 QUANTIZERS = {
     "rtn-32": {"block_size": 32},

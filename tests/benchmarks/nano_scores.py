@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 import phirt
+from phirt.generate.sequence import Prompt
 from phirt.model import TRANSCRIBE_PROMPT
-from phirt.sequence import Prompt
 from phirt_quant.word_errors import word_errors
 
 HELD_OUT_SPEAKER = "fsdd5"

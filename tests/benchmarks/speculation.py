@@ -3,7 +3,7 @@
     python tests/benchmarks/speculation.py [--bundle BUNDLE] [--data ../shared/data] [--pairs 5]
 
 First the same prompts are answered with speculation and without: text from held-out pages, the photo and the
-clip in `examples/`. Where ids differ, the line says by how little the two best logits differed there. Then
+clip in `apps/examples/`. Where ids differ, the line says by how little the two best logits differed there. Then
 decoding is timed in alternating pairs. In the forced rows the answer is given (the logits are computed and
 scored all the same, then the given id is taken), so that they show the speed of a model that does the task
 rightly, whatever the bundle can do: "quote" repeats a part of the prompt, "rewrite" all of it with about one
@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 import phirt
-from phirt.engine import Engine
-from phirt.sampling import Chooser
-from phirt.sequence import Prompt
+from phirt.generate.engine import Engine
+from phirt.generate.sampling import Chooser
+from phirt.generate.sequence import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW_TOKENS = 64
@@ -70,10 +70,10 @@ def questions(model: phirt.Model, texts: Sequence[str], count: int) -> Iterator[
         start, length = page[:60], (200, 500, 900)[number % 3]
         if number % 10 == 8 and model.manifest.image is not None:
             asked = ABOUT_PICTURES[number // 10 % len(ABOUT_PICTURES)]
-            yield Question(asked.format(start=start), images=(ROOT / "examples/shapes.png",))
+            yield Question(asked.format(start=start), images=(ROOT / "apps/examples/shapes.png",))
         elif number % 10 == 9 and model.manifest.audio is not None:
             asked = ABOUT_CLIPS[number // 10 % len(ABOUT_CLIPS)]
-            yield Question(asked.format(start=start), audio=(ROOT / "examples/seven.flac",))
+            yield Question(asked.format(start=start), audio=(ROOT / "apps/examples/seven.flac",))
         else:
             asked = QUESTIONS[number % len(QUESTIONS)]
             yield Question(asked.format(page=page[number % 7 * 20 :][:length]))

@@ -32,7 +32,7 @@ QUESTION = (
 RESTART = """
 import json, sys
 import phirt
-from phirt.session import LazySession
+from phirt.runtime.session import LazySession
 ran = []
 run = LazySession.run
 LazySession.run = lambda self, inputs: (ran.append(self), run(self, inputs))[1]

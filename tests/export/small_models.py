@@ -21,8 +21,8 @@ from phirt_export.reference import (
     TokenConfig,
     VisionConfig,
 )
-from phirt_export.train.recipe import SPECIAL_TOKENS
 from phirt_quant import samples
+from phirt_train.recipe import SPECIAL_TOKENS
 
 IMAGE, AUDIO = 1, 2
 NO_TOKENS = """{

@@ -16,7 +16,7 @@ from small_models import config, random_model
 from typer.testing import CliRunner
 
 import phirt
-from phirt.bundle_files import load_manifest
+from phirt.bundle.files import load_manifest
 from phirt.errors import ConfigError
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating

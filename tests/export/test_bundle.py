@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_models import DecoderRunner, config, random_model, save_checkpoint, session
 
-from phirt.bundle_files import load_manifest, verify_bundle
+from phirt.bundle.files import load_manifest, verify_bundle
 from phirt.errors import BundleError, ConfigError
 from phirt_export import exporter
 from phirt_export.checkpoint import expected_shapes

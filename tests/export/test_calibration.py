@@ -72,13 +72,13 @@ def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, 
     assert {route: len(found) for route, found in by_route.items()} == {"none": 5, "vision": 3, "speech": 2}
     picture = next(s for s in by_route["vision"] if s.media is not None)
     media = model.prepare_media([samples.pictures()[2]], [], "low")
-    prompt = model.encode_prompt((phirt.chat.Message("user", samples.IMAGE_PROMPT, media),), None, None)
+    prompt = model.encode_prompt((phirt.Message("user", samples.IMAGE_PROMPT, media),), None, None)
     assert picture.ids == tuple(prompt.ids)
     rows = prompt.spans[0].features
     assert np.abs(picture.media.numpy() - rows).mean() < 0.05 * np.abs(rows).mean()
     answer = model.tokenizer.encode_content("A house and the sun.")
     assert any(s.ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
-    system, user = phirt.chat.Message("system", "Be brief."), phirt.chat.Message("user", "Who bakes?")
+    system, user = phirt.Message("system", "Be brief."), phirt.Message("user", "Who bakes?")
     prompt = model.encode_prompt((system, user), None, None)
     call = model.tokenizer.id_of("<|tool_call|>")
     ids = next(s.ids for s in by_route["none"] if call in s.ids)
@@ -93,7 +93,7 @@ def test_long_data_is_thinned_evenly(checkpoint, tmp_path):
     found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]), 1200)
     assert 1000 <= sum(len(s.ids) for s in found) <= 1200
     assert max(len(s.ids) for s in found) == sequencing.PASSAGE_TOKENS
-    tokenizer = phirt.tokenizer.Tokenizer(checkpoint / "tokenizer.json", 1 << 20)
+    tokenizer = phirt.prompt.tokenizer.Tokenizer(checkpoint / "tokenizer.json", 1 << 20)
     first_letters = [re.search("[a-z]", tokenizer.decode(s.ids))[0] for s in found]
     assert first_letters == sorted(first_letters) and len(set(first_letters)) == len(found)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_models import IMAGE
 
-from phirt.bundle_files import load_manifest
-from phirt.engine import Engine
-from phirt.sequence import MediaSpan, Prompt
-from phirt.session import Session, SessionConfig
+from phirt.bundle.files import load_manifest
+from phirt.generate.engine import Engine
+from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.runtime.session import Session, SessionConfig
 
 
 @pytest.mark.parametrize("route", ["none", "vision", "speech"])

@@ -18,12 +18,12 @@ from small_models import DecoderRunner, config, random_model, rope, save_checkpo
 from typer.testing import CliRunner
 
 import phirt
-from phirt.bundle_files import load_manifest
+from phirt.bundle.files import load_manifest
+from phirt.bundle.manifest import TensorSpec
 from phirt.errors import BundleError, ConfigError, ConversationError
-from phirt.kv_cache import KVCache
-from phirt.manifest import TensorSpec
-from phirt.sequence import Prompt
-from phirt.session import suited_attention
+from phirt.generate.kv_cache import KVCache
+from phirt.generate.sequence import Prompt
+from phirt.runtime.session import suited_attention
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export.checkpoint import Checkpoint

@@ -15,7 +15,7 @@ from phirt.errors import ConfigError
 from phirt_export import containers
 from phirt_export.chat_files import read_template
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.layouts import FAMILIES
+from phirt_export.families import FAMILIES
 
 
 @pytest.fixture(scope="module")

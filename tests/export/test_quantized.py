@@ -16,8 +16,8 @@ from phirt_export.graphs import linear
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.graphs.linear import Matrix, WeightFormat, WeightStore
-from phirt_export.train.quantize_aware import to_grid
 from phirt_quant.blockwise import dequantize, quantize
+from phirt_train.quantize_aware import to_grid
 
 ROUTES = ("none", "vision", "speech")
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from small_models import config, random_model, save_checkpoint
 
-from phirt.bundle_files import load_manifest, verify_bundle
+from phirt.bundle.files import load_manifest, verify_bundle
 from phirt.errors import BundleError, ConfigError
 from phirt_export import exporter, staging
 from phirt_export.exporter import export_bundle

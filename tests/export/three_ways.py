@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from checkpoints.write import write_checkpoint
 
-from phirt.bundle_files import load_manifest
-from phirt.engine import Engine
-from phirt.sequence import MediaSpan, Prompt
-from phirt.session import Session, SessionConfig
+from phirt.bundle.files import load_manifest
+from phirt.generate.engine import Engine
+from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.runtime.session import Session, SessionConfig
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import Model

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import phirt
-from phirt.chat import Message
 from phirt.model import TRANSCRIBE_PROMPT
+from phirt.prompt.messages import Message
 
 SHORT = phirt.GenerationConfig(max_new_tokens=24)
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

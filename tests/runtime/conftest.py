@@ -74,8 +74,8 @@ def chat(model):
 @pytest.fixture(scope="session")
 def decoder(bundle):
     """The tiny bundle's opened decoder and its manifest."""
-    from phirt.bundle_files import load_manifest
-    from phirt.session import Session, SessionConfig
+    from phirt.bundle.files import load_manifest
+    from phirt.runtime.session import Session, SessionConfig
 
     manifest = load_manifest(bundle)
     return Session(manifest, "decoder", SessionConfig(threads=1)), manifest
@@ -84,6 +84,6 @@ def decoder(bundle):
 @pytest.fixture
 def new_engine(decoder):
     """Makes engines with an empty cache on that decoder."""
-    from phirt.engine import Engine
+    from phirt.generate.engine import Engine
 
     return lambda **options: Engine(*decoder, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from phirt import GenerationConfig
-from phirt.sampling import Chooser
+from phirt.generate.sampling import Chooser
 
 SHORT = GenerationConfig(max_new_tokens=8)
 

@@ -14,9 +14,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phirt.bundle.manifest import AudioSpec, Limits
+from phirt.encoders import audio as processor
 from phirt.errors import MediaError
-from phirt.manifest import AudioSpec, Limits
-from phirt.processors import audio as processor
 
 SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=50)
 LIMITS = Limits(image_pixels=1000, audio_seconds=10.0, media_bytes=1 << 24)

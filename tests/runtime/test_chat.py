@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import CONTROL, TEMPLATE
 
-from phirt.chat import ChatTemplate, Message, parse_tool_calls, tools_to_json
+from phirt.bundle.manifest import Tokens
 from phirt.errors import BundleError, ConfigError
-from phirt.manifest import Tokens
-from phirt.media import Media
-from phirt.tokenizer import Tokenizer
+from phirt.prompt.chat_template import ChatTemplate
+from phirt.prompt.messages import Media, Message
+from phirt.prompt.tokenizer import Tokenizer
+from phirt.prompt.tools import parse_tool_calls, tools_to_json
 
 TOKENS = Tokens(bos=0, pad=0, eos=(0, 4), image=1, audio=2)
 ANY = st.lists(

@@ -10,11 +10,12 @@ from PIL import Image
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
-from phirt import GenerationConfig, kv_cache
-from phirt.engine import Engine
+from phirt import GenerationConfig
+from phirt.encoders.media_encoder import FeatureCache
 from phirt.errors import BundleError, ConfigError, ContextError, MediaError
-from phirt.media import FeatureCache
-from phirt.session import LazySession
+from phirt.generate import kv_cache
+from phirt.generate.engine import Engine
+from phirt.runtime.session import LazySession
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from tiny_bundle import Tiny, write_bundle
 
 import phirt
 from phirt import GenerationConfig
-from phirt.engine import Engine
 from phirt.errors import ConversationError
-from phirt.session import LazySession
+from phirt.generate.engine import Engine
+from phirt.runtime.session import LazySession
 
 SHORT = GenerationConfig(max_new_tokens=8)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phirt.speculation import (
+from phirt.generate.speculation import (
     LONGEST_RUN,
     RUN_SIZES,
     DraftPolicy,

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_bundle import Tiny, write_bundle
 
-from phirt.bundle_files import load_manifest
-from phirt.engine import CancelledError, Engine
+from phirt.bundle.files import load_manifest
 from phirt.errors import ContextError
-from phirt.sampling import Chooser, GenerationConfig
-from phirt.sequence import MediaSpan, Prompt, common_prefix
-from phirt.session import Session, SessionConfig
+from phirt.generate.engine import CancelledError, Engine
+from phirt.generate.sampling import Chooser, GenerationConfig
+from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
+from phirt.runtime.session import Session, SessionConfig
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from phirt.bundle.manifest import ImageSpec, Limits
+from phirt.encoders import image as processor
 from phirt.errors import MediaError
-from phirt.manifest import ImageSpec, Limits
-from phirt.processors import image as processor
 
 PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
 TINY = ImageSpec(crop_size=32, patch_size=4, pool=2, max_crops=4, min_side=4)

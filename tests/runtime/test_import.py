@@ -62,7 +62,7 @@ def test_every_module_imports_without_torch_and_opens_no_socket(bundle, photo, c
 
 
 def test_telemetry_is_off_unless_somebody_decided_otherwise():
-    code = "import os; {}; import phirt.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = "import os; {}; import phirt.runtime.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert run(code.format("os.environ.pop('ORT_DISABLE_TELEMETRY', None)")) == "1"
     assert run(code.format("os.environ['ORT_DISABLE_TELEMETRY'] = '0'")) == "0"
 
@@ -98,5 +98,5 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_submodules_are_reached_after_a_plain_import():
     assert run(
-        "import phirt; print(phirt.bundle_files.load_manifest.__name__, phirt.errors.MediaError.__name__)"
+        "import phirt; print(phirt.bundle.files.load_manifest.__name__, phirt.errors.MediaError.__name__)"
     ) == ("load_manifest MediaError")

@@ -11,11 +11,11 @@ import pytest
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
-from phirt.bundle_files import load_manifest
-from phirt.engine import CancelledError, Engine
-from phirt.sampling import Chooser, GenerationConfig
-from phirt.sequence import Prompt
-from phirt.session import Session, SessionConfig
+from phirt.bundle.files import load_manifest
+from phirt.generate.engine import CancelledError, Engine
+from phirt.generate.sampling import Chooser, GenerationConfig
+from phirt.generate.sequence import Prompt
+from phirt.runtime.session import Session, SessionConfig
 
 ORIGINAL = 200  # two chunks of a prefill are run again at the border
 

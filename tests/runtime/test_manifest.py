@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phirt.bundle_files import load_manifest, require_intact, verify_bundle
+from phirt.bundle.files import load_manifest, require_intact, verify_bundle
+from phirt.bundle.manifest import parse_manifest
 from phirt.errors import BundleError
-from phirt.manifest import parse_manifest
 
 
 def change(folder, edit) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from phirt import memory
+from phirt.runtime import system as memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's table of mappings")
 SIZE = 64 * mmap.PAGESIZE

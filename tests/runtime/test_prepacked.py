@@ -18,9 +18,9 @@ import pytest
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
-from phirt import prepacked
 from phirt.errors import BundleError
-from phirt.session import ort
+from phirt.runtime import prepared as prepacked
+from phirt.runtime.session import ort
 
 
 @pytest.fixture

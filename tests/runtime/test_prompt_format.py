@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message, parse_tool_calls, tools_to_json
+from phirt.bundle.manifest import Tokens
 from phirt.errors import BundleError
-from phirt.manifest import Tokens
-from phirt.media import Media
-from phirt.tokenizer import StreamDecoder, Tokenizer
+from phirt.prompt.chat_template import ChatTemplate
+from phirt.prompt.messages import Media, Message
+from phirt.prompt.tokenizer import StreamDecoder, Tokenizer
+from phirt.prompt.tools import VISIBLE_TOKENS, parse_tool_calls, tools_to_json
 
 PUBLISHED = {
     "<|endoftext|>": 199999, "<|endoftext10|>": 200010, "<|endoftext11|>": 200011,

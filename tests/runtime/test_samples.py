@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from phirt import GenerationConfig
-from phirt.manifest import AudioSpec, ImageSpec, Limits
-from phirt.processors import audio, image
+from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits
+from phirt.encoders import audio, image
 
 PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
 SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)

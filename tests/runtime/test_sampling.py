@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from phirt import sampling
 from phirt.errors import BundleError, ConfigError
-from phirt.sampling import Chooser, GenerationConfig
+from phirt.generate import sampling
+from phirt.generate.sampling import Chooser, GenerationConfig
 
 INF = float("inf")
 LOGITS = hnp.arrays(np.float32, st.integers(1, 1200), elements=st.floats(-30, 30, width=32))

@@ -9,9 +9,9 @@ import pytest
 from tiny_bundle import write_manifest
 
 import phirt
-from phirt.bundle_files import load_manifest
+from phirt.bundle.files import load_manifest
 from phirt.errors import BundleError, ConfigError, ProviderError
-from phirt.session import LazySession, SessionConfig, resolve_providers
+from phirt.runtime.session import LazySession, SessionConfig, resolve_providers
 
 ONE_THREAD = SessionConfig(threads=1)
 

@@ -10,13 +10,13 @@ import tiny_reference
 from tiny_bundle import Tiny, write_bundle
 
 from phirt import GenerationConfig
-from phirt.bundle_files import load_manifest
-from phirt.engine import Engine
+from phirt.bundle.files import load_manifest
 from phirt.errors import ConfigError
-from phirt.sampling import Chooser
-from phirt.sequence import MediaSpan, Prompt
-from phirt.session import Session, SessionConfig
-from phirt.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.generate.engine import Engine
+from phirt.generate.sampling import Chooser
+from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.generate.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.runtime.session import Session, SessionConfig
 
 CONFIGS = {
     "greedy": {},
@@ -277,7 +277,7 @@ def test_what_speculation_did_is_counted(model, monkeypatch):
     monkeypatch.setattr(Engine, "_run_tokens", counted)
     loop = iter([20, 21, 22, 23] * 10)
     monkeypatch.setattr(Chooser, "__call__", lambda self, logits: next(loop))
-    monkeypatch.setattr("phirt.conversation.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("phirt.chat.chat.time.perf_counter", lambda: now[0])
     result = chat.send("go on", config=GenerationConfig(max_new_tokens=40)).result
     assert result.ids == (20, 21, 22, 23) * 10
     assert result.usage["drafted_tokens"] == sum(sizes) - len(sizes) > 0

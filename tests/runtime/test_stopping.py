@@ -10,8 +10,8 @@ from conversing import SHORT, scripted
 
 import phirt
 from phirt import GenerationConfig
-from phirt.engine import Engine
 from phirt.errors import ContextError
+from phirt.generate.engine import Engine
 
 
 def test_stop_strings_end_the_answer_and_its_turn(model, monkeypatch):
@@ -109,7 +109,7 @@ def test_the_speed_counts_no_step_that_gave_no_token(model, monkeypatch):
     chat = model.chat()
     reply = chat.send("hello", config=phirt.GenerationConfig(max_new_tokens=3))
     reply.timings["media"] = reply.timings["total"] = 0.0
-    monkeypatch.setattr("phirt.conversation.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("phirt.chat.chat.time.perf_counter", lambda: next(clock))
     result = reply.result
     assert len(result.ids) == 3
     assert (result.timings["prefill"], result.timings["decode"], result.timings["total"]) == (1, 2, 4)

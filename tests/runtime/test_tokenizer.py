@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_bundle import CONTROL
 
 from phirt.errors import BundleError
-from phirt.tokenizer import StopStrings, StreamDecoder, Tokenizer
+from phirt.prompt.stop_strings import StopStrings
+from phirt.prompt.tokenizer import StreamDecoder, Tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 TRICKY = st.lists(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conversing import SHORT, fresh, scripted
 
-from phirt.engine import Engine
 from phirt.errors import ConfigError
+from phirt.generate.engine import Engine
 
 
 def test_system_and_tools_open_the_prompt(model):

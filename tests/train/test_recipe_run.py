@@ -24,11 +24,11 @@ from phirt.errors import ConfigError
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import load_config
-from phirt_export.train.loop import Interrupted, Progress, StageRun
-from phirt_export.train.runner import run_recipe
+from phirt_train.loop import Interrupted, Progress, StageRun
+from phirt_train.runner import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes/nano.toml"
+RECIPE = ROOT / "export/recipes/nano.toml"
 
 
 def _small_data(folder: Path) -> Path:

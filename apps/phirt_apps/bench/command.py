@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import phirt
-from phirt.bundle_files import load_manifest
-from phirt.media import Kind
-from phirt.session import check_threads
+from phirt.bundle.files import load_manifest
+from phirt.prompt.messages import Kind
+from phirt.runtime.session import check_threads
 from phirt_apps.ask import peak_memory
 from phirt_apps.border import UsageError
 from phirt_apps.machine import usable_cores

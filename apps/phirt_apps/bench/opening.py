@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from phirt import prepacked
+from phirt.bundle.manifest import Manifest
 from phirt.errors import BundleError, PhirtError
-from phirt.manifest import Manifest
+from phirt.runtime import prepared as prepacked
 
 from .spread import Spread
 
@@ -69,7 +69,7 @@ def measure(manifest: Manifest, threads: int | None, repeats: int) -> Opening:
 
 def _files(manifest: Manifest) -> list[Path]:
     """The bundle's files, and those of its graphs that lie prepared."""
-    from phirt.session import ort
+    from phirt.runtime.session import ort
 
     files = [manifest.path(name) for name in manifest.files]
     for graph in manifest.graphs.values():

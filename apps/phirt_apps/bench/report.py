@@ -9,7 +9,7 @@ import dataclasses
 from importlib.metadata import version
 from typing import Any
 
-from phirt.manifest import Manifest
+from phirt.bundle.manifest import Manifest
 from phirt_apps.machine import cpu_name, usable_cores
 from phirt_apps.show import Output, one_line, plain_table, size
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 import phirt
-from phirt import adapters
-from phirt.engine import Engine
+from phirt.bundle import adapters
+from phirt.bundle.manifest import Geometry, Manifest
 from phirt.errors import ConfigError
-from phirt.manifest import Geometry, Manifest
-from phirt.media import Kind
-from phirt.sequence import Ids
+from phirt.generate.engine import Engine
+from phirt.generate.sequence import Ids
+from phirt.prompt.messages import Kind
 from phirt_quant import samples
 
 from .spread import Spread

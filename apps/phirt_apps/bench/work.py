@@ -17,8 +17,8 @@ import dataclasses
 
 import numpy as np
 
+from phirt.bundle.manifest import Geometry, Manifest
 from phirt.errors import BundleError
-from phirt.manifest import Geometry, Manifest
 
 from .onnx_file import Graph, Node, Weight, read_graph
 

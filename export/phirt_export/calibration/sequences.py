@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phirt.chat import VISIBLE_TOKENS, ChatTemplate, Message
+from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits, Tokens
+from phirt.encoders import audio as audio_processor
+from phirt.encoders import image as image_processor
 from phirt.errors import ConfigError
-from phirt.manifest import AudioSpec, ImageSpec, Limits, Tokens
-from phirt.media import Media
-from phirt.processors import audio as audio_processor
-from phirt.processors import image as image_processor
-from phirt.tokenizer import Tokenizer
+from phirt.prompt.chat_template import ChatTemplate
+from phirt.prompt.messages import Media, Message
+from phirt.prompt.tokenizer import Tokenizer
+from phirt.prompt.tools import VISIBLE_TOKENS
 from phirt_export.bundle import LIMITS, audio_constants, image_constants
 from phirt_export.calibration.samples import Sample
 from phirt_export.chat_files import read_template, require_tokenizer

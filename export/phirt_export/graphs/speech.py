@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from phirt.adapters import PROJECTOR_IDS
+from phirt.bundle.adapters import PROJECTOR_IDS
 from phirt_export.graphs.encoder import EncoderParts
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.reference.config import AudioConfig

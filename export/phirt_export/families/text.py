@@ -1,0 +1,174 @@
+"""Decoders without media: Phi-3 and Phi-4 (`phi3`), Llama, Mistral, Qwen2, Qwen3.
+
+Knows their configurations and names. One block serves all of them; they differ in fused or separate
+projections, biases, query and key norms, rotary scaling and the head. Values that a class of transformers
+would fill in differ between families, so what changes a shape must be in config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from phirt.fields import Fields
+from phirt_export.containers import read_json
+from phirt_export.families.layout import Layout, Part, Published
+from phirt_export.families.rope import read_rope
+from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
+
+HEAD = "lm_head.weight"
+_MAX_VOCABULARY = 1 << 22
+_ROTARY_BUFFER = "rotary_emb.inv_freq"
+
+
+def read_phi3(published: Published) -> Layout:
+    """Phi-3-mini, Phi-4-mini, Phi-4 14B: fused projections."""
+    decoder = read_decoder(published, window=_window(published.config))
+    return _layout("phi3", published, decoder, fused_parts)
+
+
+def read_llama(published: Published) -> Layout:
+    """Llama 2 and 3: separate projections, biases where the configuration asks."""
+    config = published.config
+    biases = ("qkv_proj", "o_proj") if flag(config, "attention_bias") else ()
+    biases += ("gate_up_proj", "down_proj") if flag(config, "mlp_bias") else ()
+    return _separate("llama", published, read_decoder(published, biases))
+
+
+def read_mistral(published: Published) -> Layout:
+    """Mistral: separate projections, at times a sliding window."""
+    return _separate("mistral", published, read_decoder(published, window=_window(published.config)))
+
+
+def read_qwen2(published: Published) -> Layout:
+    """Qwen2 and 2.5: query, key and value have biases."""
+    _refuse_partial_window(published.config)
+    return _separate("qwen2", published, read_decoder(published, ("qkv_proj",)))
+
+
+def read_qwen3(published: Published) -> Layout:
+    """Qwen3: queries and keys are normalised head by head."""
+    _refuse_partial_window(published.config)
+    biases = ("qkv_proj", "o_proj") if flag(published.config, "attention_bias") else ()
+    return _separate("qwen3", published, read_decoder(published, biases, qk_norm=True))
+
+
+def read_decoder(
+    published: Published, biases: tuple[str, ...] = (), qk_norm: bool = False, window: int | None = None
+) -> DecoderConfig:
+    """The decoder that a published configuration describes.
+
+    Raises:
+        ConfigError: a size is missing or out of range, or the activation is another than silu.
+    """
+    config = published.config
+    if (activation := config.text("hidden_act")) != "silu":
+        raise config.refusal(f"'hidden_act' is {activation[:80]!r}, accepted: 'silu'")
+    hidden, heads = config.integer("hidden_size", 1, 1 << 17), config.integer("num_attention_heads", 1, 1024)
+    head_dim = config.optional_integer("head_dim", 1, 1024)
+    if head_dim is None:
+        if hidden % heads:
+            raise config.refusal(f"'hidden_size' {hidden} is no multiple of 'num_attention_heads' {heads}")
+        head_dim = hidden // heads
+    rope = read_rope(config, head_dim)
+    # Left out where it is a class's default, which differs; a stored head says the same.
+    tied = flag(config, "tie_word_embeddings", HEAD not in published.shapes)
+    return DecoderConfig(
+        num_layers=config.integer("num_hidden_layers", 1, 1024),
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=config.integer("num_key_value_heads", 1, 1024),
+        head_dim=head_dim,
+        intermediate_size=config.integer("intermediate_size", 1, 1 << 20),
+        vocab_size=config.integer("vocab_size", 2, _MAX_VOCABULARY),
+        norm_eps=config.number("rms_norm_eps", 1e-12, 1e-2),
+        rope=rope,
+        biases=biases,
+        qk_norm=qk_norm,
+        tied=tied,
+        sliding_window=None if window is None or window >= rope.context else window,
+    )
+
+
+def read_tokens(
+    published: Published, vocab_size: int, image: int | None = None, audio: int | None = None
+) -> TokenConfig:
+    """Special ids: of generation_config.json where it has them, else of config.json. Without a padding id
+    the first end serves.
+    """
+    places = [published.config]
+    if (path := published.folder / "generation_config.json").is_file():
+        places.insert(0, read_json(path, "fetch the checkpoint's own generation_config.json"))
+
+    def read(key: str) -> tuple[int, ...]:
+        place = next((fields for fields in places if fields.has(key)), published.config)
+        if isinstance(place.raw(key), list) and place.raw(key):
+            return place.integers(key, 0, vocab_size - 1, 64)
+        return (place.integer(key, 0, vocab_size - 1),)
+
+    eos = read("eos_token_id")
+    pad = read("pad_token_id")[0] if any(fields.has("pad_token_id") for fields in places) else eos[0]
+    return TokenConfig(bos=read("bos_token_id")[0], pad=pad, eos=eos, image=image, audio=audio)
+
+
+def flag(config: Fields, key: str, default: bool = False) -> bool:
+    """A boolean of the configuration; `default` where it is null or absent."""
+    value = config.raw(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise config.refusal(f"{key!r} is {value!r:.80}, expected true or false")
+    return value
+
+
+def fused_parts(name: str) -> tuple[Part, ...]:
+    """Names of fused projections: the reference model's without the layer in between."""
+    return (Part(name.replace(".base_layer.", ".")),)
+
+
+def is_idle(decoder: DecoderConfig) -> Callable[[str], bool]:
+    """Which stored tensors a decoder does without: frequencies that are computed, a copy of a tied head."""
+    return lambda name: name.endswith(_ROTARY_BUFFER) or (decoder.tied and name == HEAD)
+
+
+def _separate(family: str, published: Published, decoder: DecoderConfig) -> Layout:
+    rows = {
+        "qkv_proj": {
+            "q_proj": decoder.num_heads * decoder.head_dim,
+            "k_proj": decoder.num_kv_heads * decoder.head_dim,
+            "v_proj": decoder.num_kv_heads * decoder.head_dim,
+        },
+        "gate_up_proj": {"gate_proj": decoder.intermediate_size, "up_proj": decoder.intermediate_size},
+    }
+
+    def parts(name: str) -> tuple[Part, ...]:
+        (plain,) = fused_parts(name)
+        for fused, separate in rows.items():
+            if f".{fused}." in name:
+                return tuple(
+                    Part(plain.name.replace(f".{fused}.", f".{one}."), count)
+                    for one, count in separate.items()
+                )
+        return (plain,)
+
+    return _layout(family, published, decoder, parts)
+
+
+def _layout(
+    family: str, published: Published, decoder: DecoderConfig, parts: Callable[[str], tuple[Part, ...]]
+) -> Layout:
+    tokens = read_tokens(published, decoder.vocab_size)
+    config = ModelConfig(decoder=decoder, tokens=tokens, vision=None, audio=None, adapters={})
+    return Layout(family, config, parts, is_idle(decoder))
+
+
+def _window(config: Fields) -> int | None:
+    return config.optional_integer("sliding_window", 1)
+
+
+def _refuse_partial_window(config: Fields) -> None:
+    """Qwen's window holds for some layers only."""
+    if flag(config, "use_sliding_window"):
+        raise config.refusal(
+            "'use_sliding_window' is true, which is not supported: its window holds for some layers only; "
+            "accepted: false"
+        )

@@ -1,0 +1,327 @@
+"""One file for one conversation: turns, media features and the cache, so that it goes on without running
+anything again.
+
+Knows the file's layout and distrusts it. A zip without compression: conversation.json (texts, ids, what the
+arrays are) and arrays as .npy. Never pickle. Written beside its place and moved there, so an older
+file survives any failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from phirt.bundle.adapters import PROJECTOR_IDS
+from phirt.bundle.manifest import Manifest
+from phirt.chat.chat import Chat
+from phirt.encoders.media_encoder import IMAGE_PROJECTOR
+from phirt.errors import ContextError, ConversationError
+from phirt.fields import Fields, parse_json
+from phirt.generate.engine import Engine
+from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
+from phirt.prompt.messages import Media, Message, Role
+
+if TYPE_CHECKING:
+    from phirt.model import Model
+
+FORMAT = "phirt-conversation"
+ACCEPTED_VERSIONS = (1,)
+
+_DOCUMENT = "conversation.json"
+_MAX_DOCUMENT_BYTES = 64 << 20
+_MAX_MEDIA = 4096
+_MAX_MESSAGES = 1 << 16
+# What reading a zip archive with a damaged directory can raise, and what the system refuses.
+_DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+_REMEDY = "name a file that phirt saved, unchanged"
+
+Array = npt.NDArray[Any]
+
+
+def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
+    """What conversation.json says."""
+    return {
+        "format": FORMAT,
+        "version": ACCEPTED_VERSIONS[-1],
+        "bundle": chat.model.manifest.fingerprint,
+        "system": chat.system,
+        "tools": chat.tools,
+        "messages": [
+            {
+                "role": message.role,
+                "content": message.content,
+                "media": [media.index(item) for item in message.media],
+                "ids": None if message.ids is None else list(message.ids),
+            }
+            for message in chat.messages
+        ],
+        "media": [
+            {
+                "kind": item.kind,
+                "key": item.key,
+                "tokens": item.num_tokens,
+                "frames": len(item.inputs) if isinstance(item.inputs, np.ndarray) else 0,
+                "projectors": list(item.features),
+            }
+            for item in media
+        ],
+        "cache": {
+            "ids": cached.ids.tolist(),
+            "route": cached.route,
+            "long": chat.engine.long_regime,
+            "spans": [
+                {"start": span.start, "media": [item.span_key for item in media].index(span.key)}
+                for span in cached.spans
+            ],
+        },
+    }
+
+
+def save(chat: Chat, path: str | Path) -> None:
+    """Writes `chat` to `path`, all or nothing: on ConversationError an older file stays as it was.
+
+    Replaces a saved conversation, but no other file and no device.
+    """
+    path = Path(path)
+    if not _may_replace(path):
+        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
+    media = list(dict.fromkeys(item for message in chat.messages for item in message.media))
+    cached = _useful_cache(chat)
+    document = json.dumps(_describe(chat, media, cached))
+    try:
+        with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_DOCUMENT, document)
+            for index, item in enumerate(media):
+                for projector, features in item.features.items():
+                    _write_array(archive, f"media/{index}/{projector}.npy", features)
+                if isinstance(item.inputs, np.ndarray):
+                    _write_array(archive, f"media/{index}/inputs.npy", item.inputs)
+            for name, array in chat.engine.cache.export():
+                _write_array(archive, f"cache/{name}.npy", array[:, :, : len(cached.ids)])
+    except (OSError, ValueError) as error:  # ValueError: a zero character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConversationError(
+            f"the conversation cannot be saved to {path}: {reason}; "
+            "what was there is unchanged: free some space or choose another place"
+        ) from error
+
+
+def load(model: Model, path: str | Path) -> Chat:
+    """Restores a conversation with the bundle that it was held with. Raises ConversationError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ConversationError(f"{path} is no file; name a saved conversation")
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(model, archive, path).read()
+    except (*_DAMAGED, EOFError) as error:
+        raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether nothing is there, or a saved conversation."""
+    try:
+        if not path.exists():
+            return True
+        if not (path.is_file() and zipfile.is_zipfile(path)):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return _DOCUMENT in archive.namelist()
+    except _DAMAGED as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConversationError(f"{path} cannot be saved to: {reason}; choose another name") from error
+
+
+def _useful_cache(chat: Chat) -> Prompt:
+    """The part of the cache that the conversation as it stands can go on from; turns taken back are not
+    written.
+    """
+    cached = chat.engine.cached
+    nothing = Prompt(np.zeros(0, dtype=np.int64), (), chat.route)
+    try:
+        wanted = chat.model.encode_prompt(chat.messages, chat.system, chat.tools)
+    except ContextError:  # the conversation has filled the context: it can be read, not gone on with
+        return nothing
+    if cached.route != wanted.route:
+        return nothing
+    length = common_prefix(cached, wanted)
+    return Prompt(
+        cached.ids[:length], tuple(span for span in cached.spans if span.start < length), cached.route
+    )
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes `path`'s place when all went well and vanishes otherwise."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    staged = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    with archive.open(name, "w", force_zip64=True) as stream:
+        np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+
+
+class _Reader:
+    """Reads one opened archive for one model; every size is known from the manifest before an array is
+    read.
+    """
+
+    def __init__(self, model: Model, archive: zipfile.ZipFile, path: Path) -> None:
+        self._model = model
+        self._manifest: Manifest = model.manifest
+        self._archive = archive
+        self._path = path
+        infos = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise self._refusal("it holds compressed parts")
+        if sum(info.file_size for info in infos) > path.stat().st_size:
+            raise self._refusal("its parts claim more bytes than it has")
+
+    def read(self) -> Chat:
+        """The whole conversation."""
+        root = self._document()
+        entries = root.children("media", _MAX_MEDIA)
+        media = [self._media(index, fields) for index, fields in enumerate(entries)]
+        messages = tuple(self._message(fields, media) for fields in root.children("messages", _MAX_MESSAGES))
+        chat = Chat(self._model, root.optional_text("system"), root.optional_text("tools"))
+        chat.restore_messages(messages)
+        self._restore_cache(root.child("cache"), media, chat.engine)
+        return chat
+
+    def _document(self) -> Fields:
+        try:
+            info = self._archive.getinfo(_DOCUMENT)
+        except KeyError as error:
+            raise self._refusal(f"it has no {_DOCUMENT}") from error
+        if info.file_size > _MAX_DOCUMENT_BYTES:
+            raise self._refusal(f"its {_DOCUMENT} is larger than {_MAX_DOCUMENT_BYTES} bytes")
+        where = f"{self._path}: {_DOCUMENT}"
+        document = parse_json(self._archive.read(info), where, ConversationError, _REMEDY)
+        root = Fields(document, where, ConversationError, _REMEDY)
+        if root.raw("format") != FORMAT:
+            raise self._refusal(f"its format is {root.raw('format')!r}, accepted: {FORMAT!r}")
+        version = root.raw("version")
+        if isinstance(version, bool) or version not in ACCEPTED_VERSIONS:
+            accepted = ", ".join(map(str, ACCEPTED_VERSIONS))
+            raise ConversationError(
+                f"{self._path}: version {version!r} is not known, accepted: {accepted}; update phirt"
+            )
+        if root.text("bundle") != self._manifest.fingerprint:
+            raise ConversationError(
+                f"{self._path} was held with another bundle than {self._manifest.name!r}; "
+                "load the bundle that it was saved with"
+            )
+        return root
+
+    def _media(self, index: int, fields: Fields) -> Media:
+        kind, key = fields.text("kind"), fields.text("key")
+        if kind not in ("image", "audio") or len(key) != 64:
+            raise fields.refusal("'kind' or 'key' is not as expected")
+        tokens = fields.integer("tokens", 1, self._manifest.geometry.context)
+        accepted = (IMAGE_PROJECTOR,) if kind == "image" else tuple(PROJECTOR_IDS)
+        features = {}
+        for projector in fields.texts("projectors"):
+            if projector not in accepted:
+                raise fields.refusal(f"projector {projector!r} is not among {', '.join(accepted)}")
+            shape = (tokens, self._manifest.geometry.hidden_size)
+            features[projector] = self._array(f"media/{index}/{projector}.npy", shape)
+            features[projector].flags.writeable = False
+        if kind == "image":
+            if not features or self._manifest.image is None:
+                raise fields.refusal("a picture has no features, or the bundle takes no images")
+            return Media("image", key, tokens, None, features)
+        spec = self._manifest.audio
+        if spec is None:
+            raise fields.refusal("the bundle takes no audio")
+        frames = fields.integer("frames", 1, tokens * spec.subsampling)
+        if -(-frames // spec.subsampling) != tokens:
+            raise fields.refusal(f"{frames} frames do not make {tokens} tokens")
+        return Media(
+            "audio", key, tokens, self._array(f"media/{index}/inputs.npy", (frames, spec.num_mels)), features
+        )
+
+    def _message(self, fields: Fields, media: list[Media]) -> Message:
+        role = fields.text("role")
+        if role not in get_args(Role):
+            raise fields.refusal(f"role {role!r} is not known")
+        used = tuple(media[index] for index in fields.integers("media", 0, len(media) - 1))
+        ids = None
+        if fields.has("ids"):
+            ids = fields.integers("ids", 0, self._manifest.geometry.vocab_size - 1)
+            if set(ids) & set(self._manifest.tokens.placeholders):
+                raise fields.refusal("an answer holds media placeholders")
+        return Message(role, fields.text("content"), used, ids)  # type: ignore[arg-type]  # checked above
+
+    def _restore_cache(self, fields: Fields, media: list[Media], engine: Engine) -> None:
+        geometry = self._manifest.geometry
+        ids = np.array(fields.integers("ids", 0, geometry.vocab_size - 1, geometry.context), dtype=np.int64)
+        route = fields.text("route")
+        if route not in self._manifest.routes:
+            raise fields.refusal(f"route {route!r} is not among {', '.join(self._manifest.routes)}")
+        spans = tuple(self._span(entry, media, route) for entry in fields.children("spans", _MAX_MEDIA))
+        covered = [position for span in spans for position in range(span.start, min(span.stop, len(ids)))]
+        if covered != np.flatnonzero(np.isin(ids, self._manifest.tokens.placeholders)).tolist():
+            raise fields.refusal("the media do not stand at their placeholders")
+        shape = (1, geometry.num_kv_heads, len(ids), geometry.head_dim)
+        if len(ids):
+            arrays = {
+                name: self._array(f"cache/{name}.npy", shape, engine.cache.dtype.name)
+                for name in engine.cache.names
+            }
+            engine.restore(Prompt(ids, spans, route), arrays, long_regime=fields.raw("long") is True)
+
+    def _span(self, fields: Fields, media: list[Media], route: str) -> MediaSpan:
+        item = media[fields.integer("media", 0, len(media) - 1)]
+        features = item.features.get(self._model.encoder.projector(item, route))
+        if features is None:
+            raise fields.refusal(f"the media were not encoded for the route {route!r}")
+        return MediaSpan(fields.integer("start", 0), features, item.span_key)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Array:
+        """An array whose shape and type must be the expected ones; nothing is allocated before that is
+        known.
+        """
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize
+        expected = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            expected, {"descr": kind.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+        )
+        try:
+            with self._archive.open(name) as stream:
+                # Only one header is right, so it is compared and not parsed.
+                if stream.read(len(expected.getvalue())) != expected.getvalue():
+                    raise self._refusal(f"{name} is no {dtype} array of {shape}")
+                data = stream.read(size)
+                if len(data) != size or stream.read(1):
+                    raise self._refusal(f"{name} has not {size} bytes of values")
+        except (KeyError, ValueError) as error:
+            raise self._refusal(f"{name}: {error}") from error
+        values = np.frombuffer(bytearray(data), dtype=kind).reshape(shape)
+        if not np.isfinite(values).all():
+            raise self._refusal(f"{name} holds values that are no numbers")
+        return values
+
+    def _refusal(self, cause: str) -> ConversationError:
+        return ConversationError(f"{self._path}: {cause}; {_REMEDY}")

@@ -1,0 +1,336 @@
+"""From a picture to the vision graph's inputs: dynamic-HD crops, masks, position buckets.
+
+Knows Pillow, numpy and the constants of `ImageSpec`. Knows nothing of sessions or tokens beyond their number.
+Formulas are those of Phi-4-multimodal's processor with its 448, 14, 36 and 10 replaced by the bundle's sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from phirt.bundle.manifest import ImageSpec, Limits
+from phirt.encoders.source import content_key, read_source
+from phirt.errors import ConfigError, MediaError
+
+ImageDetail = Literal["low", "auto", "high"]
+# At most this many crops of a picture. A dozen keeps any one picture of Phi-4-multimodal below 3,600 tokens,
+# within the decoder's original context of 4096.
+DETAIL_CROPS = {"low": 1, "auto": 12, "high": None}
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+ImageSource = str | Path | bytes | Image.Image
+
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageInputs:
+    """One picture as the vision graph takes it; N = 1 + h*w crops, the global view first; G patches a crop's
+    side.
+
+    `pixel_values` float32 [N, 3, R, R] in -1..1; `patch_mask` bool [N, G*G]; `position_ids` int64 [N, G*G];
+    `crop_grid` int64 (h, w); `feature_grid` int64 (U, V), the pooled patches that show the picture and not
+    its padding.
+    """
+
+    pixel_values: npt.NDArray[np.float32]
+    patch_mask: npt.NDArray[np.bool_]
+    position_ids: npt.NDArray[np.int64]
+    crop_grid: npt.NDArray[np.int64]
+    feature_grid: npt.NDArray[np.int64]
+
+    def as_feed(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The arrays by graph input name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a picture goes on its canvas, in pixels, as (width, height); `crops` counts (across, down)."""
+
+    crops: tuple[int, int]
+    canvas: tuple[int, int]
+    resized: tuple[int, int]
+
+
+def open_image(source: ImageSource, limits: Limits) -> tuple[Image.Image, str, str]:
+    """Opens a picture by its header alone. Returns it (not decoded yet), its content key, and a name for
+    messages.
+
+    Raises MediaError for what is no picture of an accepted format, or has more pixels than the limit.
+    """
+    if isinstance(source, Image.Image):
+        name = "the given picture"
+        _check_pixels(source, name, limits)
+        picture = Image.new(
+            "RGB", upright_size(source)
+        )  # a new one carries no EXIF, so it is not turned twice
+        picture.paste(_decode(source, name))
+        return picture, content_key(b"pixels", str(picture.size).encode(), picture.tobytes()), name
+    data, name = read_source(source, "image", limits.media_bytes)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures on stderr; the bundle's own limit is checked below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise MediaError(
+            f"{name} has too many pixels, the limit is {limits.image_pixels}; scale it down"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise many types on hostile headers
+        raise MediaError(f"{name} is no picture that can be read; accepted: {', '.join(FORMATS)}") from error
+    _check_pixels(image, name, limits)
+    return image, content_key(b"image", data), name
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the EXIF orientation is applied; of a PNG this may read the pixels."""
+    return (image.height, image.width) if _orientation(image) >= 5 else image.size
+
+
+def process_image(image: Image.Image, spec: ImageSpec, name: str) -> ImageInputs:
+    """Decodes `image` and makes the vision graph's inputs (spec section B). Raises MediaError if it is
+    damaged or too small.
+    """
+    layout = plan(upright_size(image), spec, name)
+    return build_inputs(_decode(image, name), layout, spec)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error … on damaged data
+        raise MediaError(f"{name} is damaged or incomplete: {error}; give a complete picture") from error
+
+
+def build_inputs(picture: Image.Image, layout: Layout, spec: ImageSpec) -> ImageInputs:
+    """The inputs for an upright RGB picture placed as `layout` says."""
+    pixels = np.asarray(_on_canvas(picture, layout))
+    (across, down), size, grid = layout.crops, spec.crop_size, spec.grid
+    values = np.empty((1 + across * down, 3, size, size), dtype=np.float32)
+    _normalise(resize_bicubic(pixels, size), out=values[0])
+    for index, out in enumerate(values[1:]):
+        row, column = divmod(index, across)
+        top, left = row * size, column * size
+        _normalise(pixels[top : top + size, left : left + size], out=out)
+    mask = patch_mask(layout, spec)
+    masks = mask.reshape(down, grid, across, grid).transpose(0, 2, 1, 3).reshape(-1, grid, grid)
+    masks = np.concatenate([np.ones((1, grid, grid), dtype=bool), masks])
+    return ImageInputs(
+        pixel_values=values,
+        patch_mask=masks.reshape(len(masks), -1),
+        position_ids=np.stack([position_ids(one) for one in masks]),
+        crop_grid=np.array([down, across], dtype=np.int64),
+        feature_grid=np.array(feature_grid(mask, spec), dtype=np.int64),
+    )
+
+
+def _on_canvas(picture: Image.Image, layout: Layout) -> Image.Image:
+    """The picture resized (bilinear, antialiased where it shrinks), with white to its right or below it."""
+    resized = picture.resize(layout.resized, Image.Resampling.BILINEAR)
+    if layout.resized == layout.canvas:
+        return resized
+    canvas = Image.new("RGB", layout.canvas, (255, 255, 255))
+    canvas.paste(resized)
+    return canvas
+
+
+def _normalise(pixels: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
+    """Writes (x/255 - 0.5) / 0.5 of [H, W, 3] to `out` [3, H, W], in place: a crop stays in the processor's
+    cache.
+    """
+    out[...] = pixels.transpose(2, 0, 1)
+    out /= 255
+    out -= 0.5
+    out /= 0.5
+
+
+def count_tokens(size: tuple[int, int], spec: ImageSpec, name: str) -> int:
+    """Placeholders for an upright picture of `size` (width, height): U*V + U + 1 + g*g + g."""
+    rows, columns = feature_grid(patch_mask(plan(size, spec, name), spec), spec)
+    pooled = spec.grid // spec.pool
+    return rows * columns + rows + 1 + pooled * pooled + pooled
+
+
+def cap_crops(spec: ImageSpec, detail: ImageDetail) -> ImageSpec:
+    """`spec` with the crops that `detail` allows: "low" one beside the global view, "auto" twelve, "high" the
+    model's own maximum.
+
+    For Phi-4-multimodal a picture then costs at most 545, 3,537 or 10,065 tokens. Raises ConfigError.
+    """
+    if detail not in DETAIL_CROPS:
+        raise ConfigError(f"image_detail is {detail!r}, accepted: {', '.join(DETAIL_CROPS)}")
+    cap = DETAIL_CROPS[detail]
+    return spec if cap is None else dataclasses.replace(spec, max_crops=min(cap, spec.max_crops))
+
+
+def choose_crops(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """How many crops (across, down) a picture gets: as many as cover it, or else the nearest aspect within
+    the limit.
+    """
+    width, height = size
+    side = spec.crop_size
+    across, down = math.ceil(width / side), math.ceil(height / side)
+    if across * down <= spec.max_crops:
+        return across, down
+    limit = spec.max_crops
+    pairs = [(i, j) for i in range(1, limit + 1) for j in range(1, limit // i + 1)]
+    best, best_difference = (1, 1), math.inf
+    for i, j in sorted(pairs, key=lambda pair: pair[0] * pair[1]):
+        difference = abs(width / height - i / j)
+        tie_goes_on = difference == best_difference and width * height > 0.5 * side * side * i * j
+        if difference < best_difference or tie_goes_on:
+            best, best_difference = (i, j), difference
+    return best
+
+
+def plan(size: tuple[int, int], spec: ImageSpec, name: str) -> Layout:
+    """The canvas for a picture of `size` (width, height), and the picture's size on it, aspect kept.
+
+    Raises MediaError where a side is below the limit, before or after resizing.
+    """
+    width, height = size
+    if min(size) < spec.min_side:
+        raise MediaError(f"{name} is {width} x {height} pixels; each side needs at least {spec.min_side}")
+    crops = choose_crops(size, spec)
+    canvas = (crops[0] * spec.crop_size, crops[1] * spec.crop_size)
+    ratio_w, ratio_h = canvas[0] / width, canvas[1] / height
+    resized = (canvas[0], int(height * ratio_w)) if ratio_w < ratio_h else (int(width * ratio_h), canvas[1])
+    if min(resized) < spec.min_side:
+        raise MediaError(
+            f"{name} is {width} x {height} pixels, too long and narrow: scaled to the model's canvas it is "
+            f"{resized[0]} x {resized[1]}, each side needs at least {spec.min_side}; crop it"
+        )
+    return Layout(crops, canvas, resized)
+
+
+def patch_mask(layout: Layout, spec: ImageSpec) -> npt.NDArray[np.bool_]:
+    """bool [down*G, across*G]: False for the patches wholly in the padding at the right or the bottom."""
+    mask = np.ones((layout.crops[1] * spec.grid, layout.crops[0] * spec.grid), dtype=bool)
+    right = (layout.canvas[0] - layout.resized[0]) // spec.patch_size
+    bottom = (layout.canvas[1] - layout.resized[1]) // spec.patch_size
+    mask[:, mask.shape[1] - right :] = False
+    mask[mask.shape[0] - bottom :, :] = False
+    return mask
+
+
+def feature_grid(mask: npt.NDArray[np.bool_], spec: ImageSpec) -> tuple[int, int]:
+    """(U, V): rows and columns of pooled patches that are kept, from the canvas's patch mask."""
+    pooled = mask[:: spec.pool, :: spec.pool]
+    return int(pooled[:, 0].sum()), int(pooled[0].sum())
+
+
+def position_ids(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """int64 [G*G] for one crop's mask bool [G, G]: patch i of n valid ones falls into bucket floor(i*G/n) of
+    each axis.
+
+    That is the count of boundaries k/G at or below i/n (spec section B), in exact arithmetic. Masked patches
+    get 0.
+    """
+    grid = len(mask)
+    ids = np.zeros((grid, grid), dtype=np.int64)
+    rows, columns = int(mask[:, 0].sum()), int(mask[0].sum())
+    if rows and columns:
+        down = np.arange(rows, dtype=np.int64) * grid // rows
+        across = np.arange(columns, dtype=np.int64) * grid // columns
+        ids[:rows, :columns] = down[:, None] * grid + across
+    return ids.reshape(-1)
+
+
+def resize_bicubic(pixels: npt.NDArray[Any], size: int) -> npt.NDArray[np.float32]:
+    """[H, W, C] to float32 [size, size, C] by cubic convolution (a = -0.75), no antialiasing, half-pixel
+    centres, clamped borders.
+
+    The same as torch's `interpolate(mode="bicubic", align_corners=False)`; sizes that already fit pass
+    unchanged. The kernel's weights add up to 1, so normalising before or after gives the same.
+    """
+    for axis in (0, 1):
+        if pixels.shape[axis] != size:
+            pixels = _cubic_along(pixels, axis, size)
+    return np.asarray(pixels, dtype=np.float32)
+
+
+def _cubic_along(pixels: npt.NDArray[Any], axis: int, size: int) -> npt.NDArray[np.float32]:
+    length = pixels.shape[axis]
+    position = (np.arange(size) + 0.5) * (length / size) - 0.5
+    first = np.floor(position)
+    offset = position - first
+    shape = [size if each == axis else 1 for each in range(3)]
+    result: npt.NDArray[np.float32] | None = None
+    for tap in range(-1, 3):
+        index = np.clip(first.astype(np.int64) + tap, 0, length - 1)
+        part = np.take(pixels, index, axis=axis).astype(np.float32, copy=False)
+        part *= _cubic_weight(np.abs(offset - tap)).astype(np.float32).reshape(shape)
+        if result is None:
+            result = part
+        else:
+            result += part
+    assert result is not None
+    return result
+
+
+def _cubic_weight(x: npt.NDArray[np.float64], a: float = -0.75) -> npt.NDArray[np.float64]:
+    """Keys's kernel at distance x, 0 <= x <= 2."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, far)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame, decoded, upright, its transparency on white. The given picture is not changed."""
+    orientation = _orientation(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _upright(_from_deep_grey(image), orientation)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        flat = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        flat.alpha_composite(rgba)
+        return _upright(flat.convert("RGB"), orientation)
+    return _upright(image.convert("RGB"), orientation)
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Grey with more than 8 bits: 16-bit values keep their high byte (Pillow's own conversion would clip them
+    to white).
+    """
+    values = np.asarray(image)
+    grey = values / 257.0 if image.mode != "F" else values
+    return Image.fromarray(np.clip(np.nan_to_num(grey), 0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block must not cost the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _check_pixels(image: Image.Image, name: str, limits: Limits) -> None:
+    if image.width * image.height > limits.image_pixels:
+        raise MediaError(
+            f"{name} has {image.width} x {image.height} pixels, the limit is {limits.image_pixels}; scale it "
+            "down"
+        )

@@ -1,0 +1,58 @@
+"""The arrays that every run of a decoder reads and writes, made once, and the OrtValues on their memory.
+
+Knows names, shapes and dtypes of the decoder graph's small inputs and of its logits. Knows nothing of what is
+run, or of the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from phirt.generate.sequence import Rows
+from phirt.runtime.session import empty_array, ort_value
+
+
+class DecoderIO:
+    """Inputs and logits of runs of up to `longest` decoded ids. `logits` is float32 [longest, vocab]; only
+    rows that are written take memory.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, longest: int) -> None:
+        self._vocab_size = vocab_size
+        self.tokens = np.zeros(longest, dtype=np.int64)
+        self.no_media: Rows = np.zeros((0, hidden_size), dtype=np.float32)
+        self.no_media_value = ort_value(self.no_media)
+        self.logits: Rows = empty_array((longest, vocab_size), np.float32)
+        self.route = np.zeros(1, dtype=np.int64)
+        self._num_logits = np.zeros(1, dtype=np.int64)
+        self._seqlens_k = np.zeros(1, dtype=np.int32)
+        self._total = np.zeros(1, dtype=np.int32)
+        self.values = {
+            "route": ort_value(self.route),
+            "num_logits": ort_value(self._num_logits),
+            "seqlens_k": ort_value(self._seqlens_k),
+            "total_sequence_length": ort_value(self._total),
+        }
+
+    def tokens_value(self, count: int) -> Any:
+        """The first `count` of `tokens` as graph input [1, count]."""
+        return ort_value(self.tokens[:count].reshape(1, count))
+
+    def logits_value(self, count: int) -> Any:
+        """The first `count` rows of `logits` as graph output [1, count, vocab]."""
+        return ort_value(self.logits[:count].reshape(1, count, self._vocab_size))
+
+    def row(self, index: int) -> Rows:
+        """The logits [vocab] in row `index`, valid until the next run."""
+        row: Rows = self.logits[index]
+        return row
+
+    def set_lengths(self, length: int, announced: int, num_logits: int) -> None:
+        """`length` positions after this run; `announced` is the total by which the graph picks its rotary
+        factors; logits of the last `num_logits` positions are asked for.
+        """
+        self._seqlens_k[0] = length - 1
+        self._total[0] = announced
+        self._num_logits[0] = num_logits

@@ -1,0 +1,381 @@
+"""Runs the decoder graph: prefill in chunks, one decode step, a generation loop, reuse of what is cached.
+
+Knows token ids, media feature rows and routes. Knows nothing of text, templates, images or sound.
+
+A cached position is valid for one route and one rotary regime only (short or long LongRoPE factors, spec
+section A), so both are part of the cache's state: when either changes, everything is run again from the
+start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from phirt.bundle.manifest import Manifest
+from phirt.errors import ContextError
+from phirt.generate.decoder_io import DecoderIO
+from phirt.generate.kv_cache import KVCache, Layer
+from phirt.generate.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, extended, feature_rows
+from phirt.generate.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.runtime.session import Session, ort_value
+
+# onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
+PREFILL_CHUNK = 128
+
+Reason = Literal["prompt", "long_context", "short_context", "route"]
+
+
+class CancelledError(Exception):
+    """Raised inside the engine when the caller's event is set; what was run so far stays cached."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a prefill is: `done` of the `total` positions that it runs.
+
+    `reason` says why they are run: "prompt" for positions that are new; "long_context" where the sequence has
+    outgrown `rope.original_context`, so that what was cached under the short rotary factors is run again
+    under the long ones; "short_context" for the way back; "route" where another adapter has become active.
+    """
+
+    reason: Reason
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Engine:
+    """One sequence on a decoder session: its cache and what that cache holds.
+
+    Several engines may share a session. An engine itself serves one thread at a time; only the events passed
+    as `cancel` may be set from elsewhere.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        manifest: Manifest,
+        *,
+        prefill_chunk: int = PREFILL_CHUNK,
+        run_costs: RunCosts | None = None,
+    ) -> None:
+        self._session = session
+        self._manifest = manifest
+        self._geometry = manifest.geometry
+        self._chunk = prefill_chunk
+        geometry = manifest.geometry
+        self._cache = KVCache.of_graph(session.spec.inputs, geometry)
+        self._ids = np.zeros(256, dtype=np.int64)
+        self._spans: tuple[MediaSpan, ...] = ()
+        self._route = "none"
+        self._long = False
+        self._decode_bindings: dict[int, Any] = {}  # by the ids of a run
+        self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN)
+        self._costs = run_costs or RunCosts()
+
+    @property
+    def length(self) -> int:
+        """Positions cached now."""
+        return self._cache.length
+
+    @property
+    def route(self) -> str:
+        """The route under which the cache was filled."""
+        return self._route
+
+    @property
+    def cache(self) -> KVCache:
+        """The buffers, for saving and restoring."""
+        return self._cache
+
+    @property
+    def cached(self) -> Prompt:
+        """What the cache holds: ids, the media under them, the route."""
+        length = self._cache.length
+        spans = tuple(span for span in self._spans if span.start < length)
+        return Prompt(self._ids[:length].copy(), spans, self._route)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._cache.clear()
+        self._decode_bindings.clear()
+        self._spans = ()
+        self._long = False
+
+    def truncate(self, length: int) -> None:
+        """Forgets all positions from `length` on."""
+        self._cache.truncate(length)
+        self._spans = tuple(span for span in self._spans if span.start < length)
+
+    def fork(self) -> Engine:
+        """An independent engine on the same session with a copy of the cache."""
+        other = Engine(self._session, self._manifest, prefill_chunk=self._chunk)
+        other._cache = self._cache.copy()
+        other._ids = self._ids.copy()
+        other._spans, other._route, other._long = self._spans, self._route, self._long
+        return other
+
+    @property
+    def long_regime(self) -> bool:
+        """Whether the cached keys were rotated by the long factors."""
+        return self._long
+
+    def restore(self, cached: Prompt, arrays: Mapping[str, Layer], *, long_regime: bool) -> None:
+        """Takes over a cache exported from `cache` together with what it holds."""
+        self.reset()
+        self._cache.restore(arrays, len(cached.ids))
+        self._store_ids(0, cached.ids)
+        self._spans, self._route = cached.spans, cached.route
+        self._long = long_regime
+
+    def reusable(self, prompt: Prompt) -> int:
+        """How many positions of `prompt` need not be run. At least its last one is always run, for its
+        logits.
+        """
+        if prompt.route != self._route or self._is_long(len(prompt.ids)) != self._long:
+            return 0
+        return min(common_prefix(self.cached, prompt), len(prompt.ids) - 1)
+
+    def prefill_prompt(
+        self, prompt: Prompt, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
+    ) -> Rows:
+        """Makes the cache hold exactly `prompt`, running only what it does not hold yet.
+
+        Returns the logits float32 [vocab] after the last position, valid until the next call. `on_progress`
+        is called before the first chunk and after each. Raises ContextError if the prompt does not fit,
+        CancelledError between chunks.
+        """
+        total = len(prompt.ids)
+        assert total > 0
+        if total > self._geometry.context:
+            raise ContextError(
+                f"{total} positions are needed, the model's context has {self._geometry.context}; "
+                "shorten the prompt, use fewer media, or start a new conversation"
+            )
+        keep, reason = self.reusable(prompt), self._reason(prompt)
+        self._cache.truncate(keep)
+        self._spans, self._route, self._long = prompt.spans, prompt.route, self._is_long(total)
+        self._reserve(total)
+        for start in range(keep, total, self._chunk):
+            if on_progress is not None:
+                on_progress(Progress(reason, start - keep, total - keep))
+            _check(cancel)
+            stop = min(start + self._chunk, total)
+            self._run_chunk(
+                prompt.ids[start:stop], feature_rows(prompt.spans, start, stop, self._io.no_media)
+            )
+        if on_progress is not None:
+            on_progress(Progress(reason, total - keep, total - keep))
+        return self._io.row(0)
+
+    def prefill(
+        self,
+        ids: Sequence[int] | Ids,
+        media_features: Rows | None = None,
+        route: str = "none",
+        *,
+        cancel: threading.Event | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Rows:
+        """Appends `ids` to what is cached; `media_features` [M, hidden] are the rows of their placeholders,
+        in order.
+
+        Another route than the cached one runs everything again. Returns the logits [vocab] after the last id.
+        """
+        new = np.asarray(ids, dtype=np.int64)
+        rows = self._io.no_media if media_features is None else media_features
+        prompt = extended(self.cached, new, rows, self._manifest.tokens.placeholders, route)
+        return self.prefill_prompt(prompt, cancel, on_progress)
+
+    def decode_step(
+        self, token: int, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
+    ) -> Rows:
+        """Appends one id, which must not be a media placeholder. Returns the logits [vocab], valid until the
+        next call.
+
+        Crossing into the other rotary regime runs everything again: a prefill, with its `cancel` and its
+        `on_progress`.
+        """
+        total = self._cache.length + 1
+        if total > self._geometry.context:
+            raise ContextError(
+                f"the context of {self._geometry.context} positions is full; start a new conversation"
+            )
+        if self._is_long(total) != self._long:  # every cached key was rotated by factors that no longer hold
+            return self.prefill([token], route=self._route, cancel=cancel, on_progress=on_progress)
+        self._reserve(total)
+        self._run_tokens([token])
+        return self._io.row(0)
+
+    def speculation(self, eos: Sequence[int], *, repeatable: bool = False) -> Speculation:
+        """Drafts for one answer, which ends at any of `eos`. How long they are follows from what runs cost on
+        this engine; if `repeatable`, from the answer alone: the same runs, rounded alike, each time.
+        """
+        policy = DraftPolicy(usual_cost if repeatable else self._costs.measured)
+        return Speculation(policy, (*self._manifest.tokens.placeholders, *eos))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        choose: Callable[[Rows], int],
+        *,
+        max_new_tokens: int,
+        eos: Sequence[int],
+        cancel: threading.Event | None = None,
+        on_progress: OnProgress | None = None,
+        speculation: Speculation | None = None,
+    ) -> Generator[int, None, str]:
+        """Prefills `prompt`, then yields chosen ids until one of `eos` (which is not yielded).
+
+        The generator's return value says why it ended: "stop", "length", "context" or "cancelled". An id
+        counts as cached only when the next one is asked for, so a consumer that stops early leaves a
+        consistent cache. With `speculation` ids may be run before they are chosen; which are chosen does not
+        depend on it.
+        """
+        try:
+            logits = self.prefill_prompt(prompt, cancel, on_progress)
+        except CancelledError:
+            return "cancelled"
+        if speculation is not None:
+            speculation.begin(prompt.ids.tolist())
+        for count in range(1, max_new_tokens + 1):
+            if cancel is not None and cancel.is_set():
+                return "cancelled"
+            token = choose(logits)
+            if token in eos:
+                return "stop"
+            yield token
+            if count == max_new_tokens:
+                return "length"
+            if self._cache.length == self._geometry.context:
+                return "context"
+            try:
+                _check(cancel)
+                if speculation is None:
+                    logits = self.decode_step(token, cancel, on_progress)
+                else:
+                    # All but the last of the ids to come may be drafted: what follows the last is not asked.
+                    logits = self._follow(token, speculation, max_new_tokens - count - 1, cancel, on_progress)
+            except CancelledError:
+                return "cancelled"
+        return "length"
+
+    def _follow(
+        self,
+        token: int,
+        speculation: Speculation,
+        wanted: int,
+        cancel: threading.Event | None,
+        on_progress: OnProgress | None,
+    ) -> Rows:
+        """Appends the chosen id. Returns the logits [vocab] after it: from the last run if it was drafted
+        there, else from a new one, in which at most `wanted` ids are drafted.
+        """
+        row = speculation.take(token)
+        if row is not None:
+            self._store_ids(self._cache.length, np.array([token], dtype=np.int64))
+            self._cache.advance(1)  # its keys and values are where the run has left them
+            return self._io.row(row)
+        draft = speculation.draft(max(0, min(wanted, self._room() - 1)))
+        if not draft:
+            return self.decode_step(token, cancel, on_progress)
+        self._run_tokens([token, *draft])
+        return self._io.row(0)
+
+    def _room(self) -> int:
+        """How many ids can be run now without other buffers, in this rotary regime and this context."""
+        end = self._geometry.context
+        if self._geometry.has_long_regime and not self._long:
+            end = self._geometry.rope.original_context
+        return min(end, self._cache.capacity) - self._cache.length
+
+    def _run_tokens(self, ids: Sequence[int]) -> None:
+        """Runs ids, none of them a placeholder, after what is cached; there must be room for them.
+
+        Row i of the logits is then what follows ids[i]. Only the first id counts as cached, the others are
+        drafts.
+        """
+        count, start = len(ids), self._cache.length
+        self._store_ids(start, np.array(ids[:1], dtype=np.int64))
+        self._io.tokens[:count] = ids
+        binding = self._decode_bindings.get(count)
+        if binding is None:
+            binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, count)
+            self._decode_bindings[count] = binding
+        self._io.set_lengths(start + count, start + count, count)
+        begin = self._costs.clock()
+        self._session.run_bound(binding)
+        self._costs.ran(count, self._costs.clock() - begin)
+        self._cache.advance(1)
+
+    def _reason(self, prompt: Prompt) -> Reason:
+        """Why `prompt` has positions to run."""
+        if self._cache.length:
+            if prompt.route != self._route:
+                return "route"
+            if self._is_long(len(prompt.ids)) != self._long:
+                return "short_context" if self._long else "long_context"
+        return "prompt"
+
+    def _is_long(self, total: int) -> bool:
+        return self._geometry.has_long_regime and total > self._geometry.rope.original_context
+
+    def _reserve(self, total: int) -> None:
+        # The long regime is announced to the graph by a total above original_context, which buffers must
+        # hold.
+        needed = max(total, self._geometry.rope.original_context + 1) if self._long else total
+        moved = True
+        try:
+            moved = self._cache.reserve(needed)
+        finally:  # also where memory ran out: the cache is then empty, with other buffers
+            if moved:
+                self._decode_bindings.clear()
+
+    def _run_chunk(self, ids: Ids, features: Rows) -> None:
+        """Runs one chunk of a prefill."""
+        start = self._cache.length
+        stop = start + len(ids)
+        self._store_ids(start, ids)
+        # The graph picks the rotary regime by the total, but this chunk belongs to a longer whole: announce
+        # the regime.
+        self._io.set_lengths(
+            stop, max(stop, self._geometry.rope.original_context + 1) if self._long else stop, 1
+        )
+        chunk = np.ascontiguousarray(ids).reshape(1, -1)
+        binding = self._bind(ort_value(chunk), ort_value(np.ascontiguousarray(features)), 1)
+        self._session.run_bound(binding)
+        self._cache.advance(len(ids))
+
+    def _bind(self, ids: Any, media: Any, num_logits: int) -> Any:
+        """A binding of `ids` and `media` with the engine's own lengths, logits and cache buffers."""
+        self._io.route[0] = self._manifest.routes[self._route].id
+        binding = self._session.binding()
+        binding.bind_ortvalue_input("input_ids", ids)
+        binding.bind_ortvalue_input("media_features", media)
+        for name, value in self._io.values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("logits", self._io.logits_value(num_logits))
+        for past, present, value in self._cache.bindings():
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+        return binding
+
+    def _store_ids(self, start: int, ids: Ids) -> None:
+        stop = start + len(ids)
+        if stop > len(self._ids):
+            grown = np.zeros(max(stop, 2 * len(self._ids)), dtype=np.int64)
+            grown[:start] = self._ids[:start]
+            self._ids = grown
+        self._ids[start:stop] = ids
+
+
+def _check(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise CancelledError

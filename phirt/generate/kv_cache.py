@@ -1,0 +1,158 @@
+"""Keys and values of the positions that were run: buffers that grow, shared by the graph's past and present.
+
+Knows shapes and lengths. Knows nothing of token ids, routes or what makes an entry valid; `engine` decides
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phirt.bundle.manifest import Geometry, TensorSpec
+from phirt.errors import BundleError
+from phirt.runtime.session import empty_array, ort_value
+
+_FIRST_CAPACITY = 256
+
+Layer = npt.NDArray[np.float32] | npt.NDArray[np.int8]
+DTYPES = ("float32", "int8")
+_INPUT = "past_key_values."
+
+
+class KVCache:
+    """Buffers [1, num_kv_heads, capacity, head_dim] for keys and values of every layer, float32, or int8
+    where the graph knows the scales.
+
+    GroupQueryAttention writes new entries in place after `length` ones, so past and present are one buffer.
+    Capacity doubles from 256 up to `context`. Entries past `length` are leftovers and never read.
+    """
+
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, context: int, dtype: str = "float32"
+    ) -> None:
+        self.num_layers = num_layers
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.context = context
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        self.capacity = 0
+        self._arrays: dict[str, Layer] = {}
+        self._values: dict[str, Any] = {}
+        self._allocate(min(_FIRST_CAPACITY, context))
+
+    @classmethod
+    def of_graph(cls, inputs: Sequence[TensorSpec], geometry: Geometry) -> KVCache:
+        """An empty cache for a decoder graph with these inputs. Raises BundleError where they are not one
+        buffer for keys and one for values of each of the geometry's layers, in one of DTYPES.
+        """
+        dtypes = {spec.name: spec.dtype for spec in inputs if spec.name.startswith(_INPUT)}
+        kinds = sorted(set(dtypes.values()))
+        if len(kinds) != 1 or kinds[0] not in DTYPES:
+            raise BundleError(
+                f"the decoder graph keeps keys and values as {' and '.join(kinds) or 'nothing'}, accepted: "
+                f"{' or '.join(DTYPES)}; export the bundle again"
+            )
+        sizes = (geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, geometry.context)
+        cache = cls(*sizes, dtype=kinds[0])
+        if set(dtypes) != {f"{_INPUT}{name}" for name in cache.names}:
+            raise BundleError(
+                f"the decoder graph takes {len(dtypes)} cache buffers, the geometry's layers make "
+                f"{len(cache.names)}; export the bundle again"
+            )
+        return cache
+
+    def reserve(self, total: int) -> bool:
+        """Makes room for `total` positions, keeping what is cached. Returns whether the buffers moved."""
+        assert total <= self.context
+        if total <= self.capacity:
+            return False
+        capacity = self.capacity
+        while capacity < total:
+            capacity *= 2
+        self._allocate(min(capacity, self.context))
+        return True
+
+    def advance(self, count: int) -> None:
+        """Notes that the graph has written `count` more positions."""
+        assert self.length + count <= self.capacity
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forgets all positions from `length` on; costs nothing."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def clear(self) -> None:
+        """Forgets everything and gives grown buffers back."""
+        self.length = 0
+        if self.capacity > min(_FIRST_CAPACITY, self.context):
+            self._arrays.clear()
+            self._allocate(min(_FIRST_CAPACITY, self.context))
+
+    def copy(self) -> KVCache:
+        """An independent cache with the same content."""
+        other = KVCache(self.num_layers, self.num_kv_heads, self.head_dim, self.context, self.dtype.name)
+        other.reserve(self.length)
+        for suffix, array in self._arrays.items():
+            other._arrays[suffix][:, :, : self.length] = array[:, :, : self.length]
+        other.length = self.length
+        return other
+
+    def bindings(self) -> Iterator[tuple[str, str, Any]]:
+        """Graph input name, graph output name and the OrtValue that serves as both."""
+        for suffix, value in self._values.items():
+            yield f"{_INPUT}{suffix}", f"present.{suffix}", value
+
+    def export(self) -> Iterator[tuple[str, Layer]]:
+        """(name, array [1, num_kv_heads, length, head_dim]) for every buffer, names as `names`."""
+        for suffix, array in self._arrays.items():
+            yield suffix, array[:, :, : self.length]
+
+    def restore(self, arrays: Mapping[str, Layer], length: int) -> None:
+        """Takes over exported arrays of `length` positions."""
+        assert set(arrays) == set(self._arrays)
+        self.length = 0
+        self.reserve(length)
+        for suffix, array in arrays.items():
+            self._arrays[suffix][:, :, :length] = array
+        self.length = length
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The buffers' names: "0.key", "0.value", "1.key", …"""
+        return tuple(self._arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers at their present capacity."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def _allocate(self, capacity: int) -> None:
+        try:
+            self._grow(capacity)
+        except BaseException:  # out of memory, or Ctrl-C: an empty cache is whole, half a cache is not
+            self.length = 0
+            self._arrays, self._values = {}, {}
+            self._grow(min(_FIRST_CAPACITY, self.context))
+            raise
+
+    def _grow(self, capacity: int) -> None:
+        old = self._arrays
+        self._arrays, self._values = {}, {}
+        for layer in range(self.num_layers):
+            for part in ("key", "value"):
+                suffix = f"{layer}.{part}"
+                array = empty_array((1, self.num_kv_heads, capacity, self.head_dim), self.dtype)
+                previous = old.pop(
+                    suffix, None
+                )  # freed buffer by buffer, so that growth needs little extra memory
+                if previous is not None:
+                    array[:, :, : self.length] = previous[:, :, : self.length]
+                self._arrays[suffix] = array
+                self._values[suffix] = ort_value(array)
+        self.capacity = capacity

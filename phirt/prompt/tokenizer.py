@@ -1,0 +1,268 @@
+"""Text to ids and ids to text: control tokens kept apart from content, streamed decoding.
+
+Knows tokenizer.json. Knows nothing of messages or media.
+
+What a template writes and what a user writes are encoded by two tokenizers: the first recognises control
+tokens such as `<|end|>`, the second does not know them, so that nobody can end a turn or fake a role by
+typing one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as _Tokenizer
+from tokenizers.models import BPE
+
+from phirt.errors import BundleError
+
+# What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space; Python's str.strip takes more.
+WHITESPACE = "".join(
+    map(
+        chr,
+        [
+            *range(9, 14),
+            32,
+            0x85,
+            0xA0,
+            0x1680,
+            *range(0x2000, 0x200B),
+            0x2028,
+            0x2029,
+            0x202F,
+            0x205F,
+            0x3000,
+        ],
+    )
+)
+
+_MAX_BYTES = 256 << 20
+_BPE_OPTIONS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+_BPE_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # they would be shown as text
+_REMEDY = "export again with the model's own tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlToken:
+    """An added token: its name, whether answers hide it (`special`), which whitespace beside it vanishes."""
+
+    name: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+
+
+class Tokenizer:
+    """A BPE tokenizer with control tokens, of the byte-level kind (Phi-4, Llama 3, Qwen) or with byte
+    fallback (Phi-3, Llama 2). Raises BundleError if the file cannot serve.
+
+    `vocab_size` bounds the ids that the decoder accepts. `visible` names control tokens whose text belongs in
+    answers.
+    """
+
+    def __init__(self, path: Path, vocab_size: int, visible: Iterable[str] = ()) -> None:
+        document = _read(path)
+        try:
+            self._added = _control_tokens(document)
+            self._content = _content_tokenizer(document, {token.name for token in self._added.values()})
+            highest = max([*document["model"]["vocab"].values(), *self._added], default=0)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and its panics are none
+            raise BundleError(f"{path} is not a usable tokenizer: {error}; {_REMEDY}") from error
+        self._content.no_padding()
+        self._content.no_truncation()
+        if highest >= vocab_size:
+            raise BundleError(
+                f"{path} has ids up to {highest}, the decoder's vocabulary ends at {vocab_size - 1}"
+            )
+        self._visible = frozenset(visible)
+        self._id_of = {token.name: index for index, token in self._added.items()}
+        # The longest name first, as the library finds them.
+        names = sorted(self._id_of, key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
+        self._bytes_of = _bytes_by_level if _is_byte_level(document) else _bytes_by_fallback
+        self.leading_space = not _is_byte_level(document)
+
+    def split_control(self, text: str) -> list[str | int]:
+        """Text of a template cut at its control tokens, which are replaced by their ids."""
+        pieces = self._names.split(text)
+        return [self._id_of.get(piece, piece) for piece in pieces if piece]
+
+    def encode_content(self, text: str) -> list[int]:
+        """Ids of text from outside: it never yields a control token. Lone surrogates become U+FFFD."""
+        clean = (
+            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if _has_surrogate(text)
+            else text
+        )
+        return list(self._content.encode(clean, add_special_tokens=False).ids)
+
+    def trims_after(self, token: int) -> bool:
+        """Whether whitespace after this control token vanishes (its `rstrip`)."""
+        return token in self._added and self._added[token].rstrip
+
+    def trims_before(self, token: int) -> bool:
+        """Whether whitespace before this control token vanishes (its `lstrip`)."""
+        return token in self._added and self._added[token].lstrip
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its exact name."""
+        found: int | None = self._id_of.get(token, self._content.token_to_id(token))
+        return found
+
+    def name_of(self, token: int) -> str:
+        """The exact name of an id; empty for one that has none."""
+        if token in self._added:
+            return self._added[token].name
+        return str(self._content.id_to_token(token) or "")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that an id stands for in an answer; none for control tokens that stay invisible."""
+        control = self._added.get(token)
+        if control is None:
+            return self._bytes_of(self.name_of(token))
+        return b"" if control.special and control.name not in self._visible else control.name.encode()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a whole answer, equal to what StreamDecoder yields for it in pieces."""
+        decoder = StreamDecoder(self)
+        return "".join(map(decoder.feed, ids))
+
+
+class StreamDecoder:
+    """Turns ids into text as they come: never half a character, never a changed space.
+
+    Bytes wait until their character is complete; bytes that cannot become one turn into U+FFFD. What is still
+    incomplete when the answer ends carries no character and is dropped, and so is the space before the first
+    word where the tokenizer writes one before every word (`leading_space`).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begins = tokenizer.leading_space
+
+    def feed(self, token: int) -> str:
+        """The characters that this id completes; often none, sometimes several."""
+        data = self._tokenizer.token_bytes(token)
+        if data and self._begins:
+            self._begins, data = False, data.removeprefix(b" ")
+        return self._decoder.decode(data)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise BundleError(f"{path} is larger than {_MAX_BYTES} bytes; {_REMEDY}")
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}; {_REMEDY}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise BundleError(f"{path} is not a tokenizer.json; {_REMEDY}")
+    model = document["model"]
+    is_bpe = model.get("type", "BPE") == "BPE" and not any(map(model.get, _BPE_AFFIXES))
+    if not (is_bpe and (_is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder")))):
+        raise BundleError(
+            f"{path}: accepted are BPE models with a ByteLevel decoder or byte fallback, without prefixes or "
+            f"suffixes of words; {_REMEDY}"
+        )
+    return document
+
+
+def _is_byte_level(document: dict[str, Any]) -> bool:
+    return "ByteLevel" in json.dumps(document.get("decoder"))
+
+
+def _control_tokens(document: dict[str, Any]) -> dict[int, ControlToken]:
+    """The added tokens by id. Raises KeyError, TypeError or ValueError for entries that are none."""
+    tokens = {}
+    for entry in document.get("added_tokens") or []:
+        index, name = entry["id"], entry["content"]
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise ValueError(f"an added token has the id {index!r}")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the added token {index} has the name {name!r}")
+        flags = (entry.get(flag) is True for flag in ("special", "lstrip", "rstrip"))
+        tokens[index] = ControlToken(name, *flags)
+    return tokens
+
+
+def _content_tokenizer(document: dict[str, Any], control: Set[str]) -> _Tokenizer:
+    """The same tokenizer without added tokens; their names also leave the vocabulary, so that no path leads
+    to them. Raises whatever the library raises for a document that it cannot use.
+    """
+    around = {
+        **document,
+        "added_tokens": [],
+        "post_processor": None,
+        "pre_tokenizer": _nothing_first(document.get("pre_tokenizer")),
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+    }
+    tokenizer = _Tokenizer.from_str(json.dumps(around))
+    # The vocabulary is handed over as it is: as JSON a second time, 200,000 tokens would take half a second.
+    model = document["model"]
+    vocab = {name: index for name, index in model["vocab"].items() if name not in control}
+    options = {key: model[key] for key in _BPE_OPTIONS if model.get(key) is not None}
+    if options.get("unk_token") not in vocab:  # unknown characters are left out then, instead of an error
+        options.pop("unk_token", None)
+    tokenizer.model = BPE(vocab, _pairs(model["merges"]), **options)
+    return tokenizer
+
+
+def _pairs(merges: list[str | list[str]]) -> list[tuple[str, str]]:
+    """Both parts of each merge, which older files write as one string, below a line with their version."""
+    pairs = []
+    for merge in merges:
+        if isinstance(merge, str) and merge.startswith("#version"):
+            continue
+        first, second = merge.split(" ") if isinstance(merge, str) else merge
+        pairs.append((first, second))
+    return pairs
+
+
+def _nothing_first(pre_tokenizer: Any) -> Any:
+    """A Metaspace that writes its space only before the very first word of a text writes none: content stands
+    behind a control token.
+    """
+    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("prepend_scheme") == "first":
+        return {**pre_tokenizer, "prepend_scheme": "never"}
+    return pre_tokenizer
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: printable Latin-1 stands for itself, the rest for U+0100 and up,
+    in order.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _bytes_of_characters()
+_BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _bytes_by_level(name: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for."""
+    return bytes(_BYTE_OF[char] for char in name if char in _BYTE_OF)
+
+
+def _bytes_by_fallback(name: str) -> bytes:
+    """What a token of a vocabulary with byte fallback stands for: one byte, or text with "▁" for a space."""
+    byte = _BYTE_NAME.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("▁", " ").encode()

@@ -1,0 +1,322 @@
+"""The only place that creates inference sessions: execution providers, session options, encoders opened on
+demand.
+
+Knows onnxruntime. Knows nothing of tokens, media or conversations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# onnxruntime reads this while it is imported; whoever has already decided keeps their choice.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+from phirt.bundle.files import require_intact
+from phirt.bundle.manifest import GraphSpec, Manifest
+from phirt.errors import BundleError, ConfigError, ProviderError
+from phirt.runtime import prepared as prepacked
+from phirt.runtime import system as memory
+
+ort.disable_telemetry_events()
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+_REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})
+_SUFFIX = "ExecutionProvider"
+_LOG_NOTHING_BUT_FATAL = 4  # what goes wrong is raised; onnxruntime would print it a second time
+_MAX_THREADS = 1024
+_OPENING = threading.Lock()
+_PLAIN_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+_EXTERNAL_BYTES = 1024  # smaller initializers stay in the prepared graph itself
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "uint8": "tensor(uint8)",
+    "int8": "tensor(int8)",
+    "bool": "tensor(bool)",
+}
+
+Array = npt.NDArray[Any]
+OnPrepare = Callable[[str, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """How graphs are executed. `threads` None lets onnxruntime take the physical cores.
+
+    `repeated` says that runs follow each other quickly, as decode steps do: worker threads then stay awake
+    for a moment, and memory for what the graph computes is kept between runs. `on_prepare` is called with a
+    graph's name and the bytes of its weights before it is prepared for this machine, which takes seconds and
+    is done once (see `prepacked`).
+    """
+
+    providers: tuple[str, ...] = DEFAULT_PROVIDERS
+    threads: int | None = None
+    repeated: bool = True
+    on_prepare: OnPrepare | None = None
+
+
+def devices() -> tuple[str, ...]:
+    """The execution providers that this installation of onnxruntime offers, in its order of preference.
+
+    Remote ones are left out: nothing leaves this machine.
+    """
+    return tuple(name for name in ort.get_available_providers() if name not in _REMOTE_PROVIDERS)
+
+
+def resolve_providers(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Full provider names for what a user wrote: "cuda", "CUDA" and "CUDAExecutionProvider" are the same.
+
+    None means the CPU. Raises ProviderError naming those available.
+    """
+    if names is None:
+        return DEFAULT_PROVIDERS
+    if isinstance(names, str):
+        names = (names,)
+    available = {_short(name): name for name in devices()}
+    if not names:
+        raise ProviderError(f"no provider was named; available: {', '.join(available.values())}")
+    unknown = [str(name) for name in names if _short(str(name)) not in available]
+    if unknown:
+        raise ProviderError(
+            f"execution provider {', '.join(unknown)} is not available here; "
+            f"available: {', '.join(available.values())}; install the onnxruntime package that contains it"
+        )
+    return tuple(dict.fromkeys(available[_short(str(name))] for name in names))
+
+
+def check_threads(threads: int | None) -> int | None:
+    """`threads` as given if it is None or a sensible count. Raises ConfigError."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ConfigError(
+            f"threads is {threads!r}, accepted: a whole number from 1 to {_MAX_THREADS}, or None"
+        )
+    if threads is not None and threads > _MAX_THREADS:
+        raise ConfigError(f"threads is {threads}, accepted: at most {_MAX_THREADS}")
+    return threads
+
+
+def _short(name: str) -> str:
+    return name.strip().removesuffix(_SUFFIX).lower()
+
+
+@contextlib.contextmanager
+def suited_attention(spec: GraphSpec) -> Iterator[None]:
+    """Sessions opened inside have the attention kernel that suits the graph's cache.
+
+    Over keys and values of int8 the plain kernel takes 0.65 to 0.9 of the time of the one in blocks, for one
+    position behind 1024 to 4096, and as long for many; it holds the scores of a chunk, 50 MB for 24 heads and
+    128 positions behind 4096. onnxruntime asks the environment which to take. To be entered before other
+    threads start, which may ask it something too; one graph at a time.
+    """
+    with _OPENING:  # what is set for one graph must not be seen by another
+        if not any(tensor.dtype == "int8" for tensor in spec.inputs) or _PLAIN_ATTENTION in os.environ:
+            yield
+            return
+        os.environ[_PLAIN_ATTENTION] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(_PLAIN_ATTENTION, None)
+
+
+class Session:
+    """One opened graph. Errors of onnxruntime leave it as BundleError."""
+
+    def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
+        self.spec = manifest.graphs[graph]
+        self.graph = graph
+        self._run_options = ort.RunOptions()
+        if not config.repeated:
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._session = self._open_prepared(manifest, config)
+        if self._session is None:
+            path = manifest.path(self.spec.file)
+            try:
+                self._session = _open(path, config)
+            except Exception as error:  # onnxruntime's types derive from Exception alone
+                raise BundleError(
+                    f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
+                    "weights are damaged: run 'phirt verify', then export the bundle again or fetch a fresh "
+                    "copy"
+                ) from error
+            _check_interface(self._session, self.spec)
+            memory.give_back_mapped([manifest.path(name) for name in self.spec.data])
+
+    def _open_prepared(self, manifest: Manifest, config: SessionConfig) -> Any:
+        """The graph with its weights mapped from the cache, where it is put first if need be; None if it
+        cannot. Raises BundleError where the bundle's files are not those of its manifest.
+        """
+        entry = None
+        if config.providers == DEFAULT_PROVIDERS:
+            entry = prepacked.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
+        if entry is None:
+            return None
+        if not entry.is_complete() and not entry.has_failed():
+            _prepare(manifest, self.graph, config, entry)
+        if not entry.is_complete():
+            return None
+        try:
+            session = _open(entry.model, config, prepared=True)
+            _check_interface(session, self.spec)
+        except Exception:  # a damaged entry: the bundle itself is the way that always works
+            entry.discard()
+            return None
+        memory.give_back_mapped([entry.data])
+        memory.give_back_freed()
+        return session
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
+        try:
+            return list(self._session.run(None, dict(inputs), self._run_options))
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def binding(self) -> Any:
+        """A fresh onnxruntime IOBinding for `run_bound`."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """Runs the graph on what `binding` holds."""
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> BundleError:
+        return BundleError(
+            f"the {self.graph} graph failed while running: {_first_line(error)}; run 'phirt verify' on the "
+            "bundle"
+        )
+
+
+def _check_interface(session: Any, spec: GraphSpec) -> None:
+    """The graph must have the inputs and outputs that the manifest promises. Raises BundleError."""
+    found = {node.name: node.type for node in session.get_inputs()}
+    promised = {tensor.name: _ORT_TYPES[tensor.dtype] for tensor in spec.inputs}
+    if found != promised:
+        differing = sorted(set(found.items()) ^ set(promised.items()))[:4]
+        raise BundleError(
+            f"{spec.file}: inputs differ from the manifest: {differing}; export the bundle again"
+        )
+    outputs = {node.name for node in session.get_outputs()}
+    missing = sorted({tensor.name for tensor in spec.outputs} - outputs)
+    if missing:
+        raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
+
+
+def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
+    options = _options(config)
+    if prepared:
+        # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
+        # their content; on all cores, for which it holds all unpacked ones to the end.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    return ort.InferenceSession(
+        str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
+    )
+
+
+def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepacked.Entry) -> None:
+    """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry; gives up
+    without a word where that fails.
+
+    What is kept is read from then on in the bundle's place, so it must be the bundle's: raises BundleError
+    where a file has not the manifest's sha256.
+    """
+    spec = manifest.graphs[graph]
+    try:
+        with entry.staged() as folder:
+            if folder is None:
+                return
+            if config.on_prepare is not None:
+                config.on_prepare(graph, entry.weights)
+            require_intact(manifest.folder, (spec.file, *spec.data))
+            _write_prepared(manifest.path(spec.file), config, folder)
+    except BundleError:
+        raise
+    except Exception:  # a full disk, a folder that cannot be renamed: all as before
+        return
+    finally:
+        memory.give_back_freed()
+
+
+def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
+    options = _options(config)
+    options.optimized_model_filepath = str(folder / prepacked.MODEL_NAME)
+    for key, value in (
+        ("optimized_model_external_initializers_file_name", prepacked.DATA_NAME),
+        ("optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_BYTES)),
+        ("save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(f"session.{key}", value)
+    ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
+
+
+def _options(config: SessionConfig) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_NOTHING_BUT_FATAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = config.threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.repeated else "0")
+    return options
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+class LazySession:
+    """A graph that is opened on first use and can be released; safe to use from several threads."""
+
+    def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
+        self._manifest = manifest
+        self._graph = graph
+        self._config = config
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the graph is in memory now."""
+        return self._session is not None
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Opens the graph if needed and runs it; returns all outputs in the graph's order."""
+        with self._lock:
+            if self._session is None:
+                self._session = Session(self._manifest, self._graph, self._config)
+            session = self._session
+        return session.run(inputs)
+
+    def release(self) -> None:
+        """Gives the graph's memory back; the next run opens it again."""
+        with self._lock:
+            self._session = None
+
+
+def ort_value(array: Array) -> Any:
+    """An OrtValue on the very memory of a contiguous CPU array: what either side writes, the other sees."""
+    assert array.flags.c_contiguous
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def empty_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """A zeroed array. Zeroed pages cost no memory until they are written."""
+    return np.zeros(shape, dtype)
