@@ -16,9 +16,10 @@ from phirt.bundle import adapters
 from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.manifest import Manifest
 from phirt.chat.chat import Chat
-from phirt.encoders.audio import AudioSource
-from phirt.encoders.image import ImageDetail, ImageSource
+from phirt.encoders.audio_file import AudioSource
+from phirt.encoders.image_file import ImageSource
 from phirt.encoders.media_encoder import MediaEncoder
+from phirt.encoders.phi4mm_image import ImageDetail
 from phirt.errors import BundleError, ConfigError, ContextError
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import GenerationConfig

@@ -18,7 +18,7 @@ from .show import Output, one_line
 
 if TYPE_CHECKING:
     import phirt
-    from phirt.encoders.image import ImageDetail
+    from phirt.encoders.phi4mm_image import ImageDetail
 
 _WORTH_A_BAR = 512  # positions; fewer are read while one looks
 

@@ -15,7 +15,7 @@ from .show import Output, one_line, plain_table
 
 if TYPE_CHECKING:
     import phirt
-    from phirt.encoders.image import ImageDetail
+    from phirt.encoders.phi4mm_image import ImageDetail
 
 
 def transcribe(model: phirt.Model, files: Sequence[Path], out: Output, *, as_json: bool) -> bool:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phirt.bundle.manifest import Manifest
-from phirt.encoders import audio as audio_processor
-from phirt.encoders import image as image_processor
+from phirt.encoders import audio_file, image_file
+from phirt.encoders import phi4mm_audio as audio_processor
+from phirt.encoders import phi4mm_image as image_processor
 from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
 from phirt_export.chat_files import require_tokenizer
@@ -80,13 +81,13 @@ class CheckpointReference:
         rows += [self._audio_rows(source, ROUTES[route].audio_projector) for source in case.audio]
         return torch.cat(rows) if rows else None
 
-    def _image_rows(self, source: image_processor.ImageSource) -> Tensor:
+    def _image_rows(self, source: image_file.ImageSource) -> Tensor:
         spec = self._manifest.image
         assert spec is not None
-        image, _, name = image_processor.open_image(source, self._manifest.limits)
+        image, _, name = image_file.open_image(source, self._manifest.limits)
         return media_rows(self._model, image_processor.process_image(image, spec, name), projector="vision")
 
-    def _audio_rows(self, source: audio_processor.AudioSource, projector: str) -> Tensor:
+    def _audio_rows(self, source: audio_file.AudioSource, projector: str) -> Tensor:
         spec = self._manifest.audio
         assert spec is not None
         frames, _ = audio_processor.process_audio(source, spec, self._manifest.limits)

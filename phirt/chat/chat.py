@@ -12,8 +12,9 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phirt.encoders.audio import AudioSource
-from phirt.encoders.image import ImageDetail, ImageSource
+from phirt.encoders.audio_file import AudioSource
+from phirt.encoders.image_file import ImageSource
+from phirt.encoders.phi4mm_image import ImageDetail
 from phirt.errors import ConfigError
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.sampling import Chooser, GenerationConfig
@@ -267,7 +268,7 @@ class Chat:
         as it was. A reply that is still open is ended first: see `Reply.settle`.
 
         `image_detail` bounds what each of `images` costs: "low" one crop, "auto" a dozen, "high" as many as
-        the model takes (see `phirt.encoders.image.cap_crops`). `on_progress` is called with a
+        the model takes (see `phirt.encoders.phi4mm_image.cap_crops`). `on_progress` is called with a
         `phirt.Progress` while the prompt is run, and again should the conversation outgrow the model's
         original context in the middle of the answer, where all of it is run once more.
         """

@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from phirt.bundle import adapters
 from phirt.bundle.manifest import ImageSpec, Manifest
-from phirt.encoders import audio as audio_processor
-from phirt.encoders import image as image_processor
-from phirt.encoders.audio import AudioSource
-from phirt.encoders.image import ImageDetail, ImageInputs, ImageSource
+from phirt.encoders import image_file
+from phirt.encoders import phi4mm_audio as audio_processor
+from phirt.encoders import phi4mm_image as image_processor
+from phirt.encoders.audio_file import AudioSource
+from phirt.encoders.image_file import ImageSource
+from phirt.encoders.phi4mm_image import ImageDetail, ImageInputs
 from phirt.encoders.source import content_key
 from phirt.errors import BundleError
 from phirt.prompt.messages import Media
@@ -92,8 +94,8 @@ class MediaEncoder:
         where the bundle takes no images.
         """
         spec = self._image_spec(detail)
-        image, content, name = image_processor.open_image(source, self._manifest.limits)
-        size = image_processor.upright_size(image)
+        image, content, name = image_file.open_image(source, self._manifest.limits)
+        size = image_file.upright_size(image)
         across, down = image_processor.choose_crops(size, spec)
         # The same picture in another grid of crops has other features.
         key = content_key(content.encode(), f"{across}x{down}".encode())
@@ -114,8 +116,8 @@ class MediaEncoder:
     def count_image_tokens(self, source: ImageSource, detail: ImageDetail = "auto") -> int:
         """What a picture costs; nothing is resized or encoded for it."""
         spec = self._image_spec(detail)
-        image, _, name = image_processor.open_image(source, self._manifest.limits)
-        return image_processor.count_tokens(image_processor.upright_size(image), spec, name)
+        image, _, name = image_file.open_image(source, self._manifest.limits)
+        return image_processor.count_tokens(image_file.upright_size(image), spec, name)
 
     def _image_spec(self, detail: ImageDetail) -> ImageSpec:
         """The bundle's image constants with the crops that `detail` allows."""

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 import phirt
-from phirt.encoders.audio import AudioSource
-from phirt.encoders.image import ImageSource
+from phirt.encoders.audio_file import AudioSource
+from phirt.encoders.image_file import ImageSource
 from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
 from phirt.model import TRANSCRIBE_PROMPT

@@ -125,7 +125,7 @@ def broken_bundle(bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def examples() -> Path:
     """The repository's example picture and clip."""
-    return Path(__file__).parents[2] / "examples"
+    return Path(__file__).parents[2] / "apps" / "examples"
 
 
 def _png_chunk(kind: bytes, data: bytes) -> bytes:

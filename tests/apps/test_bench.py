@@ -314,7 +314,7 @@ def test_preparing_a_graph_is_told_apart(
 ) -> None:
     manifest, dropped = _manifest(text_bundle), []
     script = tmp_path / "sitecustomize.py"  # in the processes that open it, a bundle of this size is worth it
-    script.write_text("import phirt.runtime.prepared\nphirt.prepacked._WORTHWHILE_BYTES = 1\n")
+    script.write_text("import phirt.runtime.prepared as prepared\nprepared._WORTHWHILE_BYTES = 1\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     monkeypatch.setattr(prepacked, "_WORTHWHILE_BYTES", 1)
     monkeypatch.setenv("PHIRT_CACHE", str(tmp_path / "cache"))

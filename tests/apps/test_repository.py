@@ -19,7 +19,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def make_examples() -> ModuleType:
     """The script that made the example media."""
-    spec = importlib.util.spec_from_file_location("make_examples", ROOT / "examples" / "make_examples.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_examples", ROOT / "apps" / "examples" / "make_examples.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -62,13 +64,13 @@ def test_every_option_of_the_readme_exists() -> None:
 
 def test_the_example_picture_is_what_the_script_draws(make_examples: ModuleType) -> None:
     drawn = np.asarray(make_examples.draw_shapes(), dtype=np.int16)
-    with Image.open(ROOT / "examples" / "shapes.png") as kept:
+    with Image.open(ROOT / "apps" / "examples" / "shapes.png") as kept:
         difference = np.abs(drawn - np.asarray(kept.convert("RGB"), dtype=np.int16))
     assert difference.max() <= 8  # resampling may round differently from one Pillow to another
 
 
 def test_the_example_clip_is_a_short_word() -> None:
-    samples, rate = soundfile.read(ROOT / "examples" / "seven.flac")
+    samples, rate = soundfile.read(ROOT / "apps" / "examples" / "seven.flac")
     assert rate == 16000 and samples.ndim == 1
     assert 0.4 < len(samples) / rate < 2.0 and 0.5 < np.abs(samples).max() <= 1.0
 
@@ -83,5 +85,5 @@ def test_a_word_without_a_speech_program(make_examples: ModuleType) -> None:
 
 
 def test_examples_are_small() -> None:
-    for path in (ROOT / "examples").iterdir():
+    for path in (ROOT / "apps" / "examples").iterdir():
         assert not path.is_file() or path.stat().st_size < 100_000

@@ -3,7 +3,7 @@
     python tests/benchmarks/speculation.py [--bundle BUNDLE] [--data ../shared/data] [--pairs 5]
 
 First the same prompts are answered with speculation and without: text from held-out pages, the photo and the
-clip in `apps/examples/`. Where ids differ, the line says by how little the two best logits differed there. Then
+clip in `apps/examples/`. Where ids differ, the line says by how little the two best logits differed. Then
 decoding is timed in alternating pairs. In the forced rows the answer is given (the logits are computed and
 scored all the same, then the given id is taken), so that they show the speed of a model that does the task
 rightly, whatever the bundle can do: "quote" repeats a part of the prompt, "rewrite" all of it with about one

@@ -44,7 +44,7 @@ def small(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def examples() -> Path:
-    return Path(__file__).parents[2] / "examples"
+    return Path(__file__).parents[2] / "apps" / "examples"
 
 
 def evaluate(*arguments: object) -> dict:

@@ -12,7 +12,7 @@ from phirt.model import TRANSCRIBE_PROMPT
 from phirt.prompt.messages import Message
 
 SHORT = phirt.GenerationConfig(max_new_tokens=24)
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phirt.bundle.manifest import AudioSpec, Limits
-from phirt.encoders import audio as processor
+from phirt.encoders import phi4mm_audio as processor
 from phirt.errors import MediaError
 
 SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=50)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from phirt.bundle.manifest import ImageSpec, Limits
-from phirt.encoders import image as processor
+from phirt.encoders import image_file
+from phirt.encoders import phi4mm_image as processor
 from phirt.errors import MediaError
 
 PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
@@ -37,7 +38,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def process(source, spec=TINY, limits=LIMITS) -> processor.ImageInputs:
-    image, _, name = processor.open_image(source, limits)
+    image, _, name = image_file.open_image(source, limits)
     return processor.process_image(image, spec, name)
 
 
@@ -223,9 +224,9 @@ def test_exif_orientation_is_applied_once(orientation):
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     opened = Image.open(io.BytesIO(data))
     for source in (data, opened):
-        image, _, _ = processor.open_image(source, LIMITS)
-        assert processor.upright_size(image) == expected.shape[1::-1]
-        np.testing.assert_array_equal(np.asarray(processor.to_rgb(image)), expected)
+        image, _, _ = image_file.open_image(source, LIMITS)
+        assert image_file.upright_size(image) == expected.shape[1::-1]
+        np.testing.assert_array_equal(np.asarray(image_file.to_rgb(image)), expected)
 
 
 def test_the_callers_picture_is_not_changed():
@@ -240,32 +241,32 @@ def test_transparency_lies_on_white():
     rgba[..., 0] = 200
     rgba[:4, :, 3] = 255
     rgba[4:, :, 3] = 51  # a fifth
-    result = np.asarray(processor.to_rgb(Image.fromarray(rgba)))
+    result = np.asarray(image_file.to_rgb(Image.fromarray(rgba)))
     assert result[0, 0].tolist() == [200, 0, 0]
     assert np.abs(result[7, 7].astype(int) - [244, 204, 204]).max() <= 1
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([10, 20, 30] * 256)
     palette.info["transparency"] = 0
-    assert np.asarray(processor.to_rgb(palette))[0, 0].tolist() == [255, 255, 255]
+    assert np.asarray(image_file.to_rgb(palette))[0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "RGBX", "I", "F", "I;16"])
 def test_modes_become_rgb(mode):
-    result = processor.to_rgb(Image.new(mode, (8, 6)))
+    result = image_file.to_rgb(Image.new(mode, (8, 6)))
     assert (result.mode, result.size) == ("RGB", (8, 6))
 
 
 def test_sixteen_bit_grey_keeps_its_high_byte():
     grey = Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16))
-    result = np.asarray(processor.to_rgb(Image.open(io.BytesIO(encoded(grey, "PNG")))))
+    result = np.asarray(image_file.to_rgb(Image.open(io.BytesIO(encoded(grey, "PNG")))))
     assert result[..., 0].reshape(-1).tolist() == list(range(256))
 
 
 def test_a_gif_shows_its_first_frame():
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    image, _, _ = processor.open_image(data, LIMITS)
-    assert np.asarray(processor.to_rgb(image))[0, 0].tolist() == [255, 0, 0]
+    image, _, _ = image_file.open_image(data, LIMITS)
+    assert np.asarray(image_file.to_rgb(image))[0, 0].tolist() == [255, 0, 0]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -366,8 +367,8 @@ def test_changed_bytes_are_refused_or_seen(kind, changes):
 
 def test_content_names_a_picture():
     keys = {
-        processor.open_image(source, LIMITS)[1]
+        image_file.open_image(source, LIMITS)[1]
         for source in (noise(20, 20), noise(20, 20, 1), noise(20, 21), encoded(noise(20, 20), "PNG"))
     }
     assert len(keys) == 4
-    assert processor.open_image(noise(20, 20), LIMITS)[1] in keys
+    assert image_file.open_image(noise(20, 20), LIMITS)[1] in keys

@@ -94,9 +94,3 @@ def test_the_public_names_are_there(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'frobnicate'"):
         phirt.frobnicate  # noqa: B018
-
-
-def test_submodules_are_reached_after_a_plain_import():
-    assert run(
-        "import phirt; print(phirt.bundle.files.load_manifest.__name__, phirt.errors.MediaError.__name__)"
-    ) == ("load_manifest MediaError")

@@ -14,7 +14,8 @@ from PIL import Image
 
 import phirt
 from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits
-from phirt.encoders import audio, image
+from phirt.encoders import phi4mm_audio as audio
+from phirt.encoders import phi4mm_image as image
 from phirt.errors import ConfigError, MediaError
 
 PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)

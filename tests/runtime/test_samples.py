@@ -9,7 +9,9 @@ import pytest
 
 from phirt import GenerationConfig
 from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits
-from phirt.encoders import audio, image
+from phirt.encoders import image_file
+from phirt.encoders import phi4mm_audio as audio
+from phirt.encoders import phi4mm_image as image
 
 PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
 SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
@@ -27,7 +29,7 @@ def real_clip(shared_data, request):
 
 
 def test_photos_at_phi4s_sizes(real_photo):
-    opened, _, name = image.open_image(real_photo, LIMITS)
+    opened, _, name = image_file.open_image(real_photo, LIMITS)
     inputs = image.process_image(opened, PHI4, name)
     crops = int(inputs.crop_grid.prod())
     assert inputs.pixel_values.shape == (1 + crops, 3, 448, 448)

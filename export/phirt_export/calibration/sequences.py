@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits, Tokens
-from phirt.encoders import audio as audio_processor
-from phirt.encoders import image as image_processor
+from phirt.encoders import image_file
+from phirt.encoders import phi4mm_audio as audio_processor
+from phirt.encoders import phi4mm_image as image_processor
 from phirt.errors import ConfigError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
@@ -184,8 +185,8 @@ class _Encoder:
 
     def _picture(self, path: Path) -> Media:
         assert self._image is not None
-        image, key, name = image_processor.open_image(path, self._limits)
-        count = image_processor.count_tokens(image_processor.upright_size(image), self._image, name)
+        image, key, name = image_file.open_image(path, self._limits)
+        count = image_processor.count_tokens(image_file.upright_size(image), self._image, name)
         return Media("image", key, count, image_processor.process_image(image, self._image, name))
 
     def _clip(self, path: Path) -> Media:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phirt.bundle.manifest import AudioSpec, Limits
-from phirt.encoders.audio import process_audio
+from phirt.encoders.phi4mm_audio import process_audio
 from phirt_train.context import TrainingContext
 from phirt_train.data.records import read_media, read_records
 from phirt_train.options import Warp

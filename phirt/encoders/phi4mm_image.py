@@ -7,29 +7,21 @@ Formulas are those of Phi-4-multimodal's processor with its 448, 14, 36 and 10 r
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-import warnings
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from phirt.bundle.manifest import ImageSpec, Limits
-from phirt.encoders.source import content_key, read_source
+from phirt.bundle.manifest import ImageSpec
+from phirt.encoders.image_file import decode_picture, upright_size
 from phirt.errors import ConfigError, MediaError
 
 ImageDetail = Literal["low", "auto", "high"]
 # At most this many crops of a picture. A dozen keeps any one picture of Phi-4-multimodal below 3,600 tokens,
 # within the decoder's original context of 4096.
 DETAIL_CROPS = {"low": 1, "auto": 12, "high": None}
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-ImageSource = str | Path | bytes | Image.Image
-
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,54 +54,12 @@ class Layout:
     resized: tuple[int, int]
 
 
-def open_image(source: ImageSource, limits: Limits) -> tuple[Image.Image, str, str]:
-    """Opens a picture by its header alone. Returns it (not decoded yet), its content key, and a name for
-    messages.
-
-    Raises MediaError for what is no picture of an accepted format, or has more pixels than the limit.
-    """
-    if isinstance(source, Image.Image):
-        name = "the given picture"
-        _check_pixels(source, name, limits)
-        picture = Image.new(
-            "RGB", upright_size(source)
-        )  # a new one carries no EXIF, so it is not turned twice
-        picture.paste(_decode(source, name))
-        return picture, content_key(b"pixels", str(picture.size).encode(), picture.tobytes()), name
-    data, name = read_source(source, "image", limits.media_bytes)
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures on stderr; the bundle's own limit is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise MediaError(
-            f"{name} has too many pixels, the limit is {limits.image_pixels}; scale it down"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise many types on hostile headers
-        raise MediaError(f"{name} is no picture that can be read; accepted: {', '.join(FORMATS)}") from error
-    _check_pixels(image, name, limits)
-    return image, content_key(b"image", data), name
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation is applied; of a PNG this may read the pixels."""
-    return (image.height, image.width) if _orientation(image) >= 5 else image.size
-
-
 def process_image(image: Image.Image, spec: ImageSpec, name: str) -> ImageInputs:
     """Decodes `image` and makes the vision graph's inputs (spec section B). Raises MediaError if it is
     damaged or too small.
     """
     layout = plan(upright_size(image), spec, name)
-    return build_inputs(_decode(image, name), layout, spec)
-
-
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return to_rgb(image)
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error … on damaged data
-        raise MediaError(f"{name} is damaged or incomplete: {error}; give a complete picture") from error
+    return build_inputs(decode_picture(image, name), layout, spec)
 
 
 def build_inputs(picture: Image.Image, layout: Layout, spec: ImageSpec) -> ImageInputs:
@@ -283,54 +233,3 @@ def _cubic_weight(x: npt.NDArray[np.float64], a: float = -0.75) -> npt.NDArray[n
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
     return np.where(x <= 1, near, far)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame, decoded, upright, its transparency on white. The given picture is not changed."""
-    orientation = _orientation(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _upright(_from_deep_grey(image), orientation)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        flat = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        flat.alpha_composite(rgba)
-        return _upright(flat.convert("RGB"), orientation)
-    return _upright(image.convert("RGB"), orientation)
-
-
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Grey with more than 8 bits: 16-bit values keep their high byte (Pillow's own conversion would clip them
-    to white).
-    """
-    values = np.asarray(image)
-    grey = values / 257.0 if image.mode != "F" else values
-    return Image.fromarray(np.clip(np.nan_to_num(grey), 0, 255).round().astype(np.uint8)).convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block must not cost the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
-
-
-def _check_pixels(image: Image.Image, name: str, limits: Limits) -> None:
-    if image.width * image.height > limits.image_pixels:
-        raise MediaError(
-            f"{name} has {image.width} x {image.height} pixels, the limit is {limits.image_pixels}; scale it "
-            "down"
-        )
