@@ -14,7 +14,8 @@ import torch
 
 from phirt.errors import ConfigError
 from phirt_export.containers import DTYPES, StoredTensor, open_file, open_weights, some
-from phirt_export.families import Part, read_document, read_layout
+from phirt_export.families import read_document, read_layout
+from phirt_export.published.layout import Part
 from phirt_export.reference import Model, ModelConfig
 
 # Bookkeeping of a training run that no graph needs.

@@ -42,9 +42,10 @@ from phirt_export.journal import Journal
 from phirt_export.progress import ObservedSource, Progress
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
+from phirt_export.targets import known_targets, read_target
+from phirt_export.targets.profile import GraphPass
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
-TARGETS = ("cpu",)
 # Wide models lose little with long blocks and decode 1.6 times faster; narrow ones need the finer scales.
 _WIDE = 1024
 _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
@@ -155,7 +156,7 @@ def export_bundle(
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
             MODEL_CARD.md in it is taken along.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
-        targets: what the graphs are for; `cpu` is built.
+        targets: what the graphs are for, a name of `phirt_export.targets`.
         bits: 4, 8 or 32 (everything unquantized) for the base projections.
         block_size: weights that share a scale, a power of two; None chooses 128 for wide models and 32 for
             narrow ones.
@@ -185,10 +186,11 @@ def export_bundle(
             holds something other than a bundle, or is being written by another export.
         BundleError: the output cannot be written, or the tokenizer.json cannot serve.
     """
-    if tuple(targets) != TARGETS:
+    if len(targets) != 1:
         raise ConfigError(
-            f"targets {', '.join(targets) or '(none)'} cannot be built; choose from {', '.join(TARGETS)}"
+            f"targets are {', '.join(targets) or '(none)'}; give one of {', '.join(known_targets())}"
         )
+    profile = read_target(targets[0])
     if kv not in DTYPES:
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
     require_replaceable(output)  # calibration takes long
@@ -224,6 +226,7 @@ def export_bundle(
             opened,
             formats,
             calibrated,
+            passes=profile.passes,
             progress=progress,
             journal=staging.journal,
             measured=measured,
@@ -254,6 +257,7 @@ def write_graphs(
     formats: BundleFormats,
     calibrated: Calibrated = Calibrated(),
     *,
+    passes: Sequence[GraphPass] = (),
     progress: Progress | None = None,
     journal: Journal | None = None,
     measured: list[PartError] | None = None,
@@ -261,8 +265,8 @@ def write_graphs(
 ) -> dict[str, GraphFiles]:
     """Write decoder and, where the model has them, encoder graphs; returns them by manifest name.
 
-    `journal` is what an interrupted run has left in `folder`; quantization errors are added to `measured`,
-    what each part takes to `sizes`.
+    `passes` are the target's; `journal` is what an interrupted run has left in `folder`; quantization errors
+    are added to `measured`, what each part takes to `sizes`.
     """
     observed = ObservedSource(source, expected_shapes(config), progress)
     width = config.decoder.hidden_size
@@ -277,7 +281,7 @@ def write_graphs(
         parts["speech"] = lambda store: build_speech(store, audio, width, formats.encoder)
     graphs = {}
     for part, build in parts.items():
-        graphs[part], store = _write_graph(folder, part, observed, build, journal, calibrated)
+        graphs[part], store = _write_graph(folder, part, observed, build, journal, calibrated, passes)
         if measured is not None:
             measured += part_errors(part, store.errors)
         if sizes is not None:
@@ -292,13 +296,16 @@ def _write_graph(
     build: Callable[[WeightStore], None],
     journal: Journal | None,
     calibrated: Calibrated,
+    passes: Sequence[GraphPass],
 ) -> tuple[GraphFiles, WeightStore]:
     with DataFile(folder / f"{part}.data", journal, source.note_kept) as data:
         g = GraphBuilder(part, data)
         store = WeightStore(g, source, calibrated.hessians, calibrated.chosen)
         build(store)
-    file = f"{part}.onnx"
-    ir.save(g.model(producer()), folder / file)
+    file, model = f"{part}.onnx", g.model(producer())
+    for rewrite in passes:
+        rewrite(model)
+    ir.save(model, folder / file)
     files = GraphFiles(file, data.path.name, data.sha256, describe(g.inputs), describe(g.outputs))
     return files, store
 

@@ -1,34 +1,28 @@
-"""Layouts of checkpoints: from a `config.json` to a ModelConfig and to the published name of every tensor.
+"""Families of checkpoints: one module a family, named after its `model_type`, with a function `read`.
 
-Knows which `model_type` is read by which module. Each module knows one family's configuration and names;
-none of them opens a weight.
+Knows where families lie, and none of them: a new one is a new module here. Each knows its configuration and
+the published name of every tensor; none opens a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from phirt.errors import ConfigError
 from phirt.fields import Fields
 from phirt_export.containers import read_json
-from phirt_export.families import multimodal, text
-from phirt_export.families.layout import Layout, Part, Published
+from phirt_export.published.layout import Layout, Published
 from phirt_export.reference.config import CONFIG_NAME, check_values, load_config
-
-__all__ = ["FAMILIES", "Layout", "Part", "read_document", "read_layout"]
 
 _REMEDY = "fetch the checkpoint's own config.json"
 
-FAMILIES: Mapping[str, Callable[[Published], Layout]] = {
-    "phi4mm": multimodal.read_original,
-    "phi4_multimodal": multimodal.read_native,
-    "phi3": text.read_phi3,
-    "llama": text.read_llama,
-    "mistral": text.read_mistral,
-    "qwen2": text.read_qwen2,
-    "qwen3": text.read_qwen3,
-}
+
+def known_families() -> tuple[str, ...]:
+    """The `model_type`s that are read."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def read_document(folder: Path) -> Fields:
@@ -37,9 +31,13 @@ def read_document(folder: Path) -> Fields:
     Raises:
         ConfigError: it is missing, too large or no JSON object.
     """
-    if not (folder / CONFIG_NAME).is_file() and folder.is_dir():
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{folder} is not a folder; a checkpoint is a folder with {CONFIG_NAME} and its weights"
+        )
+    if not (folder / CONFIG_NAME).is_file():
         raise ConfigError(f"{folder} holds no {CONFIG_NAME}; a checkpoint has it beside its weights")
-    return read_json(folder / CONFIG_NAME, _REMEDY) if folder.is_dir() else _no_folder(folder)
+    return read_json(folder / CONFIG_NAME, _REMEDY)
 
 
 def read_layout(folder: Path, document: Fields, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
@@ -49,25 +47,20 @@ def read_layout(folder: Path, document: Fields, shapes: Mapping[str, tuple[int, 
         ConfigError: the family is not read here, or its configuration asks for what cannot be built.
     """
     if not document.has("model_type") and document.has("decoder"):
-        return Layout("phirt", load_config(folder))
+        return Layout(load_config(folder))
     family = document.text("model_type")
-    if family not in FAMILIES:
+    if family not in known_families():
         raise ConfigError(
             f"{folder / CONFIG_NAME}: model_type {family[:80]!r} is not read here, accepted: "
-            f"{', '.join(FAMILIES)}; convert other standard decoders and encoders with optimum-onnx, in an "
-            "environment of its own"
+            f"{', '.join(known_families())}; convert other standard decoders and "
+            "encoders with optimum-onnx, in an environment of its own"
         )
     try:
-        layout = FAMILIES[family](Published(folder, document, shapes))
+        module = importlib.import_module(f"{__name__}.{family}")
+        layout: Layout = module.read(Published(folder, document, shapes))
         check_values(layout.config)
     except (ArithmeticError, LookupError, ValueError) as error:  # sizes that contradict each other
         raise ConfigError(
             f"{folder / CONFIG_NAME} describes no model that can be built: {error!r:.200}; {_REMEDY}"
         ) from error
     return layout
-
-
-def _no_folder(folder: Path) -> Fields:
-    raise ConfigError(
-        f"{folder} is not a folder; a checkpoint is a folder with {CONFIG_NAME} and its weights"
-    )

@@ -46,7 +46,6 @@ class Layout:
     name to its file) are published as `folder/name`.
     """
 
-    family: str
     config: ModelConfig
     parts: Callable[[str], tuple[Part, ...]] = _same
     ignores: Callable[[str], bool] = _nothing

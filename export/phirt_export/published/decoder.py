@@ -1,6 +1,6 @@
-"""Decoders without media: Phi-3 and Phi-4 (`phi3`), Llama, Mistral, Qwen2, Qwen3.
+"""Decoders as transformers' config.json describes them: sizes, special tokens, and the names of projections.
 
-Knows their configurations and names. One block serves all of them; they differ in fused or separate
+Knows the keys that families share. One block serves all of them; they differ in fused or separate
 projections, biases, query and key norms, rotary scaling and the head. Values that a class of transformers
 would fill in differ between families, so what changes a shape must be in config.json.
 """
@@ -11,45 +11,13 @@ from collections.abc import Callable
 
 from phirt.fields import Fields
 from phirt_export.containers import read_json
-from phirt_export.families.layout import Layout, Part, Published
-from phirt_export.families.rope import read_rope
+from phirt_export.published.layout import Layout, Part, Published
+from phirt_export.published.rope import read_rope
 from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
 
 HEAD = "lm_head.weight"
 _MAX_VOCABULARY = 1 << 22
 _ROTARY_BUFFER = "rotary_emb.inv_freq"
-
-
-def read_phi3(published: Published) -> Layout:
-    """Phi-3-mini, Phi-4-mini, Phi-4 14B: fused projections."""
-    decoder = read_decoder(published, window=_window(published.config))
-    return _layout("phi3", published, decoder, fused_parts)
-
-
-def read_llama(published: Published) -> Layout:
-    """Llama 2 and 3: separate projections, biases where the configuration asks."""
-    config = published.config
-    biases = ("qkv_proj", "o_proj") if flag(config, "attention_bias") else ()
-    biases += ("gate_up_proj", "down_proj") if flag(config, "mlp_bias") else ()
-    return _separate("llama", published, read_decoder(published, biases))
-
-
-def read_mistral(published: Published) -> Layout:
-    """Mistral: separate projections, at times a sliding window."""
-    return _separate("mistral", published, read_decoder(published, window=_window(published.config)))
-
-
-def read_qwen2(published: Published) -> Layout:
-    """Qwen2 and 2.5: query, key and value have biases."""
-    _refuse_partial_window(published.config)
-    return _separate("qwen2", published, read_decoder(published, ("qkv_proj",)))
-
-
-def read_qwen3(published: Published) -> Layout:
-    """Qwen3: queries and keys are normalised head by head."""
-    _refuse_partial_window(published.config)
-    biases = ("qkv_proj", "o_proj") if flag(published.config, "attention_bias") else ()
-    return _separate("qwen3", published, read_decoder(published, biases, qk_norm=True))
 
 
 def read_decoder(
@@ -130,7 +98,17 @@ def is_idle(decoder: DecoderConfig) -> Callable[[str], bool]:
     return lambda name: name.endswith(_ROTARY_BUFFER) or (decoder.tied and name == HEAD)
 
 
-def _separate(family: str, published: Published, decoder: DecoderConfig) -> Layout:
+def text_layout(
+    published: Published, decoder: DecoderConfig, parts: Callable[[str], tuple[Part, ...]]
+) -> Layout:
+    """The layout of a model without media; `parts` names what makes up each tensor."""
+    tokens = read_tokens(published, decoder.vocab_size)
+    config = ModelConfig(decoder=decoder, tokens=tokens, vision=None, audio=None, adapters={})
+    return Layout(config, parts, is_idle(decoder))
+
+
+def separate_parts(decoder: DecoderConfig) -> Callable[[str], tuple[Part, ...]]:
+    """Names of projections that are published one by one: query, key and value; gate and up."""
     rows = {
         "qkv_proj": {
             "q_proj": decoder.num_heads * decoder.head_dim,
@@ -150,22 +128,15 @@ def _separate(family: str, published: Published, decoder: DecoderConfig) -> Layo
                 )
         return (plain,)
 
-    return _layout(family, published, decoder, parts)
+    return parts
 
 
-def _layout(
-    family: str, published: Published, decoder: DecoderConfig, parts: Callable[[str], tuple[Part, ...]]
-) -> Layout:
-    tokens = read_tokens(published, decoder.vocab_size)
-    config = ModelConfig(decoder=decoder, tokens=tokens, vision=None, audio=None, adapters={})
-    return Layout(family, config, parts, is_idle(decoder))
-
-
-def _window(config: Fields) -> int | None:
+def sliding_window(config: Fields) -> int | None:
+    """Positions that attention looks back on; None where it sees all."""
     return config.optional_integer("sliding_window", 1)
 
 
-def _refuse_partial_window(config: Fields) -> None:
+def refuse_partial_window(config: Fields) -> None:
     """Qwen's window holds for some layers only."""
     if flag(config, "use_sliding_window"):
         raise config.refusal(

@@ -1,0 +1,20 @@
+"""Qwen3: separate projections; queries and keys are normalised head by head."""
+
+from __future__ import annotations
+
+from phirt_export.published.decoder import (
+    flag,
+    read_decoder,
+    refuse_partial_window,
+    separate_parts,
+    text_layout,
+)
+from phirt_export.published.layout import Layout, Published
+
+
+def read(published: Published) -> Layout:
+    """The layout of a checkpoint of this family."""
+    refuse_partial_window(published.config)
+    biases = ("qkv_proj", "o_proj") if flag(published.config, "attention_bias") else ()
+    decoder = read_decoder(published, biases, qk_norm=True)
+    return text_layout(published, decoder, separate_parts(decoder))

@@ -1,0 +1,29 @@
+"""Targets: one module a target, named after it, with its PROFILE.
+
+Knows where profiles lie, and none of them: a new one is a new module here, and a file for each new pass.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from phirt.errors import ConfigError
+from phirt_export.targets.profile import TargetProfile
+
+_NO_TARGET = "profile"
+
+
+def known_targets() -> tuple[str, ...]:
+    """The names that `--target` takes."""
+    return tuple(
+        sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _NO_TARGET)
+    )
+
+
+def read_target(name: str) -> TargetProfile:
+    """The profile of a target. Raises ConfigError naming those that there are."""
+    if name not in known_targets():
+        raise ConfigError(f"target {name!r} cannot be built; choose from {', '.join(known_targets())}")
+    profile: TargetProfile = importlib.import_module(f"{__name__}.{name}").PROFILE
+    return profile

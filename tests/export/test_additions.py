@@ -1,0 +1,94 @@
+"""Adding a decoder family or a device target touches one place: here each is one new module, and no other
+file of the house changes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from checkpoints.write import write_checkpoint
+
+from phirt.bundle.files import load_manifest
+from phirt.errors import ConfigError
+from phirt_export import families, targets
+from phirt_export.checkpoint import Checkpoint
+from phirt_export.exporter import export_bundle
+
+FAMILY = '''"""Made up for a test: Llama's names but for the last norm."""
+
+from phirt_export.published.decoder import read_decoder, separate_parts, text_layout
+from phirt_export.published.layout import Part
+
+
+def read(published):
+    """The layout of a checkpoint of this family."""
+    decoder = read_decoder(published)
+    parts = separate_parts(decoder)
+    last = {"model.norm.weight": (Part("model.last.weight"),)}
+    return text_layout(published, decoder, lambda name: last.get(name) or parts(name))
+'''
+TARGET = '''"""Made up for a test: a machine whose graphs carry a note."""
+
+from phirt_export.targets.profile import TargetProfile
+
+
+def _note(model):
+    model.metadata_props["made_for"] = "toaster"
+
+
+PROFILE = TargetProfile("toasters", (_note,))
+'''
+
+
+@pytest.fixture
+def add_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Puts one new module into a package of the house, in a folder of the test's own."""
+
+    def add(package: ModuleType, name: str, source: str) -> None:
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
+
+    return add
+
+
+def test_a_decoder_family_is_one_module(add_module, tmp_path: Path, ranks: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = write_checkpoint(tmp_path / "made_up", "mistral", ranks)
+    known = Checkpoint(folder)
+    expected = known.tensor("model.norm.weight")
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**document, "model_type": "made_up", "sliding_window": None})
+    )
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.last.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, weights)
+    with pytest.raises(ConfigError, match="'made_up' is not read here"):
+        Checkpoint(folder)
+    add_module(families, "made_up", FAMILY)
+    assert "made_up" in families.known_families()
+    assert (Checkpoint(folder).tensor("model.norm.weight") == expected).all()
+    manifest = load_manifest(export_bundle(folder, tmp_path / "bundle"))
+    assert manifest.geometry.num_kv_heads == document["num_key_value_heads"]
+
+
+def test_a_device_target_is_one_profile(add_module, tmp_path: Path, talking_checkpoint: Path) -> None:
+    import onnx_ir as ir
+
+    with pytest.raises(ConfigError, match="target 'toaster' cannot be built; choose from cpu"):
+        export_bundle(talking_checkpoint, tmp_path / "bundle", targets=["toaster"])
+    add_module(targets, "toaster", TARGET)
+    bundle = export_bundle(talking_checkpoint, tmp_path / "bundle", targets=["toaster"])
+    manifest = load_manifest(bundle)
+    assert {graph.target for graph in manifest.graphs.values()} == {"toaster"}
+    for graph in manifest.graphs.values():
+        assert ir.load(bundle / graph.file).metadata_props["made_for"] == "toaster"
