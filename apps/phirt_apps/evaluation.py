@@ -1,4 +1,4 @@
-"""`phirt eval`: how far a bundle's predictions are from its checkpoint's, or from another bundle's, and how
+"""How far a bundle's predictions are from its checkpoint's, or from another bundle's, and how
 large it is.
 
 Knows what the comparison runs on and how its figures are shown. The comparison is phirt_quant's, the
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from phirt.bundle.manifest import MANIFEST_NAME
 
-from .show import Output, one_line, plain_table, size
-from .training import needs_extra
+from .errors import needs_extra
+from .output import Output, one_line, plain_table, size
 
 if TYPE_CHECKING:
     import phirt

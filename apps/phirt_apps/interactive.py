@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .ask import Request, ToolResults, ask, figures
-from .border import report
+from .answer import Request, ToolResults, figures, stream_answer
+from .arguments import valid_text
+from .errors import report
 from .lines import LineReader, typed_path
-from .prompt import valid_text
-from .show import Output, OutputError, one_line
+from .output import Output, OutputError, one_line
 
 if TYPE_CHECKING:
     import phirt
@@ -147,7 +147,7 @@ class Session:
         attached.clear()
 
     def _ask(self, request: Request | ToolResults) -> None:
-        answer = ask(self._chat, request, self._out)
+        answer = stream_answer(self._chat, request, self._out)
         self._last = answer.result
         if answer.interrupted:
             self._out.hint("stopped; the answer so far stays in the conversation")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .show import Output
+from .output import Output
 
 
 class LineReader:

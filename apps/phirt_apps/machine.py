@@ -1,6 +1,6 @@
-"""`phirt devices`: what can compute on this machine, and which of it a request would use.
+"""What the operating system says about the processor.
 
-Knows the operating system's word about the processor. What the runtime would choose, it asks the runtime.
+Knows the system's files. Does not know what the runtime would choose.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
-from phirt.runtime import session
-
-from .show import Output, one_line, plain_table
+from .output import one_line
 
 
 def cpu_name() -> str:
@@ -33,17 +31,3 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def devices(out: Output, *, as_json: bool) -> None:
-    """Writes the execution providers that onnxruntime offers, the one used by default, and the processor."""
-    used = session.resolve_providers(None)
-    cpu, cores = cpu_name(), usable_cores()
-    if as_json:
-        out.json({"cpu": cpu, "cores": cores, "providers": list(session.devices()), "used": list(used)})
-        return
-    table = plain_table("provider", "used by default")
-    for name in session.devices():
-        table.add_row(name, "yes" if name in used else "")
-    out.table(table)
-    out.answer(f"\ncpu: {cpu}, {cores} logical cores usable\n")

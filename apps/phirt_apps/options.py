@@ -16,6 +16,9 @@ Bundle = Annotated[
         "-m", "--bundle", metavar="BUNDLE", help="Folder of an exported model. Default: the embedded one."
     ),
 ]
+BundleArgument = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", show_default=False, help="Folder of an exported model.")
+]
 Images = Annotated[
     list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to look at. May be repeated.")
 ]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import phirt
+from phirt_apps.conversation import open_chat
 from phirt_apps.interactive import Session, Setup
-from phirt_apps.kept import open_chat
-from phirt_apps.show import Output
+from phirt_apps.output import Output
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 import phirt
-from phirt_apps.ask import Request, ask
+from phirt_apps.answer import Request, stream_answer
 from phirt_apps.cli import app
 from phirt_apps.interactive import Session, Setup
-from phirt_apps.show import Output
+from phirt_apps.output import Output
 
 NOTICE = "the conversation has grown past 64 tokens, the model's original context: it is read once more"
 
@@ -40,10 +40,10 @@ def test_going_back_is_told_too(model: phirt.Model) -> None:
     stderr = io.StringIO()
     out = Output(io.StringIO(), stderr)
     chat = model.chat()
-    ask(chat, Request("7 " * 40, phirt.GenerationConfig(max_new_tokens=3)), out)
+    stream_answer(chat, Request("7 " * 40, phirt.GenerationConfig(max_new_tokens=3)), out)
     assert stderr.getvalue() == ""  # a first prompt is read once, however long it is
     chat.rewind()
-    ask(chat, Request("fox", phirt.GenerationConfig(max_new_tokens=3)), out)
+    stream_answer(chat, Request("fox", phirt.GenerationConfig(max_new_tokens=3)), out)
     assert "the conversation is back within 64 tokens" in stderr.getvalue()
 
 

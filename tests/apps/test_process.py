@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from phirt_apps.training import MissingExtraError, needs_extra
+from phirt_apps.errors import MissingExtraError, needs_extra
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and devices")
 COMMAND = [sys.executable, "-c", "from phirt_apps.cli import main; main()"]

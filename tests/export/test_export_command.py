@@ -11,7 +11,7 @@ from small_models import config, random_model, save_checkpoint
 from typer.testing import CliRunner
 
 from phirt_apps.cli import app
-from phirt_apps.exporting import Figures
+from phirt_apps.commands.export import Figures
 from phirt_export import exporter
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import export_bundle

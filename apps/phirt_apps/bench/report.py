@@ -11,7 +11,7 @@ from typing import Any
 
 from phirt.bundle.manifest import Manifest
 from phirt_apps.machine import cpu_name, usable_cores
-from phirt_apps.show import Output, one_line, plain_table, size
+from phirt_apps.output import Output, one_line, plain_table, size
 
 from .opening import Opening
 from .speed import Decode, Encode, Prefill

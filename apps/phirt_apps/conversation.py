@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phirt.errors import ConversationError
 
-from .border import UsageError
+from .errors import UsageError
 
 if TYPE_CHECKING:
     import phirt

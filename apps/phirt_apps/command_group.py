@@ -1,19 +1,11 @@
-"""The error border: whatever happens inside a command, a user sees one clear line and an exit status.
+"""The group of all commands: their list, section by section, and the border at which every exception ends.
 
-Knows exceptions and exit statuses. Does not know any command.
-
-    0    done
-    1    the request failed (one line on stderr says why)
-    2    wrong usage
-    130  stopped with Ctrl-C
-    141  the reader of stdout went away
+Knows how the library runs commands. Does not know any command.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,20 +14,12 @@ from typer.core import TyperGroup
 
 from phirt.errors import PhirtError
 
-from .show import Output, abandon, one_line
-
-FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
-
-
-class MissingExtraError(PhirtError):
-    """A command needs packages that a plain install leaves out."""
+from .commands import SECTIONS, all_commands
+from .errors import BROKEN_PIPE, INTERRUPTED, report
+from .output import Output, abandon
 
 
-class UsageError(PhirtError):
-    """The command line itself is wrong: exit status 2."""
-
-
-class Border(TyperGroup):
+class CommandGroup(TyperGroup):
     """The group of all commands; turns every exception into one line on stderr and an exit status."""
 
     def main(
@@ -59,6 +43,13 @@ class Border(TyperGroup):
             status = report(error, Output())
         sys.exit(status)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the list of commands, a section at a time."""
+        rows = [(name, module.SECTION, module.SUMMARY) for name, module in all_commands()]
+        for section in SECTIONS:
+            with formatter.section(section):
+                formatter.write_dl([(name, summary) for name, of, summary in rows if of == section])
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the chosen command; handles here what the library would answer in its own words."""
         try:
@@ -73,33 +64,6 @@ class Border(TyperGroup):
         except OSError as error:
             abandon(sys.stdout)
             raise PhirtError(_system_message(error)) from error
-
-
-def report(error: Exception, out: Output) -> int:
-    """Prints the one line that a user needs about the exception; returns the exit status."""
-    if os.environ.get("PHIRT_DEBUG") == "1":
-        traceback.print_exception(error)
-    if isinstance(error, UsageError):
-        out.error(str(error))
-        return WRONG_USAGE
-    if isinstance(error, PhirtError):
-        out.error(str(error) or type(error).__name__)
-        return FAILED
-    if isinstance(error, typer.Abort):
-        return INTERRUPTED
-    # The library's usage errors, whose base class is private in its newer versions.
-    describe = getattr(error, "format_message", None)
-    if callable(describe):
-        context = getattr(error, "ctx", None)
-        command = getattr(context, "command_path", None) or "phirt"
-        out.error(f"{one_line(describe()).rstrip('.')} (see: {command} --help)")
-        return WRONG_USAGE
-    if isinstance(error, MemoryError):
-        out.error("not enough memory: close other programs, or use shorter or smaller input")
-        return FAILED
-    detail = str(error) or "no details"
-    out.error(f"{type(error).__name__}: {detail} (a fault in phirt; PHIRT_DEBUG=1 shows where)")
-    return FAILED
 
 
 def _system_message(error: OSError) -> str:

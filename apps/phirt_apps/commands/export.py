@@ -1,7 +1,7 @@
-"""`phirt export`: the way from a checkpoint to a bundle, as somebody sees it who waits for it.
+"""`phirt export`: from a checkpoint to a bundle, as somebody sees it who waits for it.
 
-Knows progress, time left, the table of errors, and when the bundle is compared with its checkpoint. The work
-is phirt_export's, the comparison that of `phirt eval`.
+Knows its options, progress, time left, the table of errors, and when the bundle is compared with its
+checkpoint. The work is phirt_export's, the comparison that of `phirt eval`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from phirt.errors import ConfigError
-
-from . import evaluation
-from .show import Output, one_line, plain_table
-from .training import needs_extra
+from phirt_apps import evaluation, options
+from phirt_apps.errors import INTERRUPTED, needs_extra
+from phirt_apps.output import Output, one_line, plain_table
 
 if TYPE_CHECKING:
     from phirt_export.progress import Step
@@ -27,6 +27,67 @@ if TYPE_CHECKING:
 _LOG_EVERY_SECONDS = 60.0
 _NAME_CHARACTERS = 44
 _COMPARED_TOKENS = 2048
+
+SUMMARY = "Turn a checkpoint into a bundle (needs the export extra)."
+SECTION = "Make a model"
+
+
+def command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", show_default=False, help="Folder of a checkpoint.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="BUNDLE", help="The folder to write; a bundle is replaced."),
+    ],
+    target: options.Targets = None,
+    bits: options.Bits = 4,
+    block_size: options.BlockSize = None,
+    adapter_bits: options.AdapterBits = 8,
+    encoder_bits: options.EncoderBits = 8,
+    method: options.Method = "rtn",
+    bits_per_weight: options.BitsPerWeight = None,
+    kv: options.KV = "float32",
+    calibration: options.Calibration = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
+
+    The bundle appears under its name when it is complete; memory stays bounded however large the checkpoint.
+    Ctrl-C keeps the weights that are finished; the same command goes on where it stopped, once it has looked
+    at the calibration data again.
+
+    Calibration data should be like what the model will see: text for its text, images and recordings for
+    their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,
+    "image": ..., "audio": ..., "answer": ...}. With it, the finished bundle is compared with the checkpoint
+    as 'phirt eval' does it. --json has the error of each tensor.
+
+    \b
+      phirt export runs/nano/checkpoint -o nano
+      phirt export Phi-4-multimodal-instruct -o phi4 --method gptq --calibration samples/
+      phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
+    """
+    if not export(
+        checkpoint,
+        output,
+        Output(),
+        targets=target or ["cpu"],
+        bits=bits,
+        block_size=block_size,
+        adapter_bits=adapter_bits,
+        encoder_bits=encoder_bits,
+        method=method,
+        bits_per_weight=bits_per_weight,
+        kv=kv,
+        calibration=calibration or (),
+        name=name,
+        as_json=json,
+    ):
+        raise typer.Exit(INTERRUPTED)
 
 
 def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **settings: Any) -> bool:
@@ -50,10 +111,10 @@ def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **sett
         out.notice_table(_error_table(errors))
     if not as_json:
         out.answer(f"{folder}\n")
-    report = _compare(folder, checkpoint, out) if settings.get("calibration") else None
+    comparison = _compare(folder, checkpoint, out) if settings.get("calibration") else None
     if as_json:
         quantized = [part.as_object() for part in errors]
-        compared = None if report is None else report.as_object()
+        compared = None if comparison is None else comparison.as_object()
         out.json({"bundle": str(folder), "quantized": quantized, "comparison": compared})
     return True
 

@@ -1,4 +1,4 @@
-"""`phirt inspect` and `phirt verify`: what a bundle is made of, and whether its files are whole.
+"""`phirt inspect`: what a bundle is made of.
 
 Knows the manifest and tables. Opens no graph: a damaged or foreign bundle can be looked at safely.
 """
@@ -9,22 +9,26 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from phirt.bundle.files import load_manifest, verify_bundle
+from phirt.bundle.files import load_manifest
 from phirt.bundle.manifest import GraphSpec, Manifest
-from phirt.errors import BundleError
+from phirt_apps import options
+from phirt_apps.models import bundle_folder
+from phirt_apps.output import Output, one_line, plain_table, size
 
-from .show import Output, one_line, plain_table, size
-
-# Up to this size every file is hashed before a bundle is used: about a fifth of a second. Larger ones: `phirt
-# verify`.
-HASHED_BEFORE_USE = 256_000_000
+SUMMARY = "Show what a bundle is made of."
+SECTION = "Models"
 
 
-def small_enough_to_hash(folder: Path | None) -> bool:
-    """Whether checking every byte before use costs next to nothing. The embedded bundle (None) always is."""
-    if folder is None:
-        return True
-    return sum(entry.size for entry in load_manifest(folder).files.values()) <= HASHED_BEFORE_USE
+def command(bundle: options.BundleArgument = None, json: options.Json = False) -> None:
+    """Shows what BUNDLE is made of: sizes, graphs, files, quantization, routes, limits.
+
+    Without BUNDLE: the embedded one.
+
+    \b
+      phirt inspect
+      phirt inspect phi4-int4 --json
+    """
+    inspect(bundle_folder(bundle), Output(), as_json=json)
 
 
 def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
@@ -47,25 +51,6 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     for name, graph in manifest.graphs.items():
         out.answer("\n")
         out.table(_graph(name, graph))
-
-
-def verify(folder: Path, out: Output, *, as_json: bool) -> None:
-    """Hashes every file and writes ok or bad for each. Raises BundleError when one is bad."""
-    with out.busy(f"hashing {folder.name}"):
-        report = verify_bundle(folder)
-    bad = [name for name, detail in report if detail != "ok"]
-    if as_json:
-        out.json({"ok": not bad, "files": dict(report)})
-    else:
-        table = plain_table("file", "state", "detail")
-        for name, detail in report:
-            good = detail == "ok"
-            table.add_row(one_line(name), "ok" if good else "bad", "" if good else one_line(detail))
-        out.table(table)
-    if bad:
-        raise BundleError(
-            f"{len(bad)} of {len(report)} files are bad: {', '.join(bad)}; fetch or export them again"
-        )
 
 
 def _modalities(manifest: Manifest) -> list[str]:

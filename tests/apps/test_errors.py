@@ -9,12 +9,13 @@ import typer
 from typer.testing import CliRunner
 
 from phirt.errors import MediaError
-from phirt_apps.border import Border, UsageError
+from phirt_apps.command_group import CommandGroup
+from phirt_apps.errors import UsageError
 
 
 def failing(error: BaseException) -> typer.Typer:
     """An application whose only command raises `error` after writing `partial`."""
-    app = typer.Typer(cls=Border, add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(cls=CommandGroup, add_completion=False, rich_markup_mode=None)
 
     @app.callback()
     def root() -> None:

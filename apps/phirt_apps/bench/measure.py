@@ -14,13 +14,13 @@ import phirt
 from phirt.bundle.files import load_manifest
 from phirt.prompt.messages import Kind
 from phirt.runtime.session import check_threads
-from phirt_apps.ask import peak_memory
-from phirt_apps.border import UsageError
+from phirt_apps.answer import peak_memory
+from phirt_apps.errors import UsageError
 from phirt_apps.machine import usable_cores
-from phirt_apps.show import Output
+from phirt_apps.output import Output
 
 from . import opening, peaks, speed
-from .report import Report, as_object, show
+from .report import Report
 from .work import decoder_work
 
 
@@ -51,21 +51,13 @@ def lengths(text: str | None, option: str) -> tuple[int, ...] | None:
     return numbers
 
 
-def bench(folder: Path, request: Request, out: Output, *, as_json: bool) -> None:
-    """Measures the bundle and writes tables, or one JSON object.
+def measure(folder: Path, request: Request, out: Output) -> Report:
+    """Measures the bundle.
 
     Raises BundleError, MediaError, ConfigError for what cannot be measured, PhirtError where a process for a
     measurement fails.
     """
     threads = check_threads(request.threads)
-    report = _measure(folder, request, threads, out)
-    if as_json:
-        out.json(as_object(report))
-    else:
-        show(report, out)
-
-
-def _measure(folder: Path, request: Request, threads: int | None, out: Output) -> Report:
     manifest = load_manifest(folder)
     plan = speed.make_plan(
         manifest.geometry, request.prompt_tokens, request.new_tokens, request.depths, request.repeats,
@@ -109,7 +101,7 @@ def _rate(measured: dict[str, Any]) -> float:
 
 def _media(model: phirt.Model, request: Request, busy: Any) -> dict[str, speed.Encode]:
     kinds: tuple[tuple[Kind, Path | None], ...] = (("image", request.image), ("audio", request.audio))
-    measured = {}
+    measured: dict[str, speed.Encode] = {}
     for kind, path in kinds:
         busy.wait(f"encoding: {kind}")
         figures = speed.encode(model, kind, path, request.repeats)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .show import Output, one_line
+from .output import Output, one_line
 
 if TYPE_CHECKING:
     import phirt
@@ -108,7 +108,9 @@ class StopOnInterrupt:
             self._reply.cancel()
 
 
-def ask(chat: phirt.Chat, request: Request | ToolResults, out: Output, *, silent: bool = False) -> Answer:
+def stream_answer(
+    chat: phirt.Chat, request: Request | ToolResults, out: Output, *, silent: bool = False
+) -> Answer:
     """Sends the request and writes the answer to stdout as it comes (nothing of it when `silent`).
 
     The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the

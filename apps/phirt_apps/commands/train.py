@@ -1,6 +1,6 @@
-"""`phirt train`, and what all commands share that need the export extra.
+"""`phirt train`: a recipe's stages, as somebody sees them who waits.
 
-Knows how training's progress is shown and how a missing extra is said. The work is phirt_export's.
+Knows its options and how training's progress is shown. The work is phirt_train's.
 """
 
 from __future__ import annotations
@@ -9,32 +9,52 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from .border import MissingExtraError
-from .show import Output, one_line
+from phirt_apps.errors import INTERRUPTED, needs_extra
+from phirt_apps.output import Output, one_line
 
 if TYPE_CHECKING:
     from phirt_train.loop import Progress as Report
 
-# Packages of the extra; the absence of any other module is a fault and not a user's choice.
-_EXTRA = {"torch", "onnx_ir", "safetensors"}
 _LOG_EVERY_SECONDS = 60.0
 
+SUMMARY = "Train a model from a recipe (needs the export extra)."
+SECTION = "Make a model"
 
-@contextlib.contextmanager
-def needs_extra(command: str) -> Iterator[None]:
-    """Around the imports of such a command: a package that is missing raises MissingExtraError."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise MissingExtraError(
-            f"'phirt {command}' needs {error.name}, which is missing; run: pip install \"phirt[export]\""
-        ) from error
+
+def command(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe, a TOML file.")
+    ],
+    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="The data that the recipe names.")],
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("-o", "--run-dir", metavar="FOLDER", help="State and results. Default: runs/NAME."),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", metavar="NAME", help="One of the recipe's scales. Default: its own sizes."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+) -> None:
+    """Runs the stages of RECIPE that are not done yet, writes a result table, and at the end a checkpoint.
+
+    Ctrl-C keeps the state; the same command goes on where it stopped.
+
+    \b
+      phirt train export/recipes/nano.toml --data data
+      phirt train export/recipes/nano.toml --data data --scale tiny -o runs/try
+    """
+    name = recipe.stem if scale is None else f"{recipe.stem}-{scale}"
+    folder = run_dir or Path("runs") / name
+    if not train(recipe, data, folder, Output(), scale=scale, until=until):
+        raise typer.Exit(INTERRUPTED)
 
 
 def train(

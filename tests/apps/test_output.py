@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from phirt_apps.show import Output, OutputError, one_line, plain_table, printable, size
+from phirt_apps.output import Output, OutputError, one_line, plain_table, printable, size
 
 HOSTILE = "red \x1b[31m bell \x07 title \x1b]0;x\x07 csi \x9b2J cr \r del \x7f tab \t line\nend"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from phirt.errors import ConfigError
 
-from .border import UsageError
+from .errors import UsageError
 
 if TYPE_CHECKING:
     import phirt

@@ -1,0 +1,129 @@
+"""`phirt chat`: one answer to a prompt, or an interactive session.
+
+Knows its options and how a request is put together from them. The answer is `answer`'s, the session
+`interactive`'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phirt_apps import options
+from phirt_apps.errors import INTERRUPTED, UsageError
+from phirt_apps.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import phirt
+    from phirt_apps.interactive import Setup
+
+SUMMARY = "Answer a prompt, or start an interactive session."
+SECTION = "Use a model"
+
+
+def command(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to say to the model.")
+    ] = None,
+    bundle: options.Bundle = None,
+    image: options.Images = None,
+    audio: options.Audio = None,
+    image_detail: options.ImageDetail = "auto",
+    conversation: options.Conversation = None,
+    system: options.System = None,
+    tools: options.Tools = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    speculation: options.Speculation = True,
+    json: options.Json = False,
+    stats: options.Stats = False,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+) -> None:
+    """Answers PROMPT, or starts an interactive session when there is none.
+
+    Without PROMPT the text is read from stdin when that is not a terminal. The answer goes to stdout as it
+    comes, everything else to stderr. Ctrl-C stops the answer; what was written stays.
+
+    \b
+      phirt chat --image photo.jpg "What is this?"
+      phirt chat --image a.jpg --image b.jpg "What differs?"
+      phirt chat --audio question.wav --image photo.jpg "Answer the question."
+      phirt chat --json --stats --temperature 0.7 --seed 1 "Write a line about rain." > answer.json
+      echo "Say hello." | phirt chat
+      phirt chat --conversation trip.phirt "And the second day?"
+      phirt chat --system "Answer briefly."          interactive; /help lists its commands
+    """
+    from phirt_apps.answer import Request, as_object, figures, stream_answer
+    from phirt_apps.arguments import generation_config, piped_text, tool_list, valid_text
+    from phirt_apps.conversation import open_chat
+    from phirt_apps.interactive import Setup
+    from phirt_apps.models import load
+
+    out = Output()
+    text = prompt if prompt is not None else piped_text()
+    media = bool(image or audio)
+    if text is not None and not text.strip() and not media:
+        raise UsageError(
+            "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
+        )
+    if text is None and json:
+        raise UsageError("--json needs a PROMPT, or text on stdin; an interactive session has no one answer")
+    config = generation_config(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(map(valid_text, stop or ())),
+        speculation=speculation,
+    )
+    tool_specs = tool_list(tools)
+    system = None if system is None else valid_text(system)
+    if text is None:
+        model = load(bundle, out, provider, threads)
+        talk = open_chat(model, conversation, system, tool_specs)
+        setup = Setup(config, conversation, image_detail, stats)
+        _interactive(model, talk, out, image, audio, setup)
+        return
+    request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()), image_detail)
+    talk = open_chat(load(bundle, out, provider, threads), conversation, system, tool_specs)
+    answer = stream_answer(talk, request, out, silent=json)
+    if json:
+        out.json(as_object(answer.result))
+    if stats:
+        out.hint(figures(answer.result))
+    if conversation is not None:
+        talk.save(conversation)
+    if answer.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _interactive(
+    model: phirt.Model,
+    chat: phirt.Chat,
+    out: Output,
+    images: Sequence[Path] | None,
+    audio: Sequence[Path] | None,
+    setup: Setup,
+) -> None:
+    from phirt_apps.interactive import Session
+
+    session = Session(model, chat, setup, out)
+    for path in images or ():
+        session.attach(image=path)
+    for path in audio or ():
+        session.attach(audio=path)
+    session.run(session.reader())

@@ -1,0 +1,97 @@
+"""`phirt tokens`: what a prompt costs, part by part, without answering it.
+
+Knows its options, a phirt.Model and the streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phirt_apps import options
+from phirt_apps.errors import UsageError
+from phirt_apps.output import Output, one_line, plain_table
+
+if TYPE_CHECKING:
+    import phirt
+    from phirt.encoders.phi4mm_image import ImageDetail
+
+SUMMARY = "Count what a prompt takes of the context."
+SECTION = "Use a model"
+
+
+def command(
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", show_default=False, help="The text of the message.")
+    ] = None,
+    bundle: options.Bundle = None,
+    image: options.Images = None,
+    audio: options.Audio = None,
+    image_detail: options.ImageDetail = "auto",
+    system: options.System = None,
+    json: options.Json = False,
+) -> None:
+    """Counts what a prompt takes of the context, part by part, and names its route. Answers nothing.
+
+    Without TEXT and media the text is read from stdin.
+
+    \b
+      phirt tokens "How long is this?"
+      phirt tokens --image photo.jpg --json "What is this?"
+    """
+    from phirt_apps.arguments import piped_text, valid_text
+    from phirt_apps.models import load
+
+    out = Output()
+    if text is None:
+        text = piped_text()
+    if text is None and (image or audio):
+        text = ""
+    if text is None:
+        raise UsageError("nothing to count; give TEXT, pipe text into stdin, or attach --image or --audio")
+    count_tokens(
+        load(bundle, out),
+        valid_text(text),
+        image or [],
+        audio or [],
+        out,
+        system=system,
+        image_detail=image_detail,
+        as_json=json,
+    )
+
+
+def count_tokens(
+    model: phirt.Model,
+    text: str,
+    images: Sequence[Path],
+    audio: Sequence[Path],
+    out: Output,
+    *,
+    system: str | None,
+    image_detail: ImageDetail,
+    as_json: bool,
+) -> None:
+    """Writes what a first message of this text and these media takes of the context, and its route."""
+    with out.busy("counting"):
+        count = model.count_tokens(text, images=images, audio=audio, system=system, image_detail=image_detail)
+    parts = {
+        "total": count.total,
+        "text": count.text,
+        "images": list(count.images),
+        "audio": list(count.audio),
+    }
+    if as_json:
+        out.json({**parts, "route": count.route})
+        return
+    table = plain_table("part", "#tokens", "what")
+    table.add_row("text", str(count.text), "the message and its frame")
+    for kind, counts, paths in (("image", count.images, images), ("audio", count.audio, audio)):
+        for number, path in zip(counts, paths, strict=True):
+            table.add_row(kind, str(number), one_line(str(path)))
+    context = model.manifest.geometry.context
+    table.add_row("total", str(count.total), f"of {context} in the context; route {count.route}")
+    out.table(table)

@@ -1,0 +1,75 @@
+"""Errors on the command line: whatever happens, a user sees one clear line, and a script an exit status.
+
+Knows exceptions and exit statuses. Does not know any command.
+
+    0    done
+    1    the request failed (one line on stderr says why)
+    2    wrong usage
+    130  stopped with Ctrl-C
+    141  the reader of stdout went away
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator
+
+import typer
+
+from phirt.errors import PhirtError
+
+from .output import Output, one_line
+
+FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+# Packages of the extra; the absence of any other module is a fault and not a user's choice.
+_EXTRA = {"torch", "onnx_ir", "safetensors"}
+
+
+class MissingExtraError(PhirtError):
+    """A command needs packages that a plain install leaves out."""
+
+
+class UsageError(PhirtError):
+    """The command line itself is wrong: exit status 2."""
+
+
+@contextlib.contextmanager
+def needs_extra(command: str) -> Iterator[None]:
+    """Around the imports of such a command: a package that is missing raises MissingExtraError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise MissingExtraError(
+            f"'phirt {command}' needs {error.name}, which is missing; run: pip install \"phirt[export]\""
+        ) from error
+
+
+def report(error: Exception, out: Output) -> int:
+    """Prints the one line that a user needs about the exception; returns the exit status."""
+    if os.environ.get("PHIRT_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, UsageError):
+        out.error(str(error))
+        return WRONG_USAGE
+    if isinstance(error, PhirtError):
+        out.error(str(error) or type(error).__name__)
+        return FAILED
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED
+    # The library's usage errors, whose base class is private in its newer versions.
+    describe = getattr(error, "format_message", None)
+    if callable(describe):
+        context = getattr(error, "ctx", None)
+        command = getattr(context, "command_path", None) or "phirt"
+        out.error(f"{one_line(describe()).rstrip('.')} (see: {command} --help)")
+        return WRONG_USAGE
+    if isinstance(error, MemoryError):
+        out.error("not enough memory: close other programs, or use shorter or smaller input")
+        return FAILED
+    detail = str(error) or "no details"
+    out.error(f"{type(error).__name__}: {detail} (a fault in phirt; PHIRT_DEBUG=1 shows where)")
+    return FAILED
