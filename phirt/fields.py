@@ -1,19 +1,60 @@
-"""Typed access to JSON that somebody else wrote: every value is checked where it is read, every error names
+"""The one validator of what somebody else wrote: manifests, saved conversations, checkpoints' configurations,
+recipes.
+
+A frozen dataclass is the description: its annotations say what is accepted, `read_dataclass` reads and
+checks, `write_dataclass` writes what `read_dataclass` reads back. Relations between fields belong in
+`__post_init__`, which raises ValueError (or a PhirtError); the reader adds the place and the remedy. Single
+values are read with the methods of `Fields`. Every value is checked where it is read, and every error names
 its place.
 
-Knows JSON types and bounds. Knows nothing of what the values mean; the caller chooses the error type and the
-remedy.
+Knows documents, places and errors. Knows nothing of what the values mean; the caller chooses the error type
+and the remedy.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from typing import Any
+import typing
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
+from phirt.annotations import (
+    MAX_ITEMS,
+    FreeText,
+    Length,
+    Matching,
+    Range,
+    describe,
+    fits,
+    is_json_type,
+    length_of,
+    members,
+    parts,
+    shown,
+)
 from phirt.errors import PhirtError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    D = TypeVar("D", bound=DataclassInstance)
+else:
+    D = TypeVar("D")
+
+__all__ = [
+    "Fields",
+    "FreeText",
+    "Length",
+    "Matching",
+    "Range",
+    "parse_json",
+    "read_dataclass",
+    "write_dataclass",
+]
+
 MAX_DIMENSION = 1 << 24  # generous for any length, width or vocabulary; keeps products far from overflow
-_MAX_ARRAY = 1 << 20
 
 
 def parse_json(raw: bytes, where: str, error: type[PhirtError], remedy: str) -> object:
@@ -28,15 +69,74 @@ def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number")
 
 
+def read_dataclass(cls: type[D], fields: Fields, **given: object) -> D:
+    """An instance of the dataclass `cls` from an object, every field checked against its annotation.
+
+    Accepted annotations: bool, int, float, str, Literal, `X | None`, `X | Y` of different JSON types,
+    `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, other dataclasses, Any; with Range, Length and Matching
+    in Annotated. A field that is absent takes its default, or None where that is accepted. Keys that the
+    dataclass does not have are ignored, or refused where the document is `closed`. What `__post_init__`
+    raises (ValueError, PhirtError) is raised with the object's place.
+
+    Args:
+        given: values of fields that do not come from the document.
+    """
+    hints = _hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields.require_known([name for name in known if name not in given])
+    values = dict(given)
+    for name, field in known.items():
+        if name in given:
+            continue
+        if name in fields:
+            values[name] = fields.read(name, hints[name])
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            if type(None) not in members(hints[name]):
+                raise fields.refusal(f"{name!r} is missing, expected {describe(hints[name])}")
+            values[name] = None
+    try:
+        return cls(**values)
+    except (PhirtError, ValueError) as error:
+        raise fields.refusal(str(error)) from error
+
+
+def write_dataclass(value: DataclassInstance, leave_out: Iterable[str] = ()) -> dict[str, Any]:
+    """The JSON object that `read_dataclass` reads back as `value`; without the fields in `leave_out`."""
+    skipped = set(leave_out)
+    return {
+        field.name: _plain(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if field.name not in skipped
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return write_dataclass(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
 class Fields:
-    """One JSON object. Every reader method raises the chosen error if the value is missing or not as
+    """One object of a document. Every reader method raises the chosen error if the value is missing or not as
     expected.
+
+    Args:
+        where: the object's place, as an error names it.
+        error, remedy: the error to raise, and the end of its message: what the user can do.
+        closed: whether `read_dataclass` refuses keys that it does not know, here and in what lies inside.
     """
 
-    def __init__(self, value: object, where: str, error: type[PhirtError], remedy: str) -> None:
+    def __init__(
+        self, value: object, where: str, error: type[PhirtError], remedy: str, *, closed: bool = False
+    ) -> None:
         self.where = where
         self._error = error
         self._remedy = remedy
+        self._closed = closed
         if not isinstance(value, dict):
             raise self.refusal(f"must be a JSON object, got {type(value).__name__}")
         self._value: dict[str, Any] = value
@@ -44,6 +144,18 @@ class Fields:
     def refusal(self, cause: str) -> PhirtError:
         """The error to raise for `cause`, with this object's place and the remedy."""
         return self._error(f"{self.where}: {cause}; {self._remedy}")
+
+    def require_known(self, names: Iterable[str]) -> None:
+        """Refuses other keys than `names`, where the document is closed."""
+        accepted = list(names)
+        unknown = [key for key in self._value if key not in accepted] if self._closed else []
+        if unknown:
+            raise self.refusal(
+                f"{', '.join(map(shown, unknown))} is not known here, accepted: {', '.join(accepted)}"
+            )
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._value
 
     def has(self, key: str) -> bool:
         """Whether `key` is there and not null."""
@@ -53,26 +165,33 @@ class Fields:
         """The value as it is, or None."""
         return self._value.get(key)
 
+    def read(self, key: str, hint: Any) -> Any:
+        """The value as `hint` says, an annotation as in `read_dataclass`."""
+        if key not in self._value:
+            raise self.refusal(f"{key!r} is missing, expected {describe(hint)}")
+        return self._convert(key, self._value[key], hint)
+
     def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
+        """A string without lone surrogates."""
         if default is not None and key not in self._value:
             return default
-        value = self._get(key, "a string")
-        if not isinstance(value, str):
-            raise self._bad(key, value, "a string")
-        return value
+        return str(self.read(key, str))
 
     def optional_text(self, key: str) -> str | None:
-        """A string, or None where it is null or absent."""
+        """A string without lone surrogates, or None where it is null or absent."""
         return self.text(key) if self.has(key) else None
+
+    def free_text(self, key: str) -> str:
+        """A string of any characters, lone surrogates too: what a user has typed."""
+        return str(self.read(key, FreeText))
+
+    def optional_free_text(self, key: str) -> str | None:
+        """A string of any characters, or None where it is null or absent."""
+        return self.free_text(key) if self.has(key) else None
 
     def integer(self, key: str, low: int, high: int = MAX_DIMENSION) -> int:
         """A whole number from `low` to `high`."""
-        expected = f"a whole number from {low} to {high}"
-        value = self._get(key, expected)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._bad(key, value, expected)
-        return value
+        return int(self.read(key, Annotated[int, Range(low, high)]))
 
     def optional_integer(self, key: str, low: int, high: int = MAX_DIMENSION) -> int | None:
         """A whole number, or None where it is null or absent."""
@@ -80,86 +199,99 @@ class Fields:
 
     def number(self, key: str, low: float, high: float) -> float:
         """A number from `low` to `high`."""
-        expected = f"a number from {low:g} to {high:g}"
-        value = self._get(key, expected)
-        if not _is_number(value) or not low <= value <= high:
-            raise self._bad(key, value, expected)
-        return float(value)
+        return float(self.read(key, Annotated[float, Range(low, high)]))
 
     def integers(
-        self, key: str, low: int, high: int = MAX_DIMENSION, limit: int = _MAX_ARRAY
+        self, key: str, low: int, high: int = MAX_DIMENSION, limit: int = MAX_ITEMS
     ) -> tuple[int, ...]:
         """A list of at most `limit` whole numbers from `low` to `high`."""
-        expected = f"a list of whole numbers from {low} to {high}"
-        value = self._list(key, expected, limit)
-        if not all(
-            isinstance(item, int) and not isinstance(item, bool) and low <= item <= high for item in value
-        ):
-            raise self._bad(key, value, expected)
-        return tuple(value)
+        return self._items(key, Annotated[int, Range(low, high)], limit)
 
     def numbers(self, key: str, low: float, high: float) -> tuple[float, ...]:
         """A list of numbers from `low` to `high`."""
-        expected = f"a list of numbers from {low:g} to {high:g}"
-        value = self._list(key, expected, _MAX_ARRAY)
-        if not all(_is_number(item) and low <= item <= high for item in value):
-            raise self._bad(key, value, expected)
-        return tuple(float(item) for item in value)
+        return self._items(key, Annotated[float, Range(low, high)], MAX_ITEMS)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings."""
-        value = self._list(key, "a list of strings", _MAX_ARRAY)
-        if not all(isinstance(item, str) for item in value):
-            raise self._bad(key, value, "a list of strings")
-        return tuple(value)
-
-    def dimensions(self, key: str) -> tuple[int | str, ...]:
-        """A tensor shape: non-negative whole numbers and names."""
-        expected = "a list of sizes and names"
-        value = self._list(key, expected, 16)
-        for item in value:
-            if (
-                isinstance(item, bool)
-                or not isinstance(item, int | str)
-                or (isinstance(item, int) and item < 0)
-            ):
-                raise self._bad(key, value, expected)
-        return tuple(value)
+        """A list of strings without lone surrogates."""
+        return self._items(key, str, MAX_ITEMS)
 
     def child(self, key: str) -> Fields:
         """An object."""
-        return self._inner(self._get(key, "an object"), f"{self.where}: {key}")
+        if key not in self._value:
+            raise self.refusal(f"{key!r} is missing, expected an object")
+        return self._inner(self._value[key], key)
 
-    def children(self, key: str, limit: int = _MAX_ARRAY) -> tuple[Fields, ...]:
+    def children(self, key: str, limit: int = MAX_ITEMS) -> tuple[Fields, ...]:
         """A list of objects."""
-        value = self._list(key, "a list of objects", limit)
-        return tuple(self._inner(item, f"{self.where}: {key}[{index}]") for index, item in enumerate(value))
+        values = self._items(key, Any, limit)
+        return tuple(self._inner(value, f"{key}[{index}]") for index, value in enumerate(values))
 
     def mapping(self, key: str) -> dict[str, Fields]:
         """An object whose values are objects."""
         inner = self.child(key)
-        return {name: self._inner(entry, f"{inner.where}[{name!r}]") for name, entry in inner._value.items()}
+        return {name: self._inner(value, f"{key}[{name!r}]") for name, value in inner._value.items()}
 
-    def _inner(self, value: object, where: str) -> Fields:
-        return Fields(value, where, self._error, self._remedy)
+    def _items(self, key: str, item: Any, limit: int) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = self.read(key, Annotated[tuple[item, ...], Length(0, limit)])
+        return found
 
-    def _list(self, key: str, expected: str, limit: int) -> list[Any]:
-        value = self._get(key, expected)
-        if not isinstance(value, list) or len(value) > limit:
-            raise self._bad(key, value, f"{expected}, at most {limit}")
-        return value
+    def _inner(self, value: object, key: str) -> Fields:
+        return Fields(value, f"{self.where}: {key}", self._error, self._remedy, closed=self._closed)
 
-    def _get(self, key: str, expected: str) -> Any:
-        if key not in self._value:
-            raise self.refusal(f"{key!r} is missing, expected {expected}")
-        return self._value[key]
+    def _convert(self, key: str, value: Any, hint: Any, at: str = "") -> Any:
+        """`value`, which stands at the place `at` inside of `key`, as `hint` says."""
+        for member in members(hint):
+            base, bounds = parts(member)
+            if not is_json_type(value, base):
+                continue
+            if dataclasses.is_dataclass(base):
+                if not isinstance(value, dict):  # an instance already
+                    return value
+                return read_dataclass(typing.cast(Any, base), self._inner(value, key + at))
+            if get_origin(base) is tuple:
+                return self._tuple(key, value, member, at)
+            if get_origin(base) is Mapping:
+                return self._mapping(key, value, member, at)
+            if not fits(value, base, bounds):
+                break
+            return float(value) if base is float else value
+        raise self._unexpected(key, value, hint, at)
 
-    def _bad(self, key: str, value: object, expected: str) -> PhirtError:
-        shown = repr(value)
-        return self.refusal(
-            f"{key!r} is {shown if len(shown) <= 80 else shown[:77] + '...'}, expected {expected}"
+    def _unexpected(self, key: str, value: object, hint: Any, at: str) -> PhirtError:
+        return self.refusal(f"{key!r}{at} is {shown(value)}, expected {describe(hint)}")
+
+    def _tuple(self, key: str, value: Any, hint: Any, at: str) -> tuple[Any, ...]:
+        base, bounds = parts(hint)
+        length, inner = length_of(bounds), get_args(base)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            if not length.low <= len(value) <= length.high:
+                raise self._unexpected(key, value, hint, at)
+            item, item_bounds = parts(inner[0])
+            if item in (int, str) and all(
+                is_json_type(one, item) and fits(one, item, item_bounds) for one in value
+            ):
+                return tuple(value)  # the same as below, but fast for a hundred thousand token ids
+            inner = (inner[0],) * len(value)
+        if len(inner) != len(value):
+            raise self._unexpected(key, value, hint, at)
+        return tuple(
+            self._convert(key, one, one_hint, f"{at}[{index}]")
+            for index, (one, one_hint) in enumerate(zip(value, inner, strict=True))
         )
 
+    def _mapping(self, key: str, value: Any, hint: Any, at: str) -> dict[str, Any]:
+        base, bounds = parts(hint)
+        length = length_of(bounds)
+        if not length.low <= len(value) <= length.high:
+            raise self._unexpected(key, value, hint, at)
+        name_hint, item_hint = get_args(base)
+        name_base, name_bounds = parts(name_hint)
+        for name in value:
+            if not (is_json_type(name, name_base) and fits(name, name_base, name_bounds)):
+                raise self.refusal(f"{key!r}{at} has the key {shown(name)}, expected {describe(name_hint)}")
+        return {name: self._convert(key, one, item_hint, f"{at}[{name!r}]") for name, one in value.items()}
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+
+@functools.cache
+def _hints(cls: type[Any]) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)

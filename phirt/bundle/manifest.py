@@ -11,10 +11,10 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from phirt.errors import BundleError
-from phirt.fields import Fields, parse_json
+from phirt.fields import Fields, Length, Range, parse_json
 
 FORMAT = "phirt-bundle"
 ACCEPTED_VERSIONS = (1,)
@@ -24,6 +24,7 @@ DTYPES = ("float32", "float16", "int64", "int32", "uint8", "int8", "bool")
 
 _MAX_NAME = 200  # of a file, in characters
 
+_Shape = Annotated[tuple[Annotated[int, Range(0, 1 << 45)] | str, ...], Length(0, 16)]
 _T = TypeVar("_T")
 
 
@@ -257,7 +258,7 @@ def _tensor(fields: Fields) -> TensorSpec:
     dtype = fields.text("dtype")
     if dtype not in DTYPES:
         raise fields.refusal(f"'dtype' is {dtype!r}, accepted: {', '.join(DTYPES)}")
-    return TensorSpec(fields.text("name"), dtype, fields.dimensions("shape"))
+    return TensorSpec(fields.text("name"), dtype, fields.read("shape", _Shape))
 
 
 def _geometry(fields: Fields) -> Geometry:

@@ -204,7 +204,7 @@ class _Reader:
         entries = root.children("media", _MAX_MEDIA)
         media = [self._media(index, fields) for index, fields in enumerate(entries)]
         messages = tuple(self._message(fields, media) for fields in root.children("messages", _MAX_MESSAGES))
-        chat = Chat(self._model, root.optional_text("system"), root.optional_text("tools"))
+        chat = Chat(self._model, root.optional_free_text("system"), root.optional_free_text("tools"))
         chat.restore_messages(messages)
         self._restore_cache(root.child("cache"), media, chat.engine)
         return chat
@@ -271,7 +271,7 @@ class _Reader:
             ids = fields.integers("ids", 0, self._manifest.geometry.vocab_size - 1)
             if set(ids) & set(self._manifest.tokens.placeholders):
                 raise fields.refusal("an answer holds media placeholders")
-        return Message(role, fields.text("content"), used, ids)  # type: ignore[arg-type]  # checked above
+        return Message(role, fields.free_text("content"), used, ids)  # type: ignore[arg-type]  # checked above
 
     def _restore_cache(self, fields: Fields, media: list[Media], engine: Engine) -> None:
         geometry = self._manifest.geometry
