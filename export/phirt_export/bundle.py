@@ -25,7 +25,7 @@ VERSION = 1
 CARD_NAME = "MODEL_CARD.md"
 _DRAFT_NAME = f"{MANIFEST_NAME}.draft"
 # What a request may cost at most; not part of a checkpoint.
-LIMITS = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
+LIMITS: dict[str, Any] = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
 _MIN_IMAGE_SIDE = 10
 _SAMPLE_RATE = 16_000
 _CHUNK = 1 << 20

@@ -22,7 +22,12 @@ from phirt.fields import Fields, parse_json
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # Safetensors names of the element types that weights come in; bfloat16 is the upper half of a float32.
-DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 _MAX_HEADER_BYTES = 16 << 20  # about a hundred thousand tensors
 _MAX_JSON_BYTES = 16 << 20
 _MAX_AXES = 8
@@ -83,7 +88,7 @@ class StoredTensor:
         if self.dtype == "BF16":
             widened = raw.astype(np.uint32)
             widened <<= 16
-            values = widened.view(np.float32)
+            values: np.ndarray = widened.view(np.float32)
         else:
             values = raw.astype(np.float32)
         if stop - start >= _RELEASED_BYTES and hasattr(mmap, "MADV_DONTNEED"):

@@ -104,7 +104,8 @@ def media_rows(model: Model, inputs: image_processor.ImageInputs | Rows, project
     grid = math.isqrt(inputs.patch_mask.shape[1])
     mask = torch.from_numpy(inputs.patch_mask).view(-1, grid, grid)
     (h, w), (u, v) = inputs.crop_grid.tolist(), inputs.feature_grid.tolist()
-    return model.image_embed(torch.from_numpy(inputs.pixel_values), mask, (h, w), (u, v))
+    features: Tensor = model.image_embed(torch.from_numpy(inputs.pixel_values), mask, (h, w), (u, v))
+    return features
 
 
 def load_model(checkpoint: Checkpoint) -> Model:

@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -147,7 +148,7 @@ def _take_lock(partial: Path, output: Path) -> BinaryIO:
 
 def _lock(file: BinaryIO) -> None:
     """Lock a whole file, or raise BlockingIOError or PermissionError at once where another process has it."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         import msvcrt
 
         file.seek(0)

@@ -33,8 +33,11 @@ class Objective(Protocol):
     dropped.
     """
 
-    head: nn.Module
-    unit: str
+    @property
+    def head(self) -> nn.Module: ...
+
+    @property
+    def unit(self) -> str: ...
 
     def loss(self, step: int) -> tuple[Tensor, int]:
         """Loss of the batch of this step, and how many units (tokens, pictures, clips) it held."""
@@ -130,7 +133,7 @@ class HiddenMuon(torch.optim.Muon):
         """Update every parameter that has a gradient."""
         for source, matrix in zip(self.sources, self.matrices, strict=True):
             matrix.grad = None if source.grad is None else source.grad.flatten(1)
-        super().step(closure)
+        torch.optim.Muon.step(self, closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the parameters and of their matrices."""

@@ -17,7 +17,7 @@ from phirt_export.reference.decoder import RoutedLinear
 
 def to_grid(weight: Tensor, block_size: int) -> Tensor:
     """The nearest int4 values of weight [N, K], K a multiple of the block; same shape and dtype."""
-    blocks = weight.unflatten(-1, (-1, block_size))
+    blocks: Tensor = weight.unflatten(-1, (-1, block_size))
     extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
     scale = extreme / -8.0
     codes = torch.where(scale == 0, 0.0, blocks / torch.where(scale == 0, 1.0, scale)).round().clamp(-8, 7)

@@ -132,7 +132,7 @@ def dequantize(quantized: BlockQuantized) -> np.ndarray:
     """The float32 matrix [N, K] that the codes stand for."""
     bits = quantized.bits
     codes = _unpack(quantized.codes, bits).astype(np.float32) - np.float32(2 ** (bits - 1))
-    values = codes * quantized.scales[..., None]
+    values: np.ndarray = codes * quantized.scales[..., None]
     return values.reshape(values.shape[0], -1)[:, : quantized.columns]
 
 
@@ -143,7 +143,8 @@ def block_levels(blocks: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarra
     half = 2 ** (bits - 1)
     # Values below the normal range make a reciprocal overflow; dividing keeps their levels right.
     safe = np.where(scales == 0, scales.dtype.type(1), scales)[..., None]
-    return np.clip(np.rint(blocks / safe), -half, half - 1) * (scales != 0)[..., None]
+    levels: np.ndarray = np.clip(np.rint(blocks / safe), -half, half - 1) * (scales != 0)[..., None]
+    return levels
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:

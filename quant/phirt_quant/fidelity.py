@@ -41,14 +41,16 @@ class Fidelity:
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities, float64, over the last axis."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted: np.ndarray = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    normalised: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalised
 
 
 def kl_divergence(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """KL(reference || candidate) in nats, float64 [n], of logits [n, vocab]."""
     p, q = log_softmax(reference), log_softmax(candidate)
-    return (np.exp(p) * (p - q)).sum(axis=-1)
+    divergence: np.ndarray = (np.exp(p) * (p - q)).sum(axis=-1)
+    return divergence
 
 
 class FidelityMeter:

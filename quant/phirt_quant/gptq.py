@@ -130,4 +130,5 @@ class ErrorCompensation:
 
 def _upper_root(matrix: Doubles) -> Doubles:
     """Upper triangular R with R Rᵀ = `matrix`: the Cholesky factor of the matrix read backwards."""
-    return np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1]
+    lower = np.linalg.cholesky(matrix[::-1, ::-1]).astype(np.float64, copy=False)
+    return lower[::-1, ::-1]

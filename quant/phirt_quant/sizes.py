@@ -75,7 +75,7 @@ def bundle_sizes(manifest: Manifest) -> BundleSizes:
     base = [parts[part] for part in _DECODER if part in parts]
     return BundleSizes(
         bytes=total,
-        whole=PartSize(weights, total) if _is_count(weights) else None,
+        whole=PartSize(weights, total) if isinstance(weights, int) and _is_count(weights) else None,
         decoder=PartSize(sum(p.weights for p in base), sum(p.bytes for p in base)) if base else None,
         parts=parts,
     )

@@ -121,7 +121,7 @@ class LayerStream:
                 if is_base and name not in self._refreshed:
                     rows = stored(name, 0, self.source.shape(name)[0])
                     if rows is not None:
-                        load_tensors(layer, lambda _, rows=rows: rows, [name], prefix)
+                        load_tensors(layer, {name: rows}.__getitem__, [name], prefix)
                         self._refreshed.add(name)
         return layer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,30 @@ _INLINE_BYTES = 1024
 Branch = Callable[[], Sequence[ir.Value]]
 
 
+class Operator(Protocol):
+    """One operator: appends a node and returns its output, or a tuple of as many as `outputs` asks for."""
+
+    @overload
+    def __call__(
+        self, *inputs: ir.Value | None, name: str = "", outputs: Literal[1] = 1, **attributes: Any
+    ) -> ir.Value: ...
+
+    @overload
+    def __call__(
+        self, *inputs: ir.Value | None, name: str = "", outputs: Literal[2], **attributes: Any
+    ) -> tuple[ir.Value, ir.Value]: ...
+
+    @overload
+    def __call__(
+        self, *inputs: ir.Value | None, name: str = "", outputs: Literal[3], **attributes: Any
+    ) -> tuple[ir.Value, ir.Value, ir.Value]: ...
+
+    @overload
+    def __call__(
+        self, *inputs: ir.Value | None, name: str = "", outputs: int, **attributes: Any
+    ) -> tuple[ir.Value, ...]: ...
+
+
 class GraphBuilder:
     """Builds one ONNX model whose large initializers lie in `data`."""
 
@@ -50,7 +74,7 @@ class GraphBuilder:
         self._frames = [self._root]
         self._outer: dict[object, ir.Value] = {}
 
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+    def __getattr__(self, op_type: str) -> Operator:
         if not op_type[0].isupper():
             raise AttributeError(op_type)
 
@@ -171,11 +195,11 @@ class GraphBuilder:
         return tuple(node.outputs)
 
     def _register(self, tensor: ir.TensorProtocol, frame: ir.Graph) -> ir.Value:
-        tensor.name = self._unique(tensor.name)
+        tensor.name = self._unique(tensor.name or "tensor")
         value = ir.Value(
             name=tensor.name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
         frame.register_initializer(value)

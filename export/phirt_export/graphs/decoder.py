@@ -59,7 +59,7 @@ def build_decoder(
     )
     head = table if decoder.tied else EmbeddingTable(store, "lm_head.weight", embedding or base)
     g.output(head.score(hidden), "logits", "float32", [1, "logits", decoder.vocab_size])
-    shape = [1, decoder.num_kv_heads, "capacity", decoder.head_dim]
+    shape: list[int | str] = [1, decoder.num_kv_heads, "capacity", decoder.head_dim]
     for i in range(decoder.num_layers):
         for part, value in zip(("key", "value"), present[2 * i : 2 * i + 2], strict=True):
             g.output(value, f"present.{i}.{part}", cache, shape)
@@ -75,7 +75,7 @@ class _Inputs:
         self.num_logits = g.input("num_logits", "int64", [1])
         self.seqlens = g.input("seqlens_k", "int32", [1])
         self.total = g.input("total_sequence_length", "int32", [1])
-        shape = [1, config.num_kv_heads, "capacity", config.head_dim]
+        shape: list[int | str] = [1, config.num_kv_heads, "capacity", config.head_dim]
         self.past = [
             [g.input(f"past_key_values.{i}.{part}", cache, shape) for part in ("key", "value")]
             for i in range(config.num_layers)

@@ -142,7 +142,7 @@ class Stored:
     ) -> ir.Value:
         """An initializer over these bytes, under another shape if given; see `GraphBuilder.initializer`."""
         t = self.tensor
-        shape = tuple(int(d) for d in t.shape) if shape is None else shape
+        shape = t.shape.numpy() if shape is None else shape
         tensor = ir.ExternalTensor(t.location, t.offset, t.length, t.dtype, shape=ir.Shape(shape), name=name)
         return g.initializer(tensor, outer=outer)
 
@@ -314,7 +314,7 @@ class WeightStore:
     def _rows_of(self, stored: Stored, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 of an array in the data file."""
         t = stored.tensor
-        shape = tuple(int(d) for d in t.shape)
+        shape = t.shape.numpy()
         assert t.offset is not None and t.length is not None
         row = t.length // shape[0]
         raw = self.g.data.read(t.offset + start * row, (stop - start) * row)

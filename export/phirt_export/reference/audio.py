@@ -42,7 +42,8 @@ class Subsampling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, frames, mels] -> [B, ceil(frames / 8), hidden]."""
         y = self.conv(x[:, None])
-        return self.out(y.transpose(1, 2).flatten(2))
+        rows: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return rows
 
 
 class GatedLinear(nn.Module):
@@ -53,7 +54,8 @@ class GatedLinear(nn.Module):
         self.linear = nn.Linear(in_features, 2 * out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.linear(x).chunk(2, dim=-1)
+        both: Tensor = self.linear(x)
+        value, gate = both.chunk(2, dim=-1)
         return value * F.silu(gate)
 
 
@@ -71,7 +73,8 @@ class ConformerFeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.layer_norm(x))
+        y: Tensor = self.net(self.layer_norm(x))
+        return y
 
 
 class RelativeAttention(nn.Module):
@@ -93,7 +96,8 @@ class RelativeAttention(nn.Module):
             for projection in (self.linear_q, self.linear_k, self.linear_v)
         )
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.linear_out(y.transpose(1, 2).reshape(batch, length, width))
+        attended: Tensor = self.linear_out(y.transpose(1, 2).reshape(batch, length, width))
+        return attended
 
 
 class PointwiseGate(nn.Module):
@@ -106,7 +110,8 @@ class PointwiseGate(nn.Module):
         self.b2 = nn.Parameter(torch.zeros(1, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.ext_pw_conv_1d(x).chunk(2, dim=1)
+        both: Tensor = self.ext_pw_conv_1d(x)
+        value, gate = both.chunk(2, dim=1)
         return (value + self.b1) * F.silu(gate + self.b2)
 
 
@@ -119,7 +124,8 @@ class DepthwiseSeparable(nn.Module):
         self.pw_conv = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pw_conv(self.dw_conv(x)[:, :, : x.shape[2]])
+        y: Tensor = self.pw_conv(self.dw_conv(x)[:, :, : x.shape[2]])
+        return y
 
 
 class ConvModule(nn.Module):
@@ -134,8 +140,9 @@ class ConvModule(nn.Module):
         self.ext_pw_conv_1d = nn.Conv1d(d, d, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.glu(self.layer_norm(x).transpose(1, 2))
-        return self.ext_pw_conv_1d(F.silu(self.dw_sep_conv_1d(y))).transpose(1, 2)
+        gated = self.glu(self.layer_norm(x).transpose(1, 2))
+        y: Tensor = self.ext_pw_conv_1d(F.silu(self.dw_sep_conv_1d(gated)))
+        return y.transpose(1, 2)
 
 
 class ConformerLayer(nn.Module):
@@ -156,7 +163,8 @@ class ConformerLayer(nn.Module):
         x = x + self.self_attn(self.layer_norm_att(x), bias)
         x = x + self.conv(x)
         x = x + 0.5 * self.feed_forward_out(x)
-        return self.layer_norm(x)
+        y: Tensor = self.layer_norm(x)
+        return y
 
 
 class RelativeBias(nn.Module):
@@ -171,11 +179,15 @@ class RelativeBias(nn.Module):
         """[1, heads, length, length]."""
         side = torch.arange(length, device=self.bias_values.weight.device)
         distance = (side[None, :] - side[:, None]).clamp(-self.max_distance, self.max_distance - 1)
-        return self.bias_values(distance + self.max_distance).permute(2, 0, 1)[None]
+        bias: Tensor = self.bias_values(distance + self.max_distance)
+        return bias.permute(2, 0, 1)[None]
 
 
 class FeatureNorm(nn.Module):
     """(x - mean) · inverse standard deviation per mel bin, fixed buffers."""
+
+    global_mean: Tensor
+    global_invstd: Tensor
 
     def __init__(self, num_mels: int) -> None:
         super().__init__()
@@ -221,7 +233,7 @@ class AudioTower(nn.Module):
 
         `frames` (int64 [B]) gives the valid frames of each row of a padded batch; later keys are excluded.
         """
-        x = self.embed(self.encoder_embedding(audio_embeds))
+        x: Tensor = self.embed(self.encoder_embedding(audio_embeds))
         batch, length, width = x.shape
         mask = None
         if frames is not None:
@@ -258,4 +270,5 @@ class AudioEmbed(nn.Module):
 
     def forward(self, audio_embeds: Tensor, projector: str, frames: Tensor | None = None) -> Tensor:
         """Audio features [B, ceil(T / 8), hidden_size] through the named projector."""
-        return self.audio_projection[projector](self.encoder(audio_embeds, frames))
+        features: Tensor = self.audio_projection[projector](self.encoder(audio_embeds, frames))
+        return features

@@ -237,7 +237,7 @@ def check_values(part: Any) -> None:
                 check_values(inner)
         elif "int" in kind or "float" in kind:
             accepted = (int, float) if "float" in kind else (int,)
-            highest = _MAX_LAYERS if field.name == "num_layers" else _MAX_INTEGER
+            highest: float = _MAX_LAYERS if field.name == "num_layers" else _MAX_INTEGER
             highest = _MAX_FLOAT if float in accepted else highest
             # Ids may be 0 and so may numbers that are no sizes; nothing is of size 0.
             lowest = 0 if isinstance(part, TokenConfig) or float in accepted else _LOWEST.get(field.name, 1)

@@ -71,6 +71,7 @@ class RoutedLinear(nn.Module):
         self.branches = dict(adapters)
         self.transform: WeightTransform | None = None
         for branch in self.lora_B.values():
+            assert isinstance(branch, nn.Linear)
             nn.init.zeros_(branch.weight)
 
     def forward(self, x: Tensor, adapter: str | None) -> Tensor:
@@ -84,7 +85,8 @@ class RoutedLinear(nn.Module):
         branch = self.branches[adapter]
         if self.training and branch.dropout:
             x = F.dropout(x, branch.dropout)
-        return y + self.lora_B[adapter](self.lora_A[adapter](x)) * branch.scale
+        change: Tensor = self.lora_B[adapter](self.lora_A[adapter](x))
+        return y + change * branch.scale
 
 
 class Attention(nn.Module):
@@ -113,7 +115,8 @@ class Attention(nn.Module):
         groups = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1), adapter)
+        projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1), adapter)
+        return projected
 
     def heads(self, x: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], not rotated yet."""
@@ -137,7 +140,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, adapter: str | None) -> Tensor:
         gate, up = self.gate_up_proj(x, adapter).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up, adapter)
+        y: Tensor = self.down_proj(F.silu(gate) * up, adapter)
+        return y
 
 
 class Layer(nn.Module):
@@ -154,4 +158,5 @@ class Layer(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, adapter)
-        return x + self.mlp(self.post_attention_layernorm(x), adapter)
+        change: Tensor = self.mlp(self.post_attention_layernorm(x), adapter)
+        return x + change

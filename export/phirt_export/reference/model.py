@@ -48,6 +48,9 @@ class MediaEmbeds(nn.Module):
 class Backbone(nn.Module):
     """Embeddings, towers, layers and final norm, named as in the checkpoint under `model.`."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         decoder = config.decoder
@@ -131,7 +134,8 @@ class Model(nn.Module):
         cos, sin = self.model.rotary(input_ids.shape[1])
         for layer in self.model.layers:
             x = layer(x, cos, sin, mask, ROUTES[route].adapter)
-        return self.model.norm(x)
+        normed: Tensor = self.model.norm(x)
+        return normed
 
     def forward(
         self,

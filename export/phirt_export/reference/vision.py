@@ -51,7 +51,8 @@ class StemStage(nn.Module):
         x = F.relu(self.down_norm(self.down(x)))
         if not self.has_residual:
             return x
-        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        change: Tensor = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(x + change)
 
 
 class Embeddings(nn.Module):
@@ -72,7 +73,7 @@ class Embeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Patch vectors [N, patches, hidden] of [N, 3, R, R], without positions."""
-        patches = self.stem(pixel_values) if self.has_stem else self.patch_embedding(pixel_values)
+        patches: Tensor = self.stem(pixel_values) if self.has_stem else self.patch_embedding(pixel_values)
         return patches.flatten(2).transpose(1, 2)
 
 
@@ -94,7 +95,8 @@ class SelfAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias.to(q.dtype))
-        return self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
+        attended: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
+        return attended
 
 
 class VisionLayer(nn.Module):
@@ -115,7 +117,21 @@ class VisionLayer(nn.Module):
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), key_bias)
-        return x + self.mlp(self.layer_norm2(x))
+        change: Tensor = self.mlp(self.layer_norm2(x))
+        return x + change
+
+
+class VisionLayers(nn.Module):
+    """The blocks one after another; a module of its own because of its place in checkpoints' names."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))
+
+    def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, key_bias)
+        return x
 
 
 class VisionTower(nn.Module):
@@ -127,9 +143,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict(
-            {"layers": nn.ModuleList(VisionLayer(config) for _ in range(config.num_layers))}
-        )
+        self.encoder = VisionLayers(config)
 
     def forward(self, pixel_values: Tensor, patch_mask: Tensor) -> Tensor:
         """Pooled features of crops.
@@ -141,7 +155,8 @@ class VisionTower(nn.Module):
         Returns:
             [N, g / pool, g / pool, hidden_size].
         """
-        return self.encode(self.embeddings(pixel_values), patch_mask)
+        patches: Tensor = self.embeddings(pixel_values)
+        return self.encode(patches, patch_mask)
 
     def encode(self, patches: Tensor, patch_mask: Tensor) -> Tensor:
         """Pooled features, as `forward` returns them, of patch vectors [N, g², hidden] from `embeddings`."""
@@ -149,9 +164,8 @@ class VisionTower(nn.Module):
         ids = position_buckets(patch_mask, self.config.grid).flatten(1)
         x = patches + self.embeddings.position_embedding(ids)
         key_bias = torch.where(patch_mask.flatten(1), 0.0, self.MASKED)[:, None, None, :]
-        for layer in self.encoder["layers"]:
-            x = layer(x, key_bias)
-        maps = x.transpose(1, 2).unflatten(2, (side, side))
+        encoded: Tensor = self.encoder(x, key_bias)
+        maps = encoded.transpose(1, 2).unflatten(2, (side, side))
         return F.avg_pool2d(maps, self.config.pool).permute(0, 2, 3, 1)
 
 
@@ -195,4 +209,5 @@ class ImageEmbed(nn.Module):
     ) -> Tensor:
         """Image features [rows, hidden_size] of one image; see `VisionTower.forward` and `assemble`."""
         pooled = self.img_processor(pixel_values, patch_mask)
-        return self.img_projection(self.assemble(pooled, crop_grid, feature_grid))
+        features: Tensor = self.img_projection(self.assemble(pooled, crop_grid, feature_grid))
+        return features

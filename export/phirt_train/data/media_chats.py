@@ -73,7 +73,7 @@ class MediaChats:
             return [Sample((turn,)) for turn in turns]
         if kind == "picture":
             return [Sample((turn, self._next_picture(rng))) for turn in turns]
-        talks = [(turn,) for turn in turns]
+        talks: list[tuple[Turn, ...]] = [(turn,) for turn in turns]
         if kind == "clip" or (self.clips and rng.random() < 0.6):
             talks = [(*talk, clip) for talk, clip in zip(talks, self._clips_alike(rng), strict=True)]
         if kind == "text":

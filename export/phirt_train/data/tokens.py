@@ -79,6 +79,7 @@ def _pack(sequences: Iterator[tuple[list[int], list[bool]]]) -> Sequences:
 def _documents(tokenizer: Tokenizer, name: str, data: Path) -> Iterator[tuple[list[int], list[bool]]]:
     file, read = DOCUMENTS[name]
     end = tokenizer.token_to_id(END_OF_TEXT)
+    assert end is not None
     for chunk in _chunks(read(data / file)):
         for encoding in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
             yield [*encoding.ids, end], [True] * (len(encoding.ids) + 1)

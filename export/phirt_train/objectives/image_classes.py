@@ -15,14 +15,13 @@ from phirt_export.reference import Model
 from phirt_train.context import TrainingContext
 from phirt_train.data.pictures import (
     PLAIN,
-    Augmentation,
     PictureSet,
     crop_batch,
     load_photos,
     render_scenes,
 )
 from phirt_train.data.shapes import COLOURS, SHAPES, WORDS
-from phirt_train.options import ImageClassData
+from phirt_train.options import Augmentation, ImageClassData
 from phirt_train.recipe import StageConfig
 
 CANVAS = 160
@@ -81,10 +80,11 @@ class ImageClasses:
             self.held_out[name] = load_photos(context.data, name, "val", CANVAS)
             classes = {label: i for i, label in enumerate(sorted(set(self.train[name].labels)))}
             sizes[name] = len(classes)
-            self.targets[name] = tuple(
+            train, held_out = (
                 {name: torch.tensor([classes[label] for label in pictures.labels])}
                 for pictures in (self.train[name], self.held_out[name])
             )
+            self.targets[name] = (train, held_out)
         sizes |= RENDERED_CLASSES
         width = model.image_embed.config.hidden_size
         self.head = nn.ModuleDict({"norm": nn.LayerNorm(width)})
@@ -109,7 +109,8 @@ class ImageClasses:
             )
         weight = F.avg_pool2d(mask[:, None].float(), self.model.image_embed.config.pool).permute(0, 2, 3, 1)
         summed = (pooled.float() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-        return self.head["norm"](summed)
+        normed: Tensor = self.head["norm"](summed)
+        return normed
 
     def _resolution(self, step: int) -> int:
         passed = [side for begin, side in self.resolutions if step >= begin * self.stage.steps]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -57,7 +58,9 @@ class Language:
         return ids, np.ones(len(ids), bool), np.zeros(len(ids), np.int64)
 
     def _chat_row(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        ids, learn, segments = [], [], []
+        ids: list[np.ndarray] = []
+        learn: list[np.ndarray] = []
+        segments: list[np.ndarray] = []
         left = self.length + 1
         names = list(self.chats)
         while left > 0:
@@ -104,6 +107,6 @@ class Language:
         return {"bits per byte": nats / math.log(2) / size}
 
 
-def _normalised(shares: dict[str, float]) -> np.ndarray:
+def _normalised(shares: Mapping[str, float]) -> np.ndarray:
     values = np.array(list(shares.values()), float)
     return values / values.sum() if len(values) else values

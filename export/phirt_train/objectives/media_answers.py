@@ -46,7 +46,7 @@ class MediaAnswers:
         data = stage.data
         assert isinstance(data, MediaAnswerData)
         self.model, self.stage, self.seed, self.device = model, stage, context.seed, context.device
-        self.route: Route = data.route
+        self.route: Route = "vision" if data.route == "vision" else "speech"
         self.tokenizer = Tokenizer.from_file(str(context.tokenizer))
         # Mirrored or cut flags are other countries' flags.
         self.changes = {n: PLAIN if n in (*RENDERED, "flags") else data.augment for n in data.pictures}
@@ -138,8 +138,10 @@ class MediaAnswers:
             said, known = encode_chat(
                 self.tokenizer, [("user", turn.task.prompt), ("assistant", turn.task.answer)]
             )
-            kinds = [tokens.image] * len(turn.pictures) + ([tokens.audio] if turn.clip else [])
-            media = [kind for kind in kinds for _ in range(next(rows))]
+            kinds: list[int | None] = [tokens.image] * len(turn.pictures) + (
+                [tokens.audio] if turn.clip else []
+            )
+            media = [kind for kind in kinds if kind is not None for _ in range(next(rows))]
             ids += [*said[:1], *media, *said[1:]]  # the first id opens the user's turn
             learn += [*known[:1], *([False] * len(media)), *known[1:]]
         return ids, learn
@@ -188,7 +190,8 @@ class MediaAnswers:
         ids, targets, features = self._assemble(samples, pictures, clips)
         best = self.model(ids, features, self.route).argmax(-1)
         right = (best == targets) | (targets == IGNORED)
-        return right.all(1).float().mean().item()
+        share: float = right.all(1).float().mean().item()
+        return share
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
