@@ -9,7 +9,7 @@ from phirt_export.published.layout import Layout, Published
 def read(published: Published) -> Layout:
     """The layout of a checkpoint of this family."""
     config = published.config
-    biases = ("qkv_proj", "o_proj") if flag(config, "attention_bias") else ()
+    biases: tuple[str, ...] = ("qkv_proj", "o_proj") if flag(config, "attention_bias") else ()
     biases += ("gate_up_proj", "down_proj") if flag(config, "mlp_bias") else ()
     decoder = read_decoder(published, biases)
     return text_layout(published, decoder, separate_parts(decoder))
