@@ -5,12 +5,13 @@
     for piece in chat.send("What is this?", images=["photo.jpg"]): print(piece, end="")
 
 Importing this opens nothing and changes nothing: names are fetched from their modules when they are first
-used.
+used. What happens is logged under the name `phirt`.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from phirt.runtime.session import devices
 
 __version__ = "0.1.0"
+
+logging.getLogger("phirt").addHandler(logging.NullHandler())  # whoever embeds phirt decides what is shown
 
 __all__ = [
     "BundleError",

@@ -18,6 +18,7 @@ import typer
 from .command_group import CommandGroup
 from .commands import all_commands
 from .errors import WRONG_USAGE
+from .log import show_log
 from .output import Output
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     if os.environ.get("PHIRT_DEBUG") != "1" and not sys.warnoptions:
         warnings.simplefilter("ignore")  # warnings speak to developers
+    show_log()
     app(prog_name="phirt")
 
 

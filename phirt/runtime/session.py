@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ _ORT_TYPES = {
     "int8": "tensor(int8)",
     "bool": "tensor(bool)",
 }
+
+_log = logging.getLogger("phirt.session")
 
 Array = npt.NDArray[Any]
 OnPrepare = Callable[[str, int], None]
@@ -171,7 +174,8 @@ class Session:
         try:
             session = _open(entry.model, config, prepared=True)
             _check_interface(session, self.spec)
-        except Exception:  # a damaged entry: the bundle itself is the way that always works
+        except Exception as error:  # a damaged entry: the bundle itself is the way that always works
+            _log.info("the prepared %s graph cannot be opened: %s", self.graph, _first_line(error))
             entry.discard()
             return None
         memory.give_back_mapped([entry.data])
@@ -248,8 +252,9 @@ def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepa
             _write_prepared(manifest.path(spec.file), config, folder)
     except BundleError:
         raise
-    except Exception:  # a full disk, a folder that cannot be renamed: all as before
-        return
+    except Exception as error:  # a full disk, a folder that cannot be renamed: all as before
+        _log.warning("the %s graph was not prepared for this machine: %s", graph, _first_line(error))
+        _log.debug("where preparing it failed", exc_info=error)
     finally:
         memory.give_back_freed()
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,15 @@ from phirt.errors import BundleError
 from phirt.runtime import prepared as prepacked
 from phirt.runtime.session import ort
 
+LAID_OUT = {"CACHEDIR.TAG", ".lock"}  # what lies in every cache folder that is in use
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache folder for graphs of any size."""
     monkeypatch.setenv(prepacked.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(prepacked, "_WORTHWHILE_BYTES", 0)
+    prepacked._warn_once.cache_clear()
     return tmp_path / "cache" / "prepacked"
 
 
@@ -50,7 +54,7 @@ def logits(bundle: Path, **options) -> np.ndarray:
 
 
 def entries(cache: Path) -> list[Path]:
-    return [path for path in cache.iterdir() if not path.name.startswith(".")]
+    return [path for path in cache.iterdir() if path.name not in LAID_OUT]
 
 
 def test_the_second_start_opens_the_prepared_graph(bundle, cache, opened):
@@ -129,7 +133,7 @@ def test_a_full_disk_is_no_error(bundle, cache, monkeypatch):
         prepared: list[object] = []
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(1 << 40, 0, free))
         logits(bundle, on_prepare=lambda *what, prepared=prepared: prepared.append(what))
-        assert (len(list(cache.iterdir())), len(prepared)) == (kept, kept)
+        assert (len(entries(cache)), len(prepared)) == (kept, kept)
 
 
 def test_a_failure_while_preparing_is_not_repeated_for_a_day(bundle, cache, monkeypatch):
@@ -139,15 +143,15 @@ def test_a_failure_while_preparing_is_not_repeated_for_a_day(bundle, cache, monk
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepacked, "_sync", fail)
+        patch.setattr(prepacked, "sync_file", fail)
         for _ in range(2):
             assert logits(bundle, on_prepare=lambda *what: tried.append(what)).shape == (512,)
-    (note,) = cache.iterdir()
+    (note,) = entries(cache)
     assert (note.suffix, len(tried)) == (".failed", 1)
     yesterday = time.time() - 86401
     os.utime(note, (yesterday, yesterday))
     logits(bundle)
-    (entry,) = cache.iterdir()  # the note is gone
+    (entry,) = entries(cache)  # the note is gone
     assert entry.is_dir()
 
 
@@ -157,7 +161,7 @@ def test_damaged_weights_are_refused_before_they_are_kept(own_bundle, cache):
     data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 255]))
     with pytest.raises(BundleError, match=r"decoder\.data: sha256 is"):
         logits(own_bundle)
-    assert list(cache.iterdir()) == []
+    assert entries(cache) == []
     data.write_bytes(whole)
     logits(own_bundle)
     assert len(entries(cache)) == 1
@@ -202,24 +206,51 @@ def test_an_entry_that_another_process_has_finished_meanwhile_stays(bundle, cach
     entry = prepacked.Entry(folder, weights=1)
     kept = (folder / "model.onnx").stat().st_ino
     with entry.staged() as staging:
-        assert staging is not None
-        for name in ("model.onnx", "model.data"):
-            shutil.copyfile(folder / name, staging / name)
+        assert staging is None
     assert (folder / "model.onnx").stat().st_ino == kept
-    assert list(cache.iterdir()) == [folder]
+    assert entries(cache) == [folder]
     assert not entry.has_failed()
 
 
-def test_what_ended_processes_left_half_done_goes_at_the_next_start(bundle, cache):
+HOLD_LOCK = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+# Case 14: what another container prepares is told by its lock, not by a process id.
+def test_what_another_process_prepares_is_left_alone(bundle, cache, opened, caplog):
     logits(bundle)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    orphan, running = cache / f".staging-{ended.pid}-x", cache / f".staging-{os.getpid()}-x"
-    for folder in (orphan, running):
-        folder.mkdir()
-    logits(bundle)
-    assert running.is_dir()
-    assert not orphan.exists()
+    (entry,) = entries(cache)
+    staging = cache / f".staging-{entry.name}-abcdefgh"
+    entry.rename(staging)
+    (staging / "entry.json").unlink()
+    opened.clear()
+    command = [sys.executable, "-c", HOLD_LOCK, str(cache / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with caplog.at_level("INFO", "phirt"):
+            logits(bundle)  # neither waits nor prepares it a second time
+        assert "another process is at work there" in caplog.text
+        assert opened == [bundle / "decoder.onnx"]
+        assert {path.name for path in staging.iterdir()} == {"model.onnx", "model.data"}
+        other.stdin.close()
+    logits(bundle)  # the other one has ended without finishing it
+    assert entries(cache) == [entry]
+
+
+def test_threads_that_open_at_once_prepare_once(bundle, cache):
+    prepared: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        options = {"on_prepare": lambda graph, _: prepared.append(graph)}
+        answers = list(pool.map(lambda _: logits(bundle, **options), range(4)))
+    assert prepared == ["decoder"]
+    assert len(entries(cache)) == 1
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
 
 
 def test_another_bundle_graph_runtime_or_cpu_has_another_entry(bundle, cache, monkeypatch):
@@ -237,23 +268,6 @@ def test_another_bundle_graph_runtime_or_cpu_has_another_entry(bundle, cache, mo
     assert len(different | {folder()}) == 4
 
 
-def test_what_was_not_used_for_long_goes(bundle, cache):
-    logits(bundle)
-    (entry,) = entries(cache)
-    old, abandoned, fresh = cache / ("0" * 32), cache / ".staging-old", cache / ".staging-new"
-    shutil.copytree(entry, old)
-    for folder in (abandoned, fresh):
-        folder.mkdir()
-    month = time.time() - 31 * 86400
-    os.utime(old / "entry.json", (month, month))
-    os.utime(abandoned, (month, month))
-    logits(bundle)
-    assert entry.is_dir()
-    assert fresh.is_dir()
-    assert not old.exists()
-    assert not abandoned.exists()
-
-
 def test_the_default_place_is_the_systems(monkeypatch, tmp_path):
     import platformdirs
 
@@ -262,8 +276,66 @@ def test_the_default_place_is_the_systems(monkeypatch, tmp_path):
     assert prepacked._root() == tmp_path / "prepacked"
 
 
+# Case 08: a user without a name, in an environment without HOME.
+def test_without_a_home_folder_there_is_no_cache(bundle, monkeypatch, opened, caplog):
+    monkeypatch.setattr(prepacked, "_WORTHWHILE_BYTES", 0)
+
+    def unknown(self: object) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.setenv(prepacked.VARIABLE, "~/cache")
+    logits(bundle)
+    assert opened == [bundle / "decoder.onnx"]
+    assert "this user has no home folder" in caplog.text
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv(prepacked.VARIABLE, "~/x")
+    assert prepacked._root() == tmp_path / "x" / "prepacked"
+
+
+# Case 15: said, and once.
+def test_why_the_cache_is_not_used_is_said_once(bundle, cache, caplog):
+    cache.mkdir(parents=True)
+    cache.chmod(0o2775)
+    for _ in range(2):
+        logits(bundle)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("phirt.prepared", "WARNING")
+    assert record.getMessage() == (
+        f"graphs are not prepared for this machine: {cache} belongs to another user, or others may write to "
+        "it; PHIRT_CACHE names another folder, or is 'off'"
+    )
+
+
+def test_why_preparing_failed_is_said(bundle, cache, caplog, monkeypatch):
+    monkeypatch.setattr(prepacked, "sync_file", lambda path: path.open("x"))
+    logits(bundle)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "the decoder graph was not prepared for this machine: [Errno 17]" in record.getMessage()
+
+
 def test_the_listing_is_what_lies_there(bundle, cache):
     logits(bundle)
     (entry,) = entries(cache)
-    listed = json.loads((entry / "entry.json").read_text())
-    assert listed == {name: (entry / name).stat().st_size for name in ("model.onnx", "model.data")}
+    states = {name: (entry / name).stat() for name in ("model.onnx", "model.data")}
+    assert json.loads((entry / "entry.json").read_text()) == {
+        "entry": entry.name,
+        "files": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+    }
+
+
+def test_an_entry_that_an_older_version_has_written_is_used(bundle, cache, opened):
+    logits(bundle)
+    (entry,) = entries(cache)
+    sizes = {name: (entry / name).stat().st_size for name in ("model.onnx", "model.data")}
+    (entry / "entry.json").write_text(json.dumps(sizes))
+    for name in LAID_OUT:
+        (cache / name).unlink()
+    opened.clear()
+    logits(bundle)
+    assert opened == [entry / "model.onnx"]
+    assert {path.name for path in cache.iterdir()} == {entry.name, *LAID_OUT}
