@@ -17,6 +17,7 @@ from phirt.bundle.manifest import AudioSpec, Limits
 from phirt.encoders.audio_file import AudioSource, check_samples, decode
 from phirt.encoders.source import content_key, read_source
 from phirt.errors import MediaError
+from phirt.runtime.native_calls import native_calls
 
 Samples = npt.NDArray[np.float32]
 
@@ -38,7 +39,9 @@ def process_audio(
     samples, rate = decode(data, name, limits)
     check_samples(samples, name)
     if rate not in (8000, spec.sample_rate):
-        samples = np.asarray(soxr.resample(samples, rate, spec.sample_rate, quality="HQ"), dtype=np.float32)
+        with native_calls:
+            samples = soxr.resample(samples, rate, spec.sample_rate, quality="HQ")
+        samples = np.asarray(samples, dtype=np.float32)
         rate = spec.sample_rate
     window = rate // 40
     if len(samples) < window:

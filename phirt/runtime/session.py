@@ -28,6 +28,7 @@ from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt.errors import BundleError, ConfigError, ProviderError
 from phirt.runtime import prepared as prepacked
 from phirt.runtime import system as memory
+from phirt.runtime.native_calls import native_calls
 
 ort.disable_telemetry_events()
 
@@ -142,6 +143,7 @@ class Session:
         self.spec = manifest.graphs[graph]
         self.graph = graph
         self._run_options = ort.RunOptions()
+        native_calls.register(self)
         if not config.repeated:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._session = self._open_prepared(manifest, config)
@@ -185,7 +187,8 @@ class Session:
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
         try:
-            return list(self._session.run(None, dict(inputs), self._run_options))
+            with native_calls:
+                return list(self._session.run(None, dict(inputs), self._run_options))
         except Exception as error:
             raise self._failure(error) from error
 
@@ -196,9 +199,14 @@ class Session:
     def run_bound(self, binding: Any) -> None:
         """Runs the graph on what `binding` holds."""
         try:
-            self._session.run_with_iobinding(binding)
+            with native_calls:
+                self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
             raise self._failure(error) from error
+
+    def stop(self) -> None:
+        """Has runs that are under way fail soon, and all later ones: the program ends."""
+        self._run_options.terminate = True
 
     def _failure(self, error: Exception) -> BundleError:
         return BundleError(
@@ -229,9 +237,10 @@ def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
         # their content; on all cores, for which it holds all unpacked ones to the end.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
-    return ort.InferenceSession(
-        str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
-    )
+    with native_calls:
+        return ort.InferenceSession(
+            str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
+        )
 
 
 def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepacked.Entry) -> None:
@@ -268,7 +277,8 @@ def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
         ("save_external_prepacked_constant_initializers", "1"),
     ):
         options.add_session_config_entry(f"session.{key}", value)
-    ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
+    with native_calls:
+        ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
 
 
 def _options(config: SessionConfig) -> Any:
