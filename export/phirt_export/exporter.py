@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from phirt.bundle.lora import DECODER, LORA_DECODER
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
 from phirt.prompt.tokenizer import Tokenizer
@@ -54,6 +55,10 @@ _BUDGET_BITS = 4
 # With 8 bits for adapters and encoders, they and the rounding of activations together cost the nano model
 # 0.0002 nats at most: nothing is left for calibration to win.
 _ADAPTER_CALIBRATED_BITS = 4
+
+
+# Appends a graph to its store's builder.
+GraphBuild = Callable[[WeightStore], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,18 +275,25 @@ def write_graphs(
     """
     observed = ObservedSource(source, expected_shapes(config), progress)
     width = config.decoder.hidden_size
-    parts: dict[str, Callable[[WeightStore], None]] = {
-        "decoder": lambda store: build_decoder(
-            store, config, formats.base, formats.adapter, formats.embedding, calibrated.kv_scales
+
+    def decoder(takes_adapters: bool) -> GraphBuild:
+        scales = calibrated.kv_scales
+        return lambda store: build_decoder(
+            store, config, formats.base, formats.adapter, formats.embedding, scales, takes_adapters
         )
+
+    # Graphs of one part share its data file.
+    parts: dict[str, dict[str, GraphBuild]] = {
+        "decoder": {DECODER: decoder(False), LORA_DECODER: decoder(True)}
     }
     if (vision := config.vision) is not None:
-        parts["vision"] = lambda store: build_vision(store, vision, width, formats.encoder)
+        parts["vision"] = {"vision": lambda store: build_vision(store, vision, width, formats.encoder)}
     if (audio := config.audio) is not None:
-        parts["speech"] = lambda store: build_speech(store, audio, width, formats.encoder)
-    graphs = {}
-    for part, build in parts.items():
-        graphs[part], store = _write_graph(folder, part, observed, build, journal, calibrated, passes)
+        parts["speech"] = {"speech": lambda store: build_speech(store, audio, width, formats.encoder)}
+    graphs: dict[str, GraphFiles] = {}
+    for part, builds in parts.items():
+        written, store = _write_part(folder, part, observed, builds, journal, calibrated, passes)
+        graphs |= written
         if measured is not None:
             measured += part_errors(part, store.errors)
         if sizes is not None:
@@ -289,25 +301,31 @@ def write_graphs(
     return graphs
 
 
-def _write_graph(
+def _write_part(
     folder: Path,
     part: str,
     source: ObservedSource,
-    build: Callable[[WeightStore], None],
+    builds: Mapping[str, GraphBuild],
     journal: Journal | None,
     calibrated: Calibrated,
     passes: Sequence[GraphPass],
-) -> tuple[GraphFiles, WeightStore]:
+) -> tuple[dict[str, GraphFiles], WeightStore]:
+    """Write graphs, by name, over one data file; returns them with the store that has filled it."""
+    stores: dict[str, WeightStore] = {}
     with DataFile(folder / f"{part}.data", journal, source.note_kept) as data:
-        g = GraphBuilder(part, data)
-        store = WeightStore(g, source, calibrated.hessians, calibrated.chosen)
-        build(store)
-    file, model = f"{part}.onnx", g.model(producer())
-    for rewrite in passes:
-        rewrite(model)
-    ir.save(model, folder / file)
-    files = GraphFiles(file, data.path.name, data.sha256, describe(g.inputs), describe(g.outputs))
-    return files, store
+        first = WeightStore(GraphBuilder(part, data), source, calibrated.hessians, calibrated.chosen)
+        for name, build in builds.items():
+            stores[name] = first.onto(GraphBuilder(name, data)) if stores else first
+            build(stores[name])
+    files = {}
+    for name, store in stores.items():
+        file, model = f"{name}.onnx", store.g.model(producer())
+        for rewrite in passes:
+            rewrite(model)
+        ir.save(model, folder / file)
+        inputs, outputs = describe(store.g.inputs), describe(store.g.outputs)
+        files[name] = GraphFiles(file, data.path.name, data.sha256, inputs, outputs)
+    return files, first
 
 
 def _require_budget_bits(bits: int, embedding_bits: int | None) -> None:

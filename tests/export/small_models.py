@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from phirt.bundle.lora import ACTIVE_INPUT, NO_LORA, Lora
 from phirt_export.reference import (
     AdapterConfig,
     AudioConfig,
@@ -160,11 +161,12 @@ class DecoderRunner:
         route: int = 0,
         num_logits: int | None = None,
         announced: int = 0,
+        lora: Lora | None = None,
     ) -> np.ndarray:
         """Logits [num_logits, vocab] (all of the chunk by default); the sequence grows by `ids`.
 
         `announced` is the length that a prompt in chunks will have, if that is more than the length after
-        this chunk.
+        this chunk; `lora` is for the graph that takes one.
         """
         c = self.config
         self.length += len(ids)
@@ -178,6 +180,7 @@ class DecoderRunner:
             "seqlens_k": np.array([self.length - 1], np.int32),
             "total_sequence_length": np.array([max(self.length, announced)], np.int32),
         }
+        feeds |= dict((lora or NO_LORA).matrices(c)) | {ACTIVE_INPUT: np.array([lora is not None])}
         declared = {i.name for i in self.graph.get_inputs()}
         for name, array in feeds.items():
             if name in declared:

@@ -82,7 +82,7 @@ def test_a_text_only_model_becomes_a_bundle_without_encoders(tmp_path):
         save_checkpoint(model, tmp_path / "c"), tmp_path / "b", name="text", description="d"
     )
     manifest = load_manifest(bundle)
-    assert set(manifest.graphs) == {"decoder"} and set(manifest.routes) == {"none"}
+    assert set(manifest.graphs) == {"decoder", "decoder_lora"} and set(manifest.routes) == {"none"}
     assert (manifest.name, manifest.description, manifest.image, manifest.audio) == ("text", "d", None, None)
     graph = session(bundle / "decoder.onnx")
     assert {"route", "num_logits"} <= {i.name for i in graph.get_inputs()}

@@ -164,9 +164,7 @@ def test_whatever_stands_there_is_read_or_refused_with_a_line_that_prints(key, v
         assert type(error) is ConfigError and "\n" not in line and len(line) < 600
 
 
-@pytest.mark.parametrize(
-    "raw", [b"{", b"\xff", b'{"a": NaN}', b"[" * 99_999, b'{"a": ' + b"9" * 5000 + b"}"]
-)
+@pytest.mark.parametrize("raw", [b"{", b"\xff", b'{"a": NaN}', b"[" * 99_999, b'{"a": ' + b"9" * 5000 + b"}"])
 def test_what_is_no_json_is_refused(raw):
     with pytest.raises(BundleError, match="x is not valid JSON"):
         parse_json(raw, "x", BundleError, "")

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.linear import EmbeddingTable, WeightFormat, WeightStore
-from phirt_export.graphs.lora import Adapters, Branches
+from phirt_export.graphs.lora import AdapterInputs, Adapters, Branches
 from phirt_export.graphs.rope import tables
 from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
 
@@ -38,6 +38,7 @@ def build_decoder(
     adapter: WeightFormat,
     embedding: WeightFormat | None = None,
     kv_scales: Sequence[KVScales] | None = None,
+    takes_adapters: bool = False,
 ) -> None:
     """Append the whole decoder to the store's graph; inputs and outputs are those of the bundle's contract.
 
@@ -46,13 +47,15 @@ def build_decoder(
         adapter: format of the LoRA matrices.
         embedding: format of the table shared by embedding and head; None for `base`.
         kv_scales: of every layer, for keys and values in int8; None keeps them in float32.
+        takes_adapters: whether a LoRA adapter of the user's can be fed, see `AdapterInputs`.
     """
     g, decoder = store.g, config.decoder
     cache = "float32" if kv_scales is None else "int8"
     inputs = _Inputs(g, decoder, cache)
     table = EmbeddingTable(store, "model.embed_tokens.weight", embedding or base)
     embedded = _with_media(g, table.embed(inputs.ids), inputs, config.tokens)
-    adapters = Adapters(store, config.adapters, adapter, inputs.route)
+    user = AdapterInputs(g, decoder) if takes_adapters else None
+    adapters = Adapters(store, config.adapters, adapter, inputs.route, user)
     stack = _Stack(store, decoder, base, adapters, inputs, kv_scales)
     hidden, *present = adapters.choose_stack(
         lambda branches: stack.build(embedded, branches), decoder.hidden_size

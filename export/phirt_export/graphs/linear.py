@@ -7,6 +7,7 @@ scores them from one stored copy. Knows nothing of the model around the projecti
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
@@ -179,6 +180,13 @@ class WeightStore:
         self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
+
+    def onto(self, g: GraphBuilder) -> WeightStore:
+        """The same weights for another graph over the same data file; what is stored is not stored again."""
+        assert g.data is self.g.data
+        other = copy.copy(self)
+        other.g = g
+        return other
 
     def format_of(self, tensor: str, form: WeightFormat) -> WeightFormat:
         """The format of a tensor for which the graph asks for `form`."""
