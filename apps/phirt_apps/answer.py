@@ -5,15 +5,13 @@ Knows a phirt.Chat, its reply and the streams. Does not know how the request was
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .interrupts import interrupts
 from .output import Output, one_line
 
 if TYPE_CHECKING:
@@ -76,36 +74,16 @@ class Answer:
 
 
 @dataclass
-class StopOnInterrupt:
-    """While active, Ctrl-C cancels the reply in hand instead of ending the program.
+class _Cancel:
+    """Cancels a reply when it is called, and remembers that it was."""
 
-    Before there is a reply, Ctrl-C raises KeyboardInterrupt as usual. Signals reach the main thread only, so
-    in any other thread nothing is changed.
-    """
+    reply: phirt.Reply
+    called: bool = False
 
-    pressed: bool = False
-    _reply: phirt.Reply | None = None
-    _previous: Any = field(default=None, repr=False)
-
-    def __enter__(self) -> StopOnInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def cancels(self, reply: phirt.Reply) -> None:
-        """From now on Ctrl-C cancels this reply."""
-        self._reply = reply
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._reply is None:
-            raise KeyboardInterrupt
-        if not self.pressed:  # a second Ctrl-C could come in the middle of the first one's cancel()
-            self.pressed = True
-            self._reply.cancel()
+    def __call__(self) -> None:
+        if not self.called:  # a second Ctrl-C could come in the middle of the first one's cancel()
+            self.called = True
+            self.reply.cancel()
 
 
 def stream_answer(
@@ -113,11 +91,12 @@ def stream_answer(
 ) -> Answer:
     """Sends the request and writes the answer to stdout as it comes (nothing of it when `silent`).
 
-    The answer ends with a newline, also when it is cut short. Errors of the runtime pass through; the
-    conversation is then as it was before.
+    Ctrl-C cancels it; before there is a reply, while media are read, it raises KeyboardInterrupt. The answer
+    ends with a newline, also when it is cut short. Errors of the runtime pass through; the conversation is
+    then as it was before.
     """
     last = "\n"
-    with StopOnInterrupt() as interrupt, out.busy(request.label) as busy:
+    with out.busy(request.label) as busy:
 
         def on_progress(step: phirt.Progress) -> None:
             if step.done == 0 and step.reason in ("long_context", "short_context"):
@@ -130,13 +109,14 @@ def stream_answer(
 
         try:
             reply = request.send(chat, on_progress)
-            interrupt.cancels(reply)
-            for piece in reply:
-                if piece and not silent:
-                    busy.stop()
-                    out.answer(piece)
-                    last = piece[-1]
-            return Answer(reply.result, interrupt.pressed)
+            cancel = _Cancel(reply)
+            with interrupts.cancelling(cancel):
+                for piece in reply:
+                    if piece and not silent:
+                        busy.stop()
+                        out.answer(piece)
+                        last = piece[-1]
+            return Answer(reply.result, cancel.called)
         finally:
             busy.stop()
             if last != "\n":

@@ -18,6 +18,7 @@ import typer
 from .command_group import CommandGroup
 from .commands import all_commands
 from .errors import WRONG_USAGE
+from .interrupts import interrupts
 from .log import show_log
 from .output import Output
 
@@ -32,7 +33,8 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point of the installed script."""
+    """Runs the command line of this process and ends it."""
+    interrupts.install()  # `__main__` has done so already, earlier
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
@@ -45,7 +47,7 @@ def main() -> None:
     if os.environ.get("PHIRT_DEBUG") != "1" and not sys.warnoptions:
         warnings.simplefilter("ignore")  # warnings speak to developers
     show_log()
-    app(prog_name="phirt")
+    typer.main.get_command(app)(prog_name="phirt")
 
 
 def _version(wanted: bool) -> None:

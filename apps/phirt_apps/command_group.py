@@ -16,6 +16,7 @@ from phirt.errors import PhirtError
 
 from .commands import SECTIONS, all_commands
 from .errors import BROKEN_PIPE, INTERRUPTED, report
+from .interrupts import interrupts
 from .output import Output, abandon
 
 
@@ -53,17 +54,32 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Runs the chosen command; handles here what the library would answer in its own words."""
         try:
-            value = super().invoke(ctx)
-            sys.stdout.flush()
-            return value
-        except BrokenPipeError:
-            abandon(sys.stdout)
-            raise typer.Exit(BROKEN_PIPE) from None
-        except (KeyboardInterrupt, EOFError):
-            raise typer.Exit(INTERRUPTED) from None
-        except OSError as error:
-            abandon(sys.stdout)
-            raise PhirtError(_system_message(error)) from error
+            try:
+                interrupts.begin()
+                value = super().invoke(ctx)
+                sys.stdout.flush()
+            finally:
+                interrupts.end()
+        except BaseException as error:
+            raise _outcome(error) from error
+        if interrupts.status is not None:  # a callback of native code has swallowed the exception
+            raise typer.Exit(interrupts.status)
+        return value
+
+
+def _outcome(error: BaseException) -> BaseException:
+    """What the library shall see instead of the exception with which a command ended."""
+    if interrupts.status is not None:  # whatever the interrupted code has made of it
+        return typer.Exit(interrupts.status)
+    if isinstance(error, KeyboardInterrupt | EOFError):
+        return typer.Exit(INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        abandon(sys.stdout)
+        return typer.Exit(BROKEN_PIPE)
+    if isinstance(error, OSError):
+        abandon(sys.stdout)
+        return PhirtError(_system_message(error))
+    return error
 
 
 def _system_message(error: OSError) -> str:

@@ -22,6 +22,8 @@ from rich.text import Text
 
 from phirt.errors import PhirtError
 
+from .interrupts import interrupts
+
 # C0 and C1 controls except tab and newline: what a terminal could take as a command.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -175,6 +177,7 @@ class Busy:
         """Shows a spinner."""
         self.stop()
         if self._console.is_terminal:
+            interrupts.displays(True)
             self._spinner = self._console.status(Text(one_line(label), style="dim"), spinner="dots")
             self._spinner.start()
 
@@ -187,6 +190,7 @@ class Busy:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
             self._bar.add_task(one_line(label), total=total)
+            interrupts.displays(True)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done)
         if done >= total:
@@ -198,6 +202,7 @@ class Busy:
             if shown is not None:
                 shown.stop()
         self._spinner = self._bar = None
+        interrupts.displays(False)
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:

@@ -12,6 +12,7 @@ import typer
 
 from phirt_apps import options
 from phirt_apps.errors import INTERRUPTED, UsageError
+from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def command(
     if stats:
         out.hint(figures(answer.result))
     if conversation is not None:
-        talk.save(conversation)
+        with interrupts.patient():
+            talk.save(conversation)
     if answer.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -126,4 +128,5 @@ def _interactive(
         session.attach(image=path)
     for path in audio or ():
         session.attach(audio=path)
-    session.run(session.reader())
+    with interrupts.session():
+        session.run(session.reader())

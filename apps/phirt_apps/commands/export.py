@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from phirt.errors import ConfigError
 from phirt_apps import evaluation, options
 from phirt_apps.errors import INTERRUPTED, needs_extra
+from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line, plain_table
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **sett
         from phirt_export.exporter import export_bundle
     errors: list[PartError] = []
     try:
-        with _progress(out) as report:
+        with interrupts.patient(), _progress(out) as report:
             folder = export_bundle(checkpoint, output, progress=report, errors=errors.extend, **settings)
     except KeyboardInterrupt:
         out.notice(f"stopped; {one_line(str(output))} is not complete: the same command goes on from here")

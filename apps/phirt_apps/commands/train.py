@@ -15,6 +15,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from phirt_apps.errors import INTERRUPTED, needs_extra
+from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def train(
         from phirt_train.loop import Interrupted
         from phirt_train.runner import result_table, run_recipe
     try:
-        with _progress(out) as report:
+        with interrupts.patient(), _progress(out) as report:
             results = run_recipe(recipe, run_dir, data, scale=scale, report=report, until=until)
     except Interrupted:
         out.notice(f"stopped; the state is in {one_line(str(run_dir))}: the same command goes on from there")
