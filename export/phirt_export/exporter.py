@@ -40,7 +40,7 @@ from phirt_export.graphs.speech import build_speech
 from phirt_export.graphs.vision import build_vision
 from phirt_export.identity import identity
 from phirt_export.journal import Journal
-from phirt_export.progress import ObservedSource, Progress
+from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
@@ -180,7 +180,7 @@ def export_bundle(
             `gptq`, `bits_per_weight` and `int8` alone.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
-        progress: called as weights are read.
+        progress: called at once, and then as weights are read.
         errors: called once, at the end, with what quantization has cost each part of the model.
 
     Returns:
@@ -198,6 +198,7 @@ def export_bundle(
     profile = read_target(targets[0])
     if kv not in DTYPES:
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
+    announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
     opened = Checkpoint(checkpoint)
     config = opened.config
@@ -214,6 +215,8 @@ def export_bundle(
         kv == "int8",
         budget is not None,
     )
+    if calibration:
+        announce(progress, "reading the calibration data")
     samples = _samples(calibration, wanted)
     settings = {"formats": dataclasses.asdict(formats), "producer": producer(), "kv": kv}
     if samples:
@@ -237,6 +240,7 @@ def export_bundle(
             measured=measured,
             sizes=sizes,
         )
+        announce(progress, "writing the manifest")
         _write_documents(staging.folder, checkpoint, tokenizer, template)
         write_manifest(
             staging.folder,

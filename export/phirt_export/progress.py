@@ -17,7 +17,8 @@ from phirt_export.graphs.linear import WeightSource
 @dataclasses.dataclass(frozen=True)
 class Step:
     """The state after reading a part of `tensor`, or after finding it finished by an interrupted run, or
-    before that part of the model is looked at for calibration.
+    before that part of the model is looked at for calibration; or, where `tensors` is 0, before what `tensor`
+    says is done to all of them.
 
     `begun` of `tensors` tensors were read in full or in part or kept; `done` of `weights` elements were, and
     `kept` of those are from the interrupted run.
@@ -32,6 +33,12 @@ class Step:
 
 
 Progress = Callable[[Step], None]
+
+
+def announce(progress: Progress | None, activity: str) -> None:
+    """Report that something begins which is not counted in weights."""
+    if progress is not None:
+        progress(Step(activity, 0, 0, 0, 0, 0))
 
 
 class ObservedSource:

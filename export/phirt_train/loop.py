@@ -14,7 +14,6 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phirt.errors import ConfigError
+from phirt_train.progress import Progress, Report
 from phirt_train.recipe import Schedule, StageConfig
 
 
@@ -60,19 +60,6 @@ class StageResult:
     loss: float
     figures: dict[str, float]
     digest: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """One report of a running stage; `remaining` is in seconds."""
-
-    stage: str
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    unit: str
-    remaining: float
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -271,7 +258,7 @@ class StageRun:
     def _request_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self._stop = True
 
-    def run(self, report: Callable[[Progress], None]) -> StageResult:
+    def run(self, report: Report) -> StageResult:
         """Run to the last step, writing state every two minutes.
 
         Raises:
@@ -300,7 +287,7 @@ class StageRun:
             self.digest,
         )
 
-    def _steps(self, report: Callable[[Progress], None]) -> None:
+    def _steps(self, report: Report) -> None:
         for module in self.model.modules():  # frozen parts neither drop out nor move their running statistics
             module.training = any(p.requires_grad for p in module.parameters())
         saved = shown = begun = time.monotonic()
@@ -321,9 +308,16 @@ class StageRun:
                 per_step = (now - begun) / (self.step - first_step)
                 rate = (self.units - first_units) / (now - begun)
                 remaining = per_step * (self.stage.steps - self.step)
-                unit = self.objective.unit
                 report(
-                    Progress(self.stage.name, self.step, self.stage.steps, self.loss, rate, unit, remaining)
+                    Progress(
+                        self.stage.name,
+                        self.step,
+                        self.stage.steps,
+                        self.objective.unit,
+                        loss=self.loss,
+                        rate=rate,
+                        remaining=remaining,
+                    )
                 )
 
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,13 +23,12 @@ from torch import Tensor
 from phirt.errors import ConfigError
 from phirt_export.reference import Model, initialize
 from phirt_train.context import TrainingContext
-from phirt_train.loop import Objective, Progress, StageResult, StageRun, save_tensors
+from phirt_train.loop import Objective, StageResult, StageRun, save_tensors
 from phirt_train.objectives import OBJECTIVES
+from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, StageConfig, load_recipe
 from phirt_train.tokenizer import train_tokenizer
-
-Report = Callable[[Progress], None]
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -69,6 +67,7 @@ def _run_stage(
 ) -> StageResult:
     stage, folder = recipe.stages[index], run_dir / recipe.stages[index].name
     folder.mkdir(parents=True, exist_ok=True)
+    report(Progress(stage.name, 0, stage.steps, "steps", "reading the data"))
     torch.manual_seed(context.seed)
     model = Model(recipe.model)
     initialize(model, recipe.seed)
@@ -156,7 +155,7 @@ def run_recipe(
     data: Path,
     *,
     scale: str | None = None,
-    report: Report = lambda progress: None,
+    report: Report = ignore,
     until: str | None = None,
 ) -> list[StageResult]:
     """Run the stages of a recipe that are not done, and write the checkpoint once all are.
@@ -166,7 +165,7 @@ def run_recipe(
         run_dir: where state and results go; a later call with the same folder continues.
         data: the data package's folder.
         scale: a scale of the recipe, see `load_recipe`.
-        report: called every few seconds with the running stage's progress.
+        report: called from the beginning on, and every few seconds while a stage trains.
         until: stop after this stage.
 
     Raises:
@@ -183,6 +182,7 @@ def run_recipe(
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = run_dir / "tokenizer.json"
     if not tokenizer.is_file():
+        report(Progress("tokenizer", 0, None, "texts", f"learning {recipe.tokenizer.vocab_size} tokens"))
         _write_text(tokenizer, train_tokenizer(recipe.tokenizer, data))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     digests = stage_digests(recipe)

@@ -24,7 +24,8 @@ from phirt.errors import ConfigError
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import load_config
-from phirt_train.loop import Interrupted, Progress, StageRun
+from phirt_train.loop import Interrupted, StageRun
+from phirt_train.progress import Progress
 from phirt_train.runner import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

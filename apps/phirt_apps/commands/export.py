@@ -161,9 +161,8 @@ def _progress(out: Output) -> Iterator[Callable[[Step], None]]:
         def report(step: Step) -> None:
             name = one_line(step.tensor)
             shown = name if len(name) <= _NAME_CHARACTERS else f"…{name[1 - _NAME_CHARACTERS :]}"
-            bars.update(
-                task, completed=step.done, total=step.weights, description=shown, figures=figures.of(step)
-            )
+            total = step.weights or None
+            bars.update(task, completed=step.done, total=total, description=shown, figures=figures.of(step))
 
         yield report
 
@@ -179,6 +178,8 @@ class Figures:
 
     def of(self, step: Step) -> str:
         """One short line."""
+        if not step.tensors:  # nothing is counted yet
+            return ""
         share = 100 * step.done // max(1, step.weights)
         text = f"{step.begun}/{step.tensors} tensors, {share} %"
         fresh = step.done - step.kept

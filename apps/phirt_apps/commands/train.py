@@ -19,7 +19,7 @@ from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line
 
 if TYPE_CHECKING:
-    from phirt_train.loop import Progress as Report
+    from phirt_train.progress import Progress as Report
 
 _LOG_EVERY_SECONDS = 60.0
 
@@ -99,7 +99,12 @@ def _progress(out: Output) -> Iterator[Any]:
                 tasks[progress.stage] = bars.add_task(
                     one_line(progress.stage), total=progress.steps, figures=""
                 )
-            bars.update(tasks[progress.stage], completed=progress.step, figures=_figures(progress))
+            bars.update(
+                tasks[progress.stage],
+                total=progress.steps,
+                completed=progress.step,
+                figures=one_line(_figures(progress)),
+            )
 
         yield report
 
@@ -114,13 +119,16 @@ class _LogLines:
 
     def __call__(self, progress: Report) -> None:
         now = time.monotonic()
-        due = progress.stage != self._stage or progress.step >= progress.steps
+        due = progress.stage != self._stage or progress.step == progress.steps
         if due or now - self._written >= _LOG_EVERY_SECONDS:
-            self._out.notice(f"{progress.stage} {progress.step}/{progress.steps}: {_figures(progress)}")
+            done = f" {progress.step}" + ("" if progress.steps is None else f"/{progress.steps}")
+            self._out.notice(f"{one_line(progress.stage)}{done}: {one_line(_figures(progress))}")
             self._stage, self._written = progress.stage, now
 
 
 def _figures(progress: Report) -> str:
+    if progress.loss is None or progress.rate is None or progress.remaining is None:
+        return progress.activity
     minutes, seconds = divmod(int(progress.remaining), 60)
     left = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     return f"loss {progress.loss:.3f}, {progress.rate:,.0f} {progress.unit}/s, {left} left"
