@@ -1,0 +1,90 @@
+"""Which way an answer is shown: as it is in a file or a pipe, laid out as Markdown on a terminal.
+
+Knows streams, terminals and the environment's wishes. Does not know what an answer says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Protocol, TextIO
+
+_DEFAULT_COLUMNS = 80
+# C0 and C1 controls except tab and newline: what a terminal could take as a command.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class AnswerDisplay(Protocol):
+    """Shows one answer as it comes."""
+
+    def write(self, piece: str) -> None:
+        """Takes the next piece."""
+
+    def break_line(self) -> None:
+        """Begins a new line where the answer has begun one, before a notice comes between."""
+
+    def finish(self) -> None:
+        """Writes what is left and ends the last line."""
+
+
+class RawDisplay:
+    """The answer as the model wrote it; a newline at its end."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._in_line = False
+
+    def write(self, piece: str) -> None:
+        """Writes the piece at once."""
+        if piece:
+            self._write(piece)
+            self._in_line = not piece.endswith("\n")
+
+    def break_line(self) -> None:
+        """Does nothing: a notice does not go where this text goes, or a person wants the text as it is."""
+
+    def finish(self) -> None:
+        """Ends the last line."""
+        if self._in_line:
+            self._write("\n")
+            self._in_line = False
+
+
+def answer_display(stdout: TextIO, write: Callable[[str], None]) -> AnswerDisplay:
+    """Markdown where `stdout` is a terminal that can show it. `write` writes to it, escape sequences too."""
+    if not stdout.isatty():
+        return RawDisplay(write)
+    if os.environ.get("TERM") == "dumb" or _lacks_escape_sequences():
+        return RawDisplay(lambda text: write(printable(text)))
+    from .inline import PLAIN, Theme  # after the first answer's wait, not before it
+    from .markdown import MarkdownDisplay
+
+    theme = PLAIN if os.environ.get("NO_COLOR") else Theme()
+    return MarkdownDisplay(write, lambda: columns(stdout), theme)
+
+
+def columns(stream: TextIO) -> int:
+    """The terminal's present width; where it does not tell, what COLUMNS says, or 80."""
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        width = 0
+    if width < 1:
+        said = os.environ.get("COLUMNS", "")
+        width = int(said) if said.isdecimal() and 0 < int(said) < 10_000 else _DEFAULT_COLUMNS
+    return width
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that a terminal would obey (tab and newline stay)."""
+    return _CONTROLS.sub("", text)
+
+
+def _lacks_escape_sequences() -> bool:
+    """Consoles of old Windows."""
+    if os.name != "nt":
+        return False
+    from rich.console import detect_legacy_windows
+
+    return detect_legacy_windows()
