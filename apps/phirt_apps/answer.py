@@ -17,6 +17,7 @@ from .output import Output, one_line
 if TYPE_CHECKING:
     import phirt
     from phirt.encoders.phi4mm_image import ImageDetail
+    from phirt_apps.rendering.display import AnswerDisplay
 
 _WORTH_A_BAR = 512  # positions; fewer are read while one looks
 
@@ -87,22 +88,20 @@ class _Cancel:
 
 
 def stream_answer(
-    chat: phirt.Chat, request: Request | ToolResults, out: Output, *, silent: bool = False
+    chat: phirt.Chat, request: Request | ToolResults, out: Output, display: AnswerDisplay
 ) -> Answer:
-    """Sends the request and writes the answer to stdout as it comes (nothing of it when `silent`).
+    """Sends the request and shows the answer as it comes.
 
     Ctrl-C cancels it; before there is a reply, while media are read, it raises KeyboardInterrupt. The answer
     ends with a newline, also when it is cut short. Errors of the runtime pass through; the conversation is
     then as it was before.
     """
-    last = "\n"
     with out.busy(request.label) as busy:
 
         def on_progress(step: phirt.Progress) -> None:
             if step.done == 0 and step.reason in ("long_context", "short_context"):
                 busy.stop()
-                if last != "\n":
-                    out.break_line()
+                display.break_line()
                 out.hint(_regime_notice(step, chat.model.manifest.geometry.rope.original_context))
             if step.reason != "prompt" or step.total >= _WORTH_A_BAR:
                 busy.advance("reading", step.done, step.total)
@@ -112,15 +111,13 @@ def stream_answer(
             cancel = _Cancel(reply)
             with interrupts.cancelling(cancel):
                 for piece in reply:
-                    if piece and not silent:
+                    if piece:
                         busy.stop()
-                        out.answer(piece)
-                        last = piece[-1]
+                        display.write(piece)
             return Answer(reply.result, cancel.called)
         finally:
             busy.stop()
-            if last != "\n":
-                out.answer("\n")
+            display.finish()
 
 
 def _regime_notice(step: phirt.Progress, original_context: int) -> str:

@@ -147,7 +147,7 @@ class Session:
         attached.clear()
 
     def _ask(self, request: Request | ToolResults) -> None:
-        answer = stream_answer(self._chat, request, self._out)
+        answer = stream_answer(self._chat, request, self._out, self._out.answer_display())
         self._last = answer.result
         if answer.interrupted:
             self._out.hint("stopped; the answer so far stays in the conversation")

@@ -35,6 +35,12 @@ Audio = Annotated[
     typer.Option("--audio", metavar="FILE", help="A recording to listen to. May be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of text.")]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain", help="Show the answer on a terminal as it is: Markdown not rendered, lines not wrapped."
+    ),
+]
 Provider = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -23,18 +22,11 @@ from rich.text import Text
 from phirt.errors import PhirtError
 
 from .interrupts import interrupts
-
-# C0 and C1 controls except tab and newline: what a terminal could take as a command.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from .rendering.display import AnswerDisplay, answer_display, printable
 
 
 class OutputError(PhirtError):
     """Standard output cannot take the answer, such as a full disk behind a redirection."""
-
-
-def printable(text: str) -> str:
-    """The text without the control characters that a terminal would obey (tab and newline stay)."""
-    return _CONTROLS.sub("", text)
 
 
 def one_line(text: str) -> str:
@@ -69,10 +61,14 @@ class Output:
 
     stdout gets raw text when it is a file or a pipe, and printable text when it is a terminal. stderr gets
     notices, tables and the spinner; rich leaves colours out when stderr is no terminal or NO_COLOR is set.
+    `markdown` is whether an answer is rendered on a terminal.
     """
 
-    def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+    def __init__(
+        self, stdout: TextIO | None = None, stderr: TextIO | None = None, *, markdown: bool = True
+    ) -> None:
         self._stdout = stdout or sys.stdout
+        self._markdown = markdown
         self._console = Console(
             file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False
         )
@@ -88,13 +84,12 @@ class Output:
         """Whether stderr is a terminal, where a display may redraw itself."""
         return self._console.is_terminal
 
-    def break_line(self) -> None:
-        """Begins a new line on a terminal that shows a part of the answer, before a notice comes between."""
-        if self._stdout_is_terminal and self._console.is_terminal:
-            self._console.print()
+    def answer_display(self) -> AnswerDisplay:
+        """What shows an answer as it comes, on stdout. It raises OutputError when stdout cannot take it."""
+        return answer_display(self._stdout, self._write, markdown=self._markdown)
 
     def answer(self, text: str) -> None:
-        """Writes a piece of the answer at once. Raises OutputError when stdout cannot take it."""
+        """Writes text to stdout at once. Raises OutputError when stdout cannot take it."""
         self._write(printable(text) if self._stdout_is_terminal else text)
 
     def json(self, value: Any) -> None:

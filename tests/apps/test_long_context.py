@@ -15,6 +15,7 @@ from phirt_apps.answer import Request, stream_answer
 from phirt_apps.cli import app
 from phirt_apps.interactive import Session, Setup
 from phirt_apps.output import Output
+from phirt_apps.rendering.display import NoDisplay
 
 NOTICE = "the conversation has grown past 64 tokens, the model's original context: it is read once more"
 
@@ -40,10 +41,11 @@ def test_going_back_is_told_too(model: phirt.Model) -> None:
     stderr = io.StringIO()
     out = Output(io.StringIO(), stderr)
     chat = model.chat()
-    stream_answer(chat, Request("7 " * 40, phirt.GenerationConfig(max_new_tokens=3)), out)
+    config = phirt.GenerationConfig(max_new_tokens=3)
+    stream_answer(chat, Request("7 " * 40, config), out, NoDisplay())
     assert stderr.getvalue() == ""  # a first prompt is read once, however long it is
     chat.rewind()
-    stream_answer(chat, Request("fox", phirt.GenerationConfig(max_new_tokens=3)), out)
+    stream_answer(chat, Request("fox", config), out, NoDisplay())
     assert "the conversation is back within 64 tokens" in stderr.getvalue()
 
 

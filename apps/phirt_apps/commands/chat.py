@@ -48,6 +48,7 @@ def command(
     speculation: options.Speculation = True,
     json: options.Json = False,
     stats: options.Stats = False,
+    plain: options.Plain = False,
     provider: options.Provider = None,
     threads: options.Threads = None,
 ) -> None:
@@ -70,8 +71,9 @@ def command(
     from phirt_apps.conversation import open_chat
     from phirt_apps.interactive import Setup
     from phirt_apps.models import load
+    from phirt_apps.rendering.display import NoDisplay
 
-    out = Output()
+    out = Output(markdown=not plain)
     text = prompt if prompt is not None else piped_text()
     media = bool(image or audio)
     if text is not None and not text.strip() and not media:
@@ -101,7 +103,7 @@ def command(
         return
     request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()), image_detail)
     talk = open_chat(load(bundle, out, provider, threads), conversation, system, tool_specs)
-    answer = stream_answer(talk, request, out, silent=json)
+    answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
     if json:
         out.json(as_object(answer.result))
     if stats:

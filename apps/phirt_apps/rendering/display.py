@@ -29,7 +29,7 @@ class AnswerDisplay(Protocol):
 
 
 class RawDisplay:
-    """The answer as the model wrote it; a newline at its end."""
+    """The answer as the model wrote it, and a newline at its end. Notices go elsewhere, or fit anywhere."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -42,7 +42,7 @@ class RawDisplay:
             self._in_line = not piece.endswith("\n")
 
     def break_line(self) -> None:
-        """Does nothing: a notice does not go where this text goes, or a person wants the text as it is."""
+        """Does nothing."""
 
     def finish(self) -> None:
         """Ends the last line."""
@@ -51,12 +51,37 @@ class RawDisplay:
             self._in_line = False
 
 
-def answer_display(stdout: TextIO, write: Callable[[str], None]) -> AnswerDisplay:
-    """Markdown where `stdout` is a terminal that can show it. `write` writes to it, escape sequences too."""
+class PlainDisplay(RawDisplay):
+    """The same on a terminal, where a notice would come between."""
+
+    def write(self, piece: str) -> None:
+        """Writes the piece at once, without what the terminal could take as a command."""
+        super().write(printable(piece))
+
+    def break_line(self) -> None:
+        """Begins a new line where the answer has begun one."""
+        self.finish()
+
+
+class NoDisplay:
+    """Shows nothing: for an answer that is wanted as an object."""
+
+    def write(self, piece: str) -> None:
+        """Does nothing."""
+
+    def break_line(self) -> None:
+        """Does nothing."""
+
+    def finish(self) -> None:
+        """Does nothing."""
+
+
+def answer_display(stdout: TextIO, write: Callable[[str], None], *, markdown: bool = True) -> AnswerDisplay:
+    """What suits `stdout`, which `write` writes to as it is: Markdown where a terminal can show it."""
     if not stdout.isatty():
         return RawDisplay(write)
-    if os.environ.get("TERM") == "dumb" or _lacks_escape_sequences():
-        return RawDisplay(lambda text: write(printable(text)))
+    if not markdown or os.environ.get("TERM") == "dumb" or _lacks_escape_sequences():
+        return PlainDisplay(write)
     from .inline import PLAIN, Theme  # after the first answer's wait, not before it
     from .markdown import MarkdownDisplay
 
