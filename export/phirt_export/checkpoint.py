@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from phirt.bundle.tensor_file import DTYPES, StoredTensor, open_file
 from phirt.errors import ConfigError
-from phirt_export.containers import DTYPES, StoredTensor, open_file, open_weights, some
+from phirt_export.containers import open_weights, some
 from phirt_export.families import read_document, read_layout
 from phirt_export.published.layout import Part
 from phirt_export.reference import Model, ModelConfig

@@ -11,8 +11,8 @@ import pytest
 from checkpoints.write import TEMPLATE, write_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from phirt.bundle import tensor_file
 from phirt.errors import ConfigError
-from phirt_export import containers
 from phirt_export.chat_files import read_template
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.families import known_families
@@ -96,9 +96,9 @@ def test_separate_projections_are_stacked_and_read_in_slabs(written):
 def test_only_the_asked_rows_are_read(written, monkeypatch):
     opened = Checkpoint(written["llama-biased"])
     read = []
-    original = containers.StoredTensor._read
+    original = tensor_file.StoredTensor._read
     monkeypatch.setattr(
-        containers.StoredTensor, "_read", lambda self, a, b: read.append(b - a) or original(self, a, b)
+        tensor_file.StoredTensor, "_read", lambda self, a, b: read.append(b - a) or original(self, a, b)
     )
     opened.rows("model.layers.0.self_attn.qkv_proj.base_layer.weight", 62, 66)
     assert read == [2 * 64 * 2, 2 * 64 * 2]  # two rows of queries and two of keys, 64 bfloat16 each
@@ -303,7 +303,7 @@ def test_reading_a_file_once_does_not_keep_it_in_memory(tmp_path):
         status = Path("/proc/self/status").read_text()
         return int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssFile")))
 
-    tensor, before = containers.open_file(path)["w"], resident()
+    tensor, before = tensor_file.open_file(path)["w"], resident()
     for start in range(0, rows, 128):
         assert tensor.rows(start, start + 128).shape == (128, columns)
     assert resident() - before < 16 << 10  # kB
