@@ -30,3 +30,7 @@ class ConversationError(PhirtError):
 
 class ProviderError(PhirtError):
     """An execution provider was named that this machine does not offer."""
+
+
+class AdapterError(PhirtError):
+    """A LoRA adapter cannot be read, does not fit the bundle, or asks for more than can be added to it."""
