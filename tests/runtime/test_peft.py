@@ -173,7 +173,7 @@ def test_separate_projections_stand_in_their_rows_of_the_fused_one(tmp_path_fact
         ({"target_modules": ["self_attn.q_proj", "o_proj", "layers.2.mlp.up_proj"]}, 2.0),
         ({"target_modules": "all-linear"}, 2.0),
         ({"target_modules": r".*layers\.[0-2]\.self_attn\.(q|v)_proj"}, 2.0),
-        ({"target_modules": r"(?:.*?(?:text).*?q_proj.*?)|(?:\bmodel\.layers\.[\d]{1,}\.self_attn\..*)"}, 2.0),
+        ({"target_modules": r"(?:.*?text.*?q_proj.*?)|(?:\bmodel\.layers\.[\d]{1,}\.self_attn\..*)"}, 2.0),
         ({"target_modules": None}, 2.0),
         ({"layers_to_transform": 1, "layers_pattern": "layers"}, 2.0),
         ({"layers_to_transform": [0, 1, 99]}, 2.0),
