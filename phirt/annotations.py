@@ -72,7 +72,7 @@ def _describe(hint: Any) -> str:
         return _describe_tuple(get_args(base), bounds)
     if get_origin(base) is Mapping:
         return f"an object of {_plural(describe(get_args(base)[1]))}"
-    return {bool: "true or false", type(None): "null", Any: "any value"}.get(base, "an object")
+    return {bool: "true or false", type(None): "null", Any: "a value"}.get(base, "an object")
 
 
 def _describe_tuple(inner: tuple[Any, ...], bounds: tuple[Any, ...]) -> str:
@@ -85,7 +85,7 @@ def _describe_tuple(inner: tuple[Any, ...], bounds: tuple[Any, ...]) -> str:
 
 def _plural(words: str) -> str:
     """ "a whole number from 1 to 3" as "whole numbers from 1 to 3", well enough for an error message."""
-    noun = re.match(r"an? (whole number|number|string|object|list)\b", words)
+    noun = re.match(r"an? (whole number|number|string|object|list|value|name)\b", words)
     return f"{noun[1]}s{words[noun.end() :]}" if noun else words
 
 
@@ -126,9 +126,25 @@ def fits(value: Any, base: Any, bounds: tuple[Any, ...]) -> bool:
         return value in get_args(base)
     if base is float:  # an infinite or an endless number is none
         bounds = bounds or (Range(-sys.float_info.max, sys.float_info.max),)
+    if base is Any:
+        return not _has_surrogate(value)
     if base is str and AnyCharacters() not in bounds and _SURROGATE.search(value):
         return False
     return all(_CHECKS[type(bound)](value, bound) for bound in bounds)
+
+
+def _has_surrogate(value: Any) -> bool:
+    """Whether a name or a string anywhere in a document has a lone surrogate."""
+    open_parts = [value]
+    while open_parts:
+        part = open_parts.pop()
+        if isinstance(part, str) and _SURROGATE.search(part):
+            return True
+        if isinstance(part, Mapping):
+            open_parts += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple):
+            open_parts += part
+    return False
 
 
 _CHECKS: Mapping[type, Callable[[Any, Any], bool]] = {

@@ -165,6 +165,14 @@ class Fields:
         """The value as it is, or None."""
         return self._value.get(key)
 
+    def shown(self, key: str) -> str:
+        """The value as an error shows it."""
+        return shown(self._value.get(key))
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """All keys, with their values as they are."""
+        return self._value.items()
+
     def read(self, key: str, hint: Any) -> Any:
         """The value as `hint` says, an annotation as in `read_dataclass`."""
         if key not in self._value:

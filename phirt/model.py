@@ -14,12 +14,12 @@ from typing import Any
 
 from phirt.bundle import adapters
 from phirt.bundle.files import load_manifest, require_intact
-from phirt.bundle.manifest import Manifest
+from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.chat.chat import Chat
 from phirt.encoders.audio_file import AudioSource
+from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
 from phirt.encoders.media_encoder import MediaEncoder
-from phirt.encoders.phi4mm_image import ImageDetail
 from phirt.errors import BundleError, ConfigError, ContextError
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import GenerationConfig
@@ -69,7 +69,9 @@ class Model:
             self.tokenizer = Tokenizer(
                 manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
             )
-            self._template = ChatTemplate(_read_template(manifest), self.tokenizer, manifest.tokens)
+            self._template = ChatTemplate(
+                _read_template(manifest), self.tokenizer, manifest.tokens, _placeholders(manifest)
+            )
             self._decoder = decoder.result()
         self.encoder = MediaEncoder(manifest, config)
 
@@ -99,12 +101,10 @@ class Model:
         image_detail: ImageDetail = "auto",
     ) -> TokenCount:
         """What `text` with media would cost as the first turn; runs no graph. Raises as `Chat.send` does."""
-        pictures = [
-            self.encoder.count_image_tokens(source, image_detail) for source in _as_sequence(images, "images")
-        ]
-        clips = [self.encoder.prepare_audio(source).num_tokens for source in _as_sequence(audio, "audio")]
-        media = tuple(Media("image", "", count, None) for count in pictures)
-        media += tuple(Media("audio", "", count, None) for count in clips)
+        count = self.encoder.count
+        pictures = [count("image", source, image_detail) for source in _as_sequence(images, "images")]
+        clips = [count("audio", source) for source in _as_sequence(audio, "audio")]
+        media = self._blank("image", pictures) + self._blank("audio", clips)
         messages = (Message("user", text, media),)
         encoded = self._template.encode(_with_system(messages, system, None))
         return TokenCount(
@@ -129,9 +129,21 @@ class Model:
         return Engine(self._decoder, self.manifest)
 
     def route_of(self, messages: Sequence[Message]) -> str:
-        """The route that a conversation of these turns takes."""
-        kinds = [media.kind for message in messages for media in message.media]
-        return adapters.choose_route(self.manifest, images=kinds.count("image"), audio=kinds.count("audio"))
+        """The adapter that a conversation of these turns takes; "none" for the base weights alone."""
+        return adapters.adapter_name(self.rule_of(messages))
+
+    def rule_of(self, messages: Sequence[Message]) -> Rule:
+        """What the manifest says about a conversation with the media of these turns."""
+        return adapters.choose_rule(
+            self.manifest, {media.modality for message in messages for media in message.media}
+        )
+
+    def _blank(self, modality: Modality, counts: Sequence[int]) -> tuple[Media, ...]:
+        """Media of which nothing but their size is known."""
+        if not counts:
+            return ()
+        name = adapters.encoder_name(self.manifest, modality)
+        return tuple(Media(name, modality, "", count, None) for count in counts)
 
     def prepare_media(
         self,
@@ -140,17 +152,16 @@ class Model:
         image_detail: ImageDetail = "auto",
     ) -> tuple[Media, ...]:
         """Reads and processes the media of one turn, images first."""
-        pictures = [
-            self.encoder.prepare_image(source, image_detail) for source in _as_sequence(images, "images")
-        ]
-        clips = [self.encoder.prepare_audio(source) for source in _as_sequence(audio, "audio")]
+        prepare = self.encoder.prepare
+        pictures = [prepare("image", source, image_detail) for source in _as_sequence(images, "images")]
+        clips = [prepare("audio", source) for source in _as_sequence(audio, "audio")]
         return (*pictures, *clips)
 
     def encode_prompt(self, messages: Sequence[Message], system: str | None, tools: str | None) -> Prompt:
         """The engine's prompt for a conversation, its media encoded. Raises ContextError before anything is
         encoded.
         """
-        route = self.route_of(messages)
+        rule = self.rule_of(messages)
         encoded = self._template.encode(_with_system(messages, system, tools), tools)
         context = self.manifest.geometry.context
         if len(encoded.ids) > context:
@@ -158,9 +169,11 @@ class Model:
                 f"the prompt needs {len(encoded.ids)} tokens, the model's context has {context}; shorten it, "
                 "use fewer media, or start a new conversation"
             )
-        media = [(start, item, self.encoder.features(item, route)) for start, item in encoded.media]
-        spans = tuple(MediaSpan(start, features, item.span_key) for start, item, features in media)
-        return Prompt(encoded.ids, spans, route)
+        spans = tuple(
+            MediaSpan(start, self.encoder.features(item, rule), self.encoder.span_key(item, rule))
+            for start, item in encoded.media
+        )
+        return Prompt(encoded.ids, spans, adapters.adapter_name(rule))
 
 
 def load(
@@ -206,6 +219,10 @@ def _read_template(manifest: Manifest) -> str:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from error
+
+
+def _placeholders(manifest: Manifest) -> dict[str, int]:
+    return {name: encoder.placeholder for name, encoder in manifest.encoders.items()}
 
 
 def _with_system(messages: Sequence[Message], system: str | None, tools: str | None) -> Sequence[Message]:

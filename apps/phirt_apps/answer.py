@@ -16,7 +16,7 @@ from .output import Output, one_line
 
 if TYPE_CHECKING:
     import phirt
-    from phirt.encoders.phi4mm_image import ImageDetail
+    from phirt.encoders.encoder import ImageDetail
     from phirt_apps.rendering.display import AnswerDisplay
 
 _WORTH_A_BAR = 512  # positions; fewer are read while one looks

@@ -126,11 +126,11 @@ def _cases(candidate: phirt.Model, inputs: Inputs) -> tuple[dict[str, list[Case]
         "none": passages(candidate, texts, inputs.tokens),
         **media_cases(candidate, images, clips),
     }
-    manifest = candidate.manifest
+    takes = candidate.manifest.modalities
     used = {
         "text": "sentences of the program" if inputs.text is None else str(inputs.text),
-        "images": _media_words("pictures rendered", inputs.images, len(images), manifest.image is not None),
-        "audio": _media_words("clips synthesised", inputs.audio, len(clips), manifest.audio is not None),
+        "images": _media_words("pictures rendered", inputs.images, len(images), "image" in takes),
+        "audio": _media_words("clips synthesised", inputs.audio, len(clips), "audio" in takes),
     }
     return cases, used
 

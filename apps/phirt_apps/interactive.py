@@ -21,7 +21,7 @@ from .output import Output, OutputError, one_line
 
 if TYPE_CHECKING:
     import phirt
-    from phirt.encoders.phi4mm_image import ImageDetail
+    from phirt.encoders.encoder import ImageDetail
 
 _ARGUMENTS = {"F": "a file name", "JSON": "a JSON value"}
 LEAVE_HINT = "Ctrl-D or /quit leaves."

@@ -1,7 +1,6 @@
-"""What a finished bundle says about itself: its manifest, written last.
+"""What a finished bundle says about itself: its manifest, written last, by the dataclasses that read it.
 
-Knows files, checksums and the manifest's keys. Knows nothing of weights or nodes, nor of where a bundle
-grows.
+Knows files and checksums. Knows nothing of weights or nodes, nor of where a bundle grows.
 """
 
 from __future__ import annotations
@@ -9,49 +8,57 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from phirt.bundle.manifest import FORMAT, MANIFEST_NAME
+from phirt.bundle.document import manifest_bytes
+from phirt.bundle.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Geometry,
+    GraphSpec,
+    Limits,
+    Manifest,
+    Rope,
+    TensorSpec,
+    Tokens,
+)
+from phirt.errors import BundleError, ConfigError
+from phirt.fields import Fields, read_dataclass
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
-from phirt_export.graphs.lora import NO_ADAPTER, ROUTE_IDS
+from phirt_export.encoders import EncoderPlan, adapter_specs, rules
+from phirt_export.narrow import narrow
 from phirt_export.reference import ModelConfig
 
-VERSION = 1
 CARD_NAME = "MODEL_CARD.md"
 _DRAFT_NAME = f"{MANIFEST_NAME}.draft"
-# What a request may cost at most; not part of a checkpoint.
-LIMITS: dict[str, Any] = {"image_pixels": 100_000_000, "audio_seconds": 60.0, "media_bytes": 268_435_456}
-_MIN_IMAGE_SIDE = 10
-_SAMPLE_RATE = 16_000
+_MAX_PIXELS, _MAX_SECONDS = 100_000_000, 1800.0  # where a model says nothing: what cameras make, half an hour
+_MEDIA_BYTES = 1 << 28  # of one file, whatever its format
 _CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphFiles:
-    """One finished graph of a bundle: names of its files, the digest of its data (hex sha256, taken as they
-    were written), and its inputs and outputs as the manifest lists them.
+class LimitOptions:
+    """What an export is asked to set: pixels of one image, seconds of one clip, positions of a conversation.
+    None: the model's own.
     """
 
-    file: str
-    data: str
-    data_sha256: str
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
+    image_pixels: int | None = None
+    audio_seconds: float | None = None
+    context: int | None = None
 
-    def entry(self, target: str) -> dict[str, Any]:
-        """The manifest's entry."""
-        return {
-            "file": self.file,
-            "data": [self.data],
-            "target": target,
-            "inputs": self.inputs,
-            "outputs": self.outputs,
-        }
+
+@dataclasses.dataclass(frozen=True)
+class GraphFiles:
+    """One finished graph of a bundle as the manifest lists it, and the digest of its data (hex sha256, taken
+    as they were written).
+    """
+
+    spec: GraphSpec
+    data_sha256: str
 
 
 def producer() -> str:
@@ -59,119 +66,90 @@ def producer() -> str:
     return f"phirt {importlib.metadata.version('phirt')}"
 
 
-def describe(values: Sequence[ir.Value]) -> list[dict[str, Any]]:
+def describe(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
     """Names, numpy dtypes and shapes of graph inputs or outputs."""
     described = []
     for value in values:
-        assert value.dtype is not None and value.shape is not None
-        shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
-        described.append({"name": value.name, "dtype": value.dtype.numpy().name, "shape": shape})
-    return described
+        assert value.name is not None and value.dtype is not None and value.shape is not None
+        shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+        dtype: Any = value.dtype.numpy().name  # checked with everything else when the manifest is written
+        described.append(TensorSpec(value.name, dtype, shape))
+    return tuple(described)
 
 
 def write_manifest(
     folder: Path,
     config: ModelConfig,
+    plans: Sequence[EncoderPlan],
     graphs: Mapping[str, GraphFiles],
     *,
     name: str,
     description: str,
-    target: str,
+    limits: Limits,
     quantization: Mapping[str, Any],
 ) -> None:
     """Write `manifest.json` over all other files of `folder`, which must be complete. It is there whole or
     not at all.
+
+    Raises:
+        ConfigError: the parts do not make a bundle that the runtime would load.
     """
-    digests = {graph.data: graph.data_sha256 for graph in graphs.values()}
+    digests = {name: graph.data_sha256 for graph in graphs.values() for name in graph.spec.data}
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": digests.get(path.name) or _sha256(path)}
+        path.name: FileEntry(path.stat().st_size, digests.get(path.name) or _sha256(path))
         for path in sorted(folder.iterdir())
         if path.name not in (MANIFEST_NAME, _DRAFT_NAME)
     }
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "name": name,
-        "description": description,
-        "producer": producer(),
-        "files": files,
-        "graphs": {part: graph.entry(target) for part, graph in graphs.items()},
-        "geometry": _geometry(config),
-        "tokens": {**dataclasses.asdict(config.tokens), "eos": list(config.tokens.eos)},
-        "chat_template": TEMPLATE_NAME,
-        "tokenizer": TOKENIZER_NAME,
-        "image": image_constants(config),
-        "audio": audio_constants(config),
-        "routes": routes(config),
-        "limits": LIMITS,
-        "quantization": dict(quantization),
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    manifest = Manifest(
+        name=name,
+        description=description,
+        producer=producer(),
+        files=files,
+        graphs={part: graph.spec for part, graph in graphs.items()},
+        geometry=geometry(config),
+        tokens=narrow(Tokens, config.tokens),
+        chat_template=TEMPLATE_NAME,
+        tokenizer=TOKENIZER_NAME,
+        encoders={plan.name: plan.spec for plan in plans},
+        adapters=adapter_specs(config, plans),
+        rules=rules(config, plans),
+        limits=limits,
+        quantization=quantization,
+        folder=folder,
+        fingerprint="",
+    )
     draft = folder / _DRAFT_NAME
-    draft.write_text(text, encoding="utf-8")
+    try:
+        draft.write_bytes(manifest_bytes(manifest))
+    except BundleError as error:
+        raise ConfigError(f"the checkpoint makes no bundle that would load: {error}") from error
     draft.replace(folder / MANIFEST_NAME)
 
 
-def routes(config: ModelConfig) -> dict[str, Any]:
-    """The routes this model can take (spec section D); a route needs its encoder or its adapter."""
-    table: dict[str, Any] = {"none": {"id": NO_ADAPTER, "adapter": None, "audio_projector": None}}
-    towers = {"vision": config.vision, "speech": config.audio}
-    for route, route_id in ROUTE_IDS.items():
-        if towers[route] or route in config.adapters:
-            adapter = route if route in config.adapters else None
-            table[route] = {
-                "id": route_id,
-                "adapter": adapter,
-                "audio_projector": route if config.audio else None,
-            }
-    return table
+def geometry(config: ModelConfig) -> Geometry:
+    """The decoder's sizes as the manifest lists them."""
+    rope = config.decoder.rope
+    return narrow(Geometry, config.decoder, context=rope.context, rope=narrow(Rope, rope))
 
 
-def _geometry(config: ModelConfig) -> dict[str, Any]:
-    decoder = config.decoder
-    names = (
-        "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size",
-        "vocab_size",
-    )  # fmt: skip
-    rope = decoder.rope
-    return {
-        **{name: getattr(decoder, name) for name in names},
-        "context": rope.context,
-        "rope": {
-            "theta": rope.theta,
-            "rotary_dim": rope.rotary_dim,
-            "original_context": rope.original_context,
-            "short_factor": list(rope.short_factor),
-            "long_factor": list(rope.long_factor),
-        },
+def model_limits(config: ModelConfig, options: LimitOptions = LimitOptions()) -> Limits:
+    """What a request may cost: as the options say, else as the model is made for.
+
+    Raises:
+        ConfigError: a limit is none, or a context is longer than the model's.
+    """
+    vision, audio, context = config.vision, config.audio, config.decoder.rope.context
+    limits = {
+        "image_pixels": options.image_pixels or (_MAX_PIXELS if vision is None else vision.max_pixels),
+        "audio_seconds": options.audio_seconds or (_MAX_SECONDS if audio is None else audio.max_seconds),
+        "media_bytes": _MEDIA_BYTES,
+        "context": options.context,
     }
-
-
-def image_constants(config: ModelConfig) -> dict[str, Any] | None:
-    """Constants of the image processor, as the manifest lists them; None for a model without eyes."""
-    vision = config.vision
-    if vision is None:
-        return None
-    return {
-        "crop_size": vision.crop_size,
-        "patch_size": vision.patch_size,
-        "pool": vision.pool,
-        "max_crops": vision.max_crops,
-        "min_side": _MIN_IMAGE_SIDE,
-    }
-
-
-def audio_constants(config: ModelConfig) -> dict[str, Any] | None:
-    """Constants of the audio processor, as the manifest lists them; None for a model without ears."""
-    audio = config.audio
-    if audio is None:
-        return None
-    return {
-        "sample_rate": _SAMPLE_RATE,
-        "num_mels": audio.num_mels,
-        "subsampling": audio.subsampling,
-        "window_tokens": audio.window_tokens,
-    }
+    fields = Fields(limits, "limits", ConfigError, f"the model's context has {context} positions")
+    found = read_dataclass(Limits, fields)
+    if found.context is not None and found.context > context:
+        raise fields.refusal(f"context {found.context} is too long")
+    return found
 
 
 def _sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ configurations are `layouts`'. Only safetensors is read: pickled weights can run
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from phirt.bundle.tensor_file import DTYPES, StoredTensor, open_file
 from phirt.errors import ConfigError
 from phirt_export.containers import open_weights, some
+from phirt_export.encoders import tower_plans
 from phirt_export.families import read_document, read_layout
 from phirt_export.published.layout import Part
 from phirt_export.reference import Model, ModelConfig
@@ -47,11 +49,19 @@ class Checkpoint:
         self.config = layout.config
         for adapter, path in layout.adapter_files.items():
             stored |= {f"{adapter}/{name}": tensor for name, tensor in open_file(path).items()}
+        self.encoders = tower_plans(self.config) if layout.encoders is None else layout.encoders
         self._shapes = expected_shapes(self.config)
+        for plan in self.encoders:
+            self._shapes |= plan.shapes
         parts = {name: layout.parts(name) for name in self._shapes}
         ignored = {name for name in stored if name.endswith(_IGNORED_SUFFIXES) or layout.ignores(name)}
         self._check(stored, parts, ignored)
         self._parts = {name: [stored[part.name] for part in of] for name, of in parts.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of all tensors that a bundle is made of."""
+        return self._shapes
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,24 @@ from typing import Any
 import onnx_ir as ir
 
 from phirt.bundle.lora import DECODER, LORA_DECODER
+from phirt.bundle.manifest import GraphSpec
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
 from phirt.prompt.tokenizer import Tokenizer
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
-from phirt_export.bundle import CARD_NAME, GraphFiles, describe, producer, write_manifest
+from phirt_export.bundle import (
+    CARD_NAME,
+    GraphFiles,
+    LimitOptions,
+    describe,
+    model_limits,
+    producer,
+    write_manifest,
+)
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME, read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.encoders import EncoderPlan, tower_plans
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.graphs.decoder import KVScales, build_decoder
@@ -36,15 +47,12 @@ from phirt_export.graphs.linear import (
     WeightSource,
     WeightStore,
 )
-from phirt_export.graphs.speech import build_speech
-from phirt_export.graphs.vision import build_vision
 from phirt_export.identity import identity
 from phirt_export.journal import Journal
 from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
-from phirt_export.targets.profile import GraphPass
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
 # Wide models lose little with long blocks and decode 1.6 times faster; narrow ones need the finer scales.
@@ -143,6 +151,7 @@ def export_bundle(
     bits_per_weight: float | None = None,
     kv: str = "float32",
     calibration: Sequence[Path] = (),
+    limits: LimitOptions | None = None,
     name: str | None = None,
     description: str = "",
     progress: Progress | None = None,
@@ -178,6 +187,7 @@ def export_bundle(
             prefills.
         calibration: files and folders of text, pictures and recordings, see `calibration.read_samples`; for
             `gptq`, `bits_per_weight` and `int8` alone.
+        limits: what a request may cost at most, where that is another than the model's own.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
         progress: called at once, and then as weights are read.
@@ -195,13 +205,14 @@ def export_bundle(
         raise ConfigError(
             f"targets are {', '.join(targets) or '(none)'}; give one of {', '.join(known_targets())}"
         )
-    profile = read_target(targets[0])
+    read_target(targets[0])
     if kv not in DTYPES:
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
     announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
     opened = Checkpoint(checkpoint)
     config = opened.config
+    allowed = model_limits(config, limits or LimitOptions())
     block_size = default_block_size(config) if block_size is None else block_size
     formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
     tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
@@ -234,7 +245,8 @@ def export_bundle(
             opened,
             formats,
             calibrated,
-            passes=profile.passes,
+            plans=opened.encoders,
+            target=targets[0],
             progress=progress,
             journal=staging.journal,
             measured=measured,
@@ -245,14 +257,15 @@ def export_bundle(
         write_manifest(
             staging.folder,
             config,
+            opened.encoders,
             graphs,
             name=name or checkpoint.absolute().name,
             description=description,
-            target=targets[0],
+            limits=allowed,
             quantization=formats.manifest_entry()
             | _choice_entry(bits_per_weight, calibrated.chosen)
             | {"kv_cache": kv}
-            | _size_entry(sizes, config),
+            | _size_entry(sizes, opened.shapes),
         )
     if errors is not None:
         errors(measured)
@@ -266,7 +279,8 @@ def write_graphs(
     formats: BundleFormats,
     calibrated: Calibrated = Calibrated(),
     *,
-    passes: Sequence[GraphPass] = (),
+    plans: Sequence[EncoderPlan] | None = None,
+    target: str = "cpu",
     progress: Progress | None = None,
     journal: Journal | None = None,
     measured: list[PartError] | None = None,
@@ -274,10 +288,14 @@ def write_graphs(
 ) -> dict[str, GraphFiles]:
     """Write decoder and, where the model has them, encoder graphs; returns them by manifest name.
 
-    `passes` are the target's; `journal` is what an interrupted run has left in `folder`; quantization errors
-    are added to `measured`, what each part takes to `sizes`.
+    `plans` are the encoders, those of the model's own towers by default; `journal` is what an interrupted run
+    has left in `folder`; quantization errors are added to `measured`, what each part takes to `sizes`.
     """
-    observed = ObservedSource(source, expected_shapes(config), progress)
+    plans = tower_plans(config) if plans is None else plans
+    shapes = expected_shapes(config)
+    for plan in plans:
+        shapes |= plan.shapes
+    observed = ObservedSource(source, shapes, progress)
     width = config.decoder.hidden_size
 
     def decoder(takes_adapters: bool) -> GraphBuild:
@@ -290,13 +308,12 @@ def write_graphs(
     parts: dict[str, dict[str, GraphBuild]] = {
         "decoder": {DECODER: decoder(False), LORA_DECODER: decoder(True)}
     }
-    if (vision := config.vision) is not None:
-        parts["vision"] = {"vision": lambda store: build_vision(store, vision, width, formats.encoder)}
-    if (audio := config.audio) is not None:
-        parts["speech"] = {"speech": lambda store: build_speech(store, audio, width, formats.encoder)}
+    for plan in plans:
+        build = functools.partial(_build_encoder, plan, width, formats.encoder)
+        parts[plan.name] = {plan.spec.graph: build}
     graphs: dict[str, GraphFiles] = {}
     for part, builds in parts.items():
-        written, store = _write_part(folder, part, observed, builds, journal, calibrated, passes)
+        written, store = _write_part(folder, part, observed, builds, journal, calibrated, target)
         graphs |= written
         if measured is not None:
             measured += part_errors(part, store.errors)
@@ -312,7 +329,7 @@ def _write_part(
     builds: Mapping[str, GraphBuild],
     journal: Journal | None,
     calibrated: Calibrated,
-    passes: Sequence[GraphPass],
+    target: str,
 ) -> tuple[dict[str, GraphFiles], WeightStore]:
     """Write graphs, by name, over one data file; returns them with the store that has filled it."""
     stores: dict[str, WeightStore] = {}
@@ -324,12 +341,16 @@ def _write_part(
     files = {}
     for name, store in stores.items():
         file, model = f"{name}.onnx", store.g.model(producer())
-        for rewrite in passes:
+        for rewrite in read_target(target).passes:
             rewrite(model)
         ir.save(model, folder / file)
         inputs, outputs = describe(store.g.inputs), describe(store.g.outputs)
-        files[name] = GraphFiles(file, data.path.name, data.sha256, inputs, outputs)
+        files[name] = GraphFiles(GraphSpec(file, (data.path.name,), target, inputs, outputs), data.sha256)
     return files, first
+
+
+def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: WeightStore) -> None:
+    plan.build(store, width, form)
 
 
 def _require_budget_bits(bits: int, embedding_bits: int | None) -> None:
@@ -402,8 +423,8 @@ def _choice_entry(bits_per_weight: float | None, chosen: Mapping[str, WeightForm
     return {"bits_per_weight": bits_per_weight, "matrices": dict(sorted(counts.items()))}
 
 
-def _size_entry(sizes: Mapping[str, StoredSize], config: ModelConfig) -> dict[str, Any]:
+def _size_entry(sizes: Mapping[str, StoredSize], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What the manifest says about sizes: all weights of the model, and those of stored matrices by part."""
-    total = sum(math.prod(shape) for shape in expected_shapes(config).values())
+    total = sum(math.prod(shape) for shape in shapes.values())
     parts = {part: {"weights": size.weights, "bytes": size.bytes} for part, size in sizes.items()}
     return {"weights": total, "parts": parts}

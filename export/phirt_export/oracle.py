@@ -11,23 +11,23 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phirt.bundle.manifest import Manifest
-from phirt.encoders import audio_file, image_file
-from phirt.encoders import phi4mm_audio as audio_processor
-from phirt.encoders import phi4mm_image as image_processor
+from phirt.bundle.adapters import choose_rule, encoder_name, projector_index
+from phirt.bundle.manifest import Manifest, Modality, Rule
+from phirt.encoders.encoder import open_encoders
 from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
+from phirt.prompt.messages import Inputs
 from phirt_export.chat_files import require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.decoder import rope_tables
-from phirt_export.reference.model import ROUTES, Route
+from phirt_export.reference.model import Route
 from phirt_quant.evaluation import STEPS, Case, Rows, following
 
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
@@ -52,7 +52,7 @@ class CheckpointReference:
             )
         opened = Checkpoint(checkpoint)
         require_memory(opened, sum(entry.size for entry in manifest.files.values()))
-        self._manifest = manifest
+        self._manifest, self._encoders = manifest, open_encoders(manifest)
         self._model = load_model(opened)
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
@@ -60,7 +60,7 @@ class CheckpointReference:
         route: Route = prompt.route  # type: ignore[assignment]
         ids = [int(i) for i in prompt.ids]
         with torch.no_grad():
-            media = self._features(case, route)
+            media = self._features(case)
             if case.forced is not None:
                 yield from self._logits([*ids, *case.forced[1:-1]], media, route, len(ids) - 1)
                 return
@@ -75,36 +75,32 @@ class CheckpointReference:
         for rows in hidden.split(_ROWS):
             yield from F.linear(rows, self._model.head_weight()).numpy()
 
-    def _features(self, case: Case, route: Route) -> Tensor | None:
+    def _features(self, case: Case) -> Tensor | None:
         """Rows for all placeholders of the case, pictures before clips."""
-        rows = [self._image_rows(source) for source in case.images]
-        rows += [self._audio_rows(source, ROUTES[route].audio_projector) for source in case.audio]
+        sources: list[tuple[Modality, Any]] = [("image", source) for source in case.images]
+        sources += [("audio", source) for source in case.audio]
+        rule = choose_rule(self._manifest, {modality for modality, _ in sources})
+        rows = [self._rows(modality, source, rule) for modality, source in sources]
         return torch.cat(rows) if rows else None
 
-    def _image_rows(self, source: image_file.ImageSource) -> Tensor:
-        spec = self._manifest.image
-        assert spec is not None
-        image, _, name = image_file.open_image(source, self._manifest.limits)
-        return media_rows(self._model, image_processor.process_image(image, spec, name), projector="vision")
-
-    def _audio_rows(self, source: audio_file.AudioSource, projector: str) -> Tensor:
-        spec = self._manifest.audio
-        assert spec is not None
-        frames, _ = audio_processor.process_audio(source, spec, self._manifest.limits)
-        return media_rows(self._model, np.ascontiguousarray(frames), projector)
+    def _rows(self, modality: Modality, source: Any, rule: Rule) -> Tensor:
+        name = encoder_name(self._manifest, modality)
+        projector = self._manifest.encoders[name].projectors[projector_index(self._manifest, name, rule)]
+        prepared = self._encoders[name].prepare(source, self._manifest.limits, "high")
+        return media_rows(self._model, modality, prepared.make_inputs(), projector)
 
 
-def media_rows(model: Model, inputs: image_processor.ImageInputs | Rows, projector: str) -> Tensor:
-    """Features [rows, hidden] of a prepared picture, or of a recording's frames [T, mels] under a
+def media_rows(model: Model, modality: Modality, inputs: Inputs, projector: str) -> Tensor:
+    """Features [rows, hidden] of what an encoder of the towers' kinds has prepared; recordings take a
     projector.
     """
-    if not isinstance(inputs, image_processor.ImageInputs):
-        rows: Tensor = model.audio_embed(torch.from_numpy(inputs)[None], projector)[0]
+    if modality == "audio":
+        rows: Tensor = model.audio_embed(torch.from_numpy(inputs["audio_embeds"]), projector)[0]
         return rows
-    grid = math.isqrt(inputs.patch_mask.shape[1])
-    mask = torch.from_numpy(inputs.patch_mask).view(-1, grid, grid)
-    (h, w), (u, v) = inputs.crop_grid.tolist(), inputs.feature_grid.tolist()
-    features: Tensor = model.image_embed(torch.from_numpy(inputs.pixel_values), mask, (h, w), (u, v))
+    grid = math.isqrt(inputs["patch_mask"].shape[1])
+    mask = torch.from_numpy(inputs["patch_mask"]).view(-1, grid, grid)
+    (h, w), (u, v) = inputs["crop_grid"].tolist(), inputs["feature_grid"].tolist()
+    features: Tensor = model.image_embed(torch.from_numpy(inputs["pixel_values"]), mask, (h, w), (u, v))
     return features
 
 

@@ -1,7 +1,7 @@
 """A bundle's files on disk: the manifest found and read, every listed file there, whole and inside the
 folder.
 
-Knows sizes, checksums and links. What a manifest says is `manifest`'s matter.
+Knows sizes, checksums and links. How a manifest is read is `document`'s matter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-from phirt.bundle.manifest import MANIFEST_NAME, REMEDY, FileEntry, Manifest, parse_manifest
+from phirt.bundle.document import parse_manifest
+from phirt.bundle.manifest import MANIFEST_NAME, REMEDY, FileEntry, Manifest
 from phirt.errors import BundleError
 
 _MAX_MANIFEST_BYTES = 4 << 20

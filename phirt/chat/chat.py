@@ -13,8 +13,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phirt.encoders.audio_file import AudioSource
+from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
-from phirt.encoders.phi4mm_image import ImageDetail
 from phirt.errors import ConfigError
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.sampling import Chooser, GenerationConfig
@@ -182,7 +182,7 @@ class Reply(Iterator[str]):
         vocab_size = manifest.geometry.vocab_size
         return self._chat.engine.generate(
             self._prompt,
-            Chooser(self._config, vocab_size, self._prompt.ids.tolist(), manifest.tokens.placeholders),
+            Chooser(self._config, vocab_size, self._prompt.ids.tolist(), manifest.placeholders),
             max_new_tokens=self._config.max_new_tokens,
             eos=manifest.tokens.eos,
             cancel=self._cancel,
@@ -309,7 +309,7 @@ class Chat:
         prompt = self.model.encode_prompt(messages, self.system, self.tools)
         counts = {"image": 0, "audio": 0}
         for item in (item for turn in messages for item in turn.media):
-            counts[item.kind] += item.num_tokens
+            counts[item.modality] += item.num_tokens
         reply = Reply(self, prompt, config, counts, on_progress)
         reply.timings["media"] = reply.timings["total"] = time.perf_counter() - begin
         self._messages, self._pending = messages, reply

@@ -15,19 +15,18 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, get_args
+from typing import IO, TYPE_CHECKING, Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from phirt.bundle.adapters import PROJECTOR_IDS
-from phirt.bundle.manifest import Manifest
+from phirt.bundle.adapters import adapter_name
+from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.chat.chat import Chat
-from phirt.encoders.media_encoder import IMAGE_PROJECTOR
 from phirt.errors import ContextError, ConversationError
-from phirt.fields import Fields, parse_json
+from phirt.fields import Fields, Length, Range, parse_json
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
 from phirt.prompt.messages import Media, Message, Role
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from phirt.model import Model
 
 FORMAT = "phirt-conversation"
-ACCEPTED_VERSIONS = (1,)
+ACCEPTED_VERSIONS = (1, 2)
 
 _DOCUMENT = "conversation.json"
 _MAX_DOCUMENT_BYTES = 64 << 20
@@ -47,10 +46,13 @@ _DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, Runtim
 _REMEDY = "name a file that phirt saved, unchanged"
 
 Array = npt.NDArray[Any]
+_Shapes = Mapping[str, Annotated[tuple[Annotated[int, Range(0, 1 << 32)], ...], Length(0, 16)]]
 
 
 def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
     """What conversation.json says."""
+    rule = chat.model.rule_of(chat.messages)
+    keys = [chat.model.encoder.span_key(item, rule) for item in media]
     return {
         "format": FORMAT,
         "version": ACCEPTED_VERSIONS[-1],
@@ -68,10 +70,10 @@ def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
         ],
         "media": [
             {
-                "kind": item.kind,
+                "encoder": item.encoder,
                 "key": item.key,
                 "tokens": item.num_tokens,
-                "frames": len(item.inputs) if isinstance(item.inputs, np.ndarray) else 0,
+                "inputs": {name: list(array.shape) for name, array in (item.inputs or {}).items()},
                 "projectors": list(item.features),
             }
             for item in media
@@ -80,10 +82,7 @@ def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
             "ids": cached.ids.tolist(),
             "route": cached.route,
             "long": chat.engine.long_regime,
-            "spans": [
-                {"start": span.start, "media": [item.span_key for item in media].index(span.key)}
-                for span in cached.spans
-            ],
+            "spans": [{"start": span.start, "media": keys.index(span.key)} for span in cached.spans],
         },
     }
 
@@ -105,8 +104,8 @@ def save(chat: Chat, path: str | Path) -> None:
             for index, item in enumerate(media):
                 for projector, features in item.features.items():
                     _write_array(archive, f"media/{index}/{projector}.npy", features)
-                if isinstance(item.inputs, np.ndarray):
-                    _write_array(archive, f"media/{index}/inputs.npy", item.inputs)
+                for name, array in (item.inputs or {}).items():
+                    _write_array(archive, f"media/{index}/inputs/{name}.npy", array)
             for name, array in chat.engine.cache.export():
                 _write_array(archive, f"cache/{name}.npy", array[:, :, : len(cached.ids)])
     except (OSError, ValueError) as error:  # ValueError: a zero character in the name
@@ -192,6 +191,7 @@ class _Reader:
         self._manifest: Manifest = model.manifest
         self._archive = archive
         self._path = path
+        self._version = 0
         infos = archive.infolist()
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
             raise self._refusal("it holds compressed parts")
@@ -206,7 +206,7 @@ class _Reader:
         messages = tuple(self._message(fields, media) for fields in root.children("messages", _MAX_MESSAGES))
         chat = Chat(self._model, root.optional_free_text("system"), root.optional_free_text("tools"))
         chat.restore_messages(messages)
-        self._restore_cache(root.child("cache"), media, chat.engine)
+        self._restore_cache(root.child("cache"), media, messages, chat.engine)
         return chat
 
     def _document(self) -> Fields:
@@ -222,11 +222,12 @@ class _Reader:
         if root.raw("format") != FORMAT:
             raise self._refusal(f"its format is {root.raw('format')!r}, accepted: {FORMAT!r}")
         version = root.raw("version")
-        if isinstance(version, bool) or version not in ACCEPTED_VERSIONS:
+        if type(version) is not int or version not in ACCEPTED_VERSIONS:
             accepted = ", ".join(map(str, ACCEPTED_VERSIONS))
             raise ConversationError(
                 f"{self._path}: version {version!r} is not known, accepted: {accepted}; update phirt"
             )
+        self._version = version
         if root.text("bundle") != self._manifest.fingerprint:
             raise ConversationError(
                 f"{self._path} was held with another bundle than {self._manifest.name!r}; "
@@ -235,31 +236,50 @@ class _Reader:
         return root
 
     def _media(self, index: int, fields: Fields) -> Media:
-        kind, key = fields.text("kind"), fields.text("key")
-        if kind not in ("image", "audio") or len(key) != 64:
-            raise fields.refusal("'kind' or 'key' is not as expected")
+        key, name = fields.text("key"), self._encoder_of(fields)
+        if name not in self._manifest.encoders or len(key) != 64:
+            raise fields.refusal(f"'encoder' {name!r} is none of the bundle's, or 'key' is not as expected")
         tokens = fields.integer("tokens", 1, self._manifest.geometry.context)
-        accepted = (IMAGE_PROJECTOR,) if kind == "image" else tuple(PROJECTOR_IDS)
+        spec = self._manifest.encoders[name]
         features = {}
         for projector in fields.texts("projectors"):
-            if projector not in accepted:
-                raise fields.refusal(f"projector {projector!r} is not among {', '.join(accepted)}")
+            if projector not in spec.projectors:
+                raise fields.refusal(f"projector {projector!r} is not among {', '.join(spec.projectors)}")
             shape = (tokens, self._manifest.geometry.hidden_size)
             features[projector] = self._array(f"media/{index}/{projector}.npy", shape)
             features[projector].flags.writeable = False
-        if kind == "image":
-            if not features or self._manifest.image is None:
-                raise fields.refusal("a picture has no features, or the bundle takes no images")
-            return Media("image", key, tokens, None, features)
-        spec = self._manifest.audio
-        if spec is None:
-            raise fields.refusal("the bundle takes no audio")
-        frames = fields.integer("frames", 1, tokens * spec.subsampling)
-        if -(-frames // spec.subsampling) != tokens:
-            raise fields.refusal(f"{frames} frames do not make {tokens} tokens")
-        return Media(
-            "audio", key, tokens, self._array(f"media/{index}/inputs.npy", (frames, spec.num_mels)), features
-        )
+        inputs = self._inputs(index, fields, spec.graph)
+        try:
+            return self._model.encoder.restore(name, key, tokens, inputs or None, features)
+        except ValueError as error:
+            raise fields.refusal(str(error)) from error
+
+    def _encoder_of(self, fields: Fields) -> str:
+        """The encoder's name, which files of version 1 do not give."""
+        if self._version > 1:
+            return fields.text("encoder")
+        kind = fields.read("kind", Modality)
+        names = [name for name, spec in self._manifest.encoders.items() if spec.modality == kind]
+        if not names:
+            raise fields.refusal(f"the bundle takes no {kind}")
+        return names[0]
+
+    def _inputs(self, index: int, fields: Fields, graph: str) -> dict[str, Array]:
+        """What the encoder's graph takes, as far as it was saved."""
+        if self._version == 1:
+            frames = fields.integer("frames", 0)
+            if not frames:
+                return {}
+            mels = self._manifest.graphs[graph].inputs[0].shape[-1]
+            return {"audio_embeds": self._array(f"media/{index}/inputs.npy", (frames, int(mels)))[None]}
+        dtypes = {tensor.name: tensor.dtype for tensor in self._manifest.graphs[graph].inputs}
+        shapes = fields.read("inputs", _Shapes)
+        if unknown := set(shapes) - set(dtypes):
+            raise fields.refusal(f"inputs {', '.join(sorted(unknown))} are none of the encoder's")
+        return {
+            name: self._array(f"media/{index}/inputs/{name}.npy", shape, dtypes[name])
+            for name, shape in shapes.items()
+        }
 
     def _message(self, fields: Fields, media: list[Media]) -> Message:
         role = fields.text("role")
@@ -269,19 +289,21 @@ class _Reader:
         ids = None
         if fields.has("ids"):
             ids = fields.integers("ids", 0, self._manifest.geometry.vocab_size - 1)
-            if set(ids) & set(self._manifest.tokens.placeholders):
+            if set(ids) & set(self._manifest.placeholders):
                 raise fields.refusal("an answer holds media placeholders")
         return Message(role, fields.free_text("content"), used, ids)  # type: ignore[arg-type]  # checked above
 
-    def _restore_cache(self, fields: Fields, media: list[Media], engine: Engine) -> None:
+    def _restore_cache(
+        self, fields: Fields, media: list[Media], messages: Sequence[Message], engine: Engine
+    ) -> None:
         geometry = self._manifest.geometry
         ids = np.array(fields.integers("ids", 0, geometry.vocab_size - 1, geometry.context), dtype=np.int64)
-        route = fields.text("route")
-        if route not in self._manifest.routes:
-            raise fields.refusal(f"route {route!r} is not among {', '.join(self._manifest.routes)}")
-        spans = tuple(self._span(entry, media, route) for entry in fields.children("spans", _MAX_MEDIA))
+        rule, route = self._model.rule_of(messages), fields.text("route")
+        if len(ids) and route != adapter_name(rule):
+            raise fields.refusal(f"route is {route!r}, the conversation takes {adapter_name(rule)!r}")
+        spans = tuple(self._span(entry, media, rule) for entry in fields.children("spans", _MAX_MEDIA))
         covered = [position for span in spans for position in range(span.start, min(span.stop, len(ids)))]
-        if covered != np.flatnonzero(np.isin(ids, self._manifest.tokens.placeholders)).tolist():
+        if covered != np.flatnonzero(np.isin(ids, self._manifest.placeholders)).tolist():
             raise fields.refusal("the media do not stand at their placeholders")
         shape = (1, geometry.num_kv_heads, len(ids), geometry.head_dim)
         if len(ids):
@@ -291,12 +313,13 @@ class _Reader:
             }
             engine.restore(Prompt(ids, spans, route), arrays, long_regime=fields.raw("long") is True)
 
-    def _span(self, fields: Fields, media: list[Media], route: str) -> MediaSpan:
+    def _span(self, fields: Fields, media: list[Media], rule: Rule) -> MediaSpan:
         item = media[fields.integer("media", 0, len(media) - 1)]
-        features = item.features.get(self._model.encoder.projector(item, route))
+        encoder = self._model.encoder
+        features = item.features.get(encoder.projector(item, rule))
         if features is None:
-            raise fields.refusal(f"the media were not encoded for the route {route!r}")
-        return MediaSpan(fields.integer("start", 0), features, item.span_key)
+            raise fields.refusal("the media were not encoded for what the conversation takes")
+        return MediaSpan(fields.integer("start", 0), features, encoder.span_key(item, rule))
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Array:
         """An array whose shape and type must be the expected ones; nothing is allocated before that is

@@ -1,7 +1,7 @@
-"""Pictures and recordings of a conversation: prepared once, encoded once, their features remembered by
-content.
+"""Media of a conversation: prepared once, encoded once, their features remembered by content.
 
-Knows processors, encoder sessions and routes' projectors. Knows nothing of text, templates or the decoder.
+Knows encoders and their sessions by the manifest's names. Knows nothing of kinds, text, templates or the
+decoder.
 """
 
 from __future__ import annotations
@@ -9,28 +9,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from phirt.bundle import adapters
-from phirt.bundle.manifest import ImageSpec, Manifest
-from phirt.encoders import image_file
-from phirt.encoders import phi4mm_audio as audio_processor
-from phirt.encoders import phi4mm_image as image_processor
-from phirt.encoders.audio_file import AudioSource
-from phirt.encoders.image_file import ImageSource
-from phirt.encoders.phi4mm_image import ImageDetail, ImageInputs
-from phirt.encoders.source import content_key
+from phirt.bundle.adapters import encoder_name, projector_index
+from phirt.bundle.manifest import Manifest, Modality, Rule
+from phirt.encoders.encoder import ImageDetail, check_detail, open_encoders
 from phirt.errors import BundleError
-from phirt.prompt.messages import Media
+from phirt.prompt.messages import Features, Inputs, Media
 from phirt.runtime.session import LazySession, SessionConfig
 
-Rows = npt.NDArray[np.float32]
-
 _FEATURE_CACHE_BYTES = 256 << 20
-IMAGE_PROJECTOR = "image"  # images have one projector; the name keeps their features apart from audio's
 
 
 class FeatureCache:
@@ -39,10 +28,10 @@ class FeatureCache:
     def __init__(self, max_bytes: int = _FEATURE_CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._entries: OrderedDict[tuple[str, str], Rows] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str], Features] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: str, projector: str) -> Rows | None:
+    def get(self, key: str, projector: str) -> Features | None:
         """The features, or None."""
         with self._lock:
             found = self._entries.get((key, projector))
@@ -50,7 +39,7 @@ class FeatureCache:
                 self._entries.move_to_end((key, projector))
             return found
 
-    def put(self, key: str, projector: str, features: Rows) -> None:
+    def put(self, key: str, projector: str, features: Features) -> None:
         """Remembers features, unless they alone exceed the bound."""
         with self._lock:
             old = self._entries.pop((key, projector), None)
@@ -70,18 +59,23 @@ class FeatureCache:
 
 
 class MediaEncoder:
-    """Prepares media and encodes them; the encoder graphs open on first use and can be released."""
+    """Prepares media and encodes them; the encoder graphs open on first use and can be released.
+
+    Raises BundleError for a bundle whose encoders this installation cannot work with.
+    """
 
     def __init__(self, manifest: Manifest, config: SessionConfig) -> None:
         self._manifest = manifest
+        self._encoders = open_encoders(manifest)
         quiet = dataclasses.replace(config, repeated=False)
-        graphs = [name for name in ("vision", "speech") if name in manifest.graphs]
-        self._sessions = {name: LazySession(manifest, name, quiet) for name in graphs}
+        self._sessions = {
+            name: LazySession(manifest, spec.graph, quiet) for name, spec in manifest.encoders.items()
+        }
         self.cache = FeatureCache()
 
     @property
     def open_graphs(self) -> tuple[str, ...]:
-        """The encoder graphs that are in memory now."""
+        """The encoders whose graph is in memory now."""
         return tuple(name for name, session in self._sessions.items() if session.is_open)
 
     def release(self) -> None:
@@ -89,78 +83,98 @@ class MediaEncoder:
         for session in self._sessions.values():
             session.release()
 
-    def prepare_image(self, source: ImageSource, detail: ImageDetail = "auto") -> Media:
-        """Reads and processes a picture with as many crops as `detail` allows. Raises MediaError; BundleError
-        where the bundle takes no images.
+    def prepare(self, modality: Modality, source: Any, detail: ImageDetail = "auto") -> Media:
+        """Reads and processes a picture or a recording. Raises MediaError; BundleError where the bundle takes
+        none; ConfigError for a `detail` that is none.
         """
-        spec = self._image_spec(detail)
-        image, content, name = image_file.open_image(source, self._manifest.limits)
-        size = image_file.upright_size(image)
-        across, down = image_processor.choose_crops(size, spec)
-        # The same picture in another grid of crops has other features.
-        key = content_key(content.encode(), f"{across}x{down}".encode())
-        known = self.cache.get(key, IMAGE_PROJECTOR)
-        if known is not None:
-            return Media("image", key, len(known), None, {IMAGE_PROJECTOR: known})
-        inputs = image_processor.process_image(image, spec, name)
-        return Media("image", key, image_processor.count_tokens(size, spec, name), inputs)
+        name = encoder_name(self._manifest, modality)
+        prepared = self._encoders[name].prepare(source, self._manifest.limits, check_detail(detail))
+        known = self._known(name, prepared.key)
+        missing = len(known) < len(self._manifest.encoders[name].projectors)
+        inputs = prepared.make_inputs() if missing else None
+        return Media(name, modality, prepared.key, prepared.num_tokens, inputs, known)
 
-    def prepare_audio(self, source: AudioSource) -> Media:
-        """Reads and processes a recording. Raises MediaError; BundleError where the bundle takes no audio."""
-        adapters.choose_route(self._manifest, images=0, audio=1)
-        spec = self._manifest.audio
-        assert spec is not None
-        frames, key = audio_processor.process_audio(source, spec, self._manifest.limits)
-        return Media("audio", key, audio_processor.count_tokens(len(frames), spec), frames)
+    def count(self, modality: Modality, source: Any, detail: ImageDetail = "auto") -> int:
+        """What a picture or a recording costs in tokens; nothing is encoded for it. Raises as `prepare`."""
+        name = encoder_name(self._manifest, modality)
+        return self._encoders[name].prepare(source, self._manifest.limits, check_detail(detail)).num_tokens
 
-    def count_image_tokens(self, source: ImageSource, detail: ImageDetail = "auto") -> int:
-        """What a picture costs; nothing is resized or encoded for it."""
-        spec = self._image_spec(detail)
-        image, _, name = image_file.open_image(source, self._manifest.limits)
-        return image_processor.count_tokens(image_file.upright_size(image), spec, name)
-
-    def _image_spec(self, detail: ImageDetail) -> ImageSpec:
-        """The bundle's image constants with the crops that `detail` allows."""
-        adapters.choose_route(self._manifest, images=1, audio=0)
-        assert self._manifest.image is not None
-        return image_processor.cap_crops(self._manifest.image, detail)
-
-    def projector(self, media: Media, route: str) -> str:
-        """The projector that `media` takes in a conversation on `route`."""
-        return IMAGE_PROJECTOR if media.kind == "image" else adapters.audio_projector(self._manifest, route)
-
-    def features(self, media: Media, route: str) -> Rows:
-        """float32 [num_tokens, hidden] for a conversation on `route`; encodes unless that is known
-        already.
+    def restore(
+        self, name: str, key: str, num_tokens: int, inputs: Inputs | None, features: Mapping[str, Features]
+    ) -> Media:
+        """Media of a saved conversation, for the encoder `name`. Raises ValueError where the encoder would
+        not make these inputs, or the features are not `num_tokens` rows of its projectors.
         """
-        projector = self.projector(media, route)
+        spec = self._manifest.encoders[name]
+        shape = (num_tokens, self._manifest.geometry.hidden_size)
+        for projector, rows in features.items():
+            if projector not in spec.projectors:
+                raise ValueError(f"projector {projector!r} is not among {', '.join(spec.projectors)}")
+            if rows.shape != shape:
+                raise ValueError(f"features of {projector!r} have the shape {rows.shape}, expected {shape}")
+        if inputs is None and len(features) < len(spec.projectors):
+            raise ValueError(f"neither the encoder's inputs nor all features of {key[:16]!r} are there")
+        if inputs is not None:
+            self._check_inputs(name, num_tokens, inputs)
+        return Media(name, spec.modality, key, num_tokens, inputs, dict(features), from_file=True)
+
+    def projector(self, media: Media, rule: Rule) -> str:
+        """The projector that `media` takes in a conversation under `rule`."""
+        return self._manifest.encoders[media.encoder].projectors[
+            projector_index(self._manifest, media.encoder, rule)
+        ]
+
+    def span_key(self, media: Media, rule: Rule) -> str:
+        """The name of this content's features under `rule`, in the engine's cache."""
+        return media.span_key(self.projector(media, rule))
+
+    def features(self, media: Media, rule: Rule) -> Features:
+        """float32 [num_tokens, hidden] for a conversation under `rule`; encodes unless that is known."""
+        projector = self.projector(media, rule)
         found = media.features.get(projector)
-        if found is None:
+        if found is None and not media.from_file:
             found = self.cache.get(media.key, projector)
         if found is None:
-            found = self._encode(media, projector)
-            self.cache.put(media.key, projector, found)
+            found = self._encode(media, projector_index(self._manifest, media.encoder, rule))
+            if not media.from_file:
+                self.cache.put(media.key, projector, found)
         media.features[projector] = found
-        if media.kind == "image":
-            media.inputs = None  # up to 87 MB of crops; the features never change with the route
+        if len(media.features) == len(self._manifest.encoders[media.encoder].projectors):
+            media.inputs = None  # up to 87 MB of crops; nothing asks for them any more
         return found
 
-    def _encode(self, media: Media, projector: str) -> Rows:
-        if isinstance(media.inputs, ImageInputs):
-            outputs = self._sessions["vision"].run(media.inputs.as_feed())
-        else:
-            assert media.inputs is not None
-            feed: dict[str, npt.NDArray[Any]] = {
-                "audio_embeds": media.inputs[None],
-                "projector": np.array([adapters.PROJECTOR_IDS[projector]], dtype=np.int64),
-            }
-            outputs = self._sessions["speech"].run(feed)
-        features = np.ascontiguousarray(outputs[0], dtype=np.float32)
+    def _known(self, name: str, key: str) -> dict[str, Features]:
+        """The features of a content that the cache still has, by projector."""
+        found = {one: self.cache.get(key, one) for one in self._manifest.encoders[name].projectors}
+        return {projector: rows for projector, rows in found.items() if rows is not None}
+
+    def _check_inputs(self, name: str, num_tokens: int, inputs: Inputs) -> None:
+        graph = self._manifest.graphs[self._manifest.encoders[name].graph]
+        wanted = {spec.name: spec for spec in graph.inputs if spec.name != "projector"}
+        if set(inputs) != set(wanted):
+            raise ValueError(f"inputs {', '.join(inputs)} are not those of the encoder {name!r}")
+        sizes: dict[str, int] = {}  # a named size is the same wherever the name stands
+        for key, array in inputs.items():
+            spec = wanted[key]
+            if len(spec.shape) == array.ndim:
+                for size, given in zip(spec.shape, array.shape, strict=True):
+                    sizes.setdefault(str(size), given)
+            expected = tuple(sizes.get(size, 0) if isinstance(size, str) else size for size in spec.shape)
+            if (array.dtype.name, array.shape) != (spec.dtype, expected):
+                raise ValueError(
+                    f"the input {key!r} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"
+                )
+        if (count := self._encoders[name].count(inputs)) != num_tokens:
+            raise ValueError(f"the inputs make {count} tokens, not {num_tokens}")
+
+    def _encode(self, media: Media, projector: int) -> Features:
+        assert media.inputs is not None
+        features = self._encoders[media.encoder].run(self._sessions[media.encoder], media.inputs, projector)
         expected = (media.num_tokens, self._manifest.geometry.hidden_size)
         if features.shape != expected:
             raise BundleError(
-                f"the {media.kind} encoder returned features of shape {features.shape}, expected {expected}; "
-                "export the bundle again"
+                f"the {media.encoder} encoder returned features of shape {features.shape}, expected "
+                f"{expected}; export the bundle again"
             )
         features.flags.writeable = False  # shared by the cache and every conversation
         return features

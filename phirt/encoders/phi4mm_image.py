@@ -1,27 +1,95 @@
-"""From a picture to the vision graph's inputs: dynamic-HD crops, masks, position buckets.
+"""Pictures as Phi-4-multimodal sees them: dynamic-HD crops beside a global view, masks, position buckets.
 
-Knows Pillow, numpy and the constants of `ImageSpec`. Knows nothing of sessions or tokens beyond their number.
-Formulas are those of Phi-4-multimodal's processor with its 448, 14, 36 and 10 replaced by the bundle's sizes.
+Knows Pillow, numpy and the kind's constants. Knows nothing of sessions or tokens beyond their number.
+Formulas are those of the model's published processor (`processing_phi4mm.py` beside its weights) and of
+transformers' `Phi4MultimodalImageProcessor`, with their 448, 14, 36 and 10 replaced by the bundle's sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from phirt.bundle.manifest import ImageSpec
-from phirt.encoders.image_file import decode_picture, upright_size
-from phirt.errors import ConfigError, MediaError
+from phirt.bundle.manifest import GraphSpec, Limits
+from phirt.encoders.encoder import GraphRunner, ImageDetail, Prepared, first_output, require_tensors
+from phirt.encoders.image_file import ImageSource, decode_picture, open_image, upright_size
+from phirt.encoders.source import content_key
+from phirt.errors import MediaError
+from phirt.fields import Fields, Range, read_dataclass
+from phirt.prompt.messages import Features, Inputs
 
-ImageDetail = Literal["low", "auto", "high"]
 # At most this many crops of a picture. A dozen keeps any one picture of Phi-4-multimodal below 3,600 tokens,
 # within the decoder's original context of 4096.
-DETAIL_CROPS = {"low": 1, "auto": 12, "high": None}
+DETAIL_CROPS: Mapping[ImageDetail, int | None] = {"low": 1, "auto": 12, "high": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConstants:
+    """Sizes in pixels (`crop_size`, `patch_size`, `min_side`) and patches (`pool`)."""
+
+    crop_size: Annotated[int, Range(1, 4096)]
+    patch_size: Annotated[int, Range(1, 4096)]
+    pool: Annotated[int, Range(1, 64)]
+    max_crops: Annotated[int, Range(1, 256)]
+    min_side: Annotated[int, Range(1, 4096)]
+
+    def __post_init__(self) -> None:
+        if self.crop_size % (self.patch_size * self.pool):
+            raise ValueError(
+                f"crop_size {self.crop_size} is no multiple of patch_size x pool, "
+                f"{self.patch_size * self.pool}"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a crop."""
+        return self.crop_size // self.patch_size
+
+
+class Encoder:
+    """A graph that takes the crops of one picture (see ImageInputs) and gives `image_features`."""
+
+    def __init__(self, constants: Fields, graph: GraphSpec, hidden_size: int) -> None:
+        self.constants = read_dataclass(ImageConstants, constants)
+        size, patches = self.constants.crop_size, self.constants.grid**2
+        inputs = {
+            "pixel_values": ("float32", (None, 3, size, size)),
+            "patch_mask": ("bool", (None, patches)),
+            "position_ids": ("int64", (None, patches)),
+            "crop_grid": ("int64", (2,)),
+            "feature_grid": ("int64", (2,)),
+        }
+        require_tensors(graph, constants.where, inputs, ("image_features", (None, hidden_size)))
+
+    def prepare(self, source: ImageSource, limits: Limits, detail: ImageDetail) -> Prepared:
+        """Reads the picture's header; `detail` bounds its crops."""
+        return prepare_image(source, cap_crops(self.constants, detail), limits)
+
+    def count(self, inputs: Inputs) -> int:
+        """The rows that the graph makes of one picture's crops."""
+        rows, columns = inputs["feature_grid"].tolist()
+        return features_of(rows, columns, self.constants)
+
+    def run(self, graph: GraphRunner, inputs: Inputs, projector: int) -> Features:
+        """float32 [tokens, hidden_size]; there is one projector."""
+        return first_output(graph, inputs)
+
+
+def prepare_image(source: ImageSource, constants: ImageConstants, limits: Limits) -> Prepared:
+    """A picture by its header alone. Raises MediaError for what is none, or has a side that is too small."""
+    image, content, name = open_image(source, limits)
+    size = upright_size(image)
+    across, down = choose_crops(size, constants)
+    # The same picture in another grid of crops has other features.
+    key = content_key(content.encode(), f"{across}x{down}".encode())
+    count = count_tokens(size, constants, name)
+    return Prepared(key, count, lambda: process_image(image, constants, name).as_inputs())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +108,7 @@ class ImageInputs:
     crop_grid: npt.NDArray[np.int64]
     feature_grid: npt.NDArray[np.int64]
 
-    def as_feed(self) -> dict[str, npt.NDArray[np.generic]]:
+    def as_inputs(self) -> Inputs:
         """The arrays by graph input name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
@@ -54,15 +122,15 @@ class Layout:
     resized: tuple[int, int]
 
 
-def process_image(image: Image.Image, spec: ImageSpec, name: str) -> ImageInputs:
-    """Decodes `image` and makes the vision graph's inputs (spec section B). Raises MediaError if it is
+def process_image(image: Image.Image, spec: ImageConstants, name: str) -> ImageInputs:
+    """Decodes `image` and makes the vision graph's inputs. Raises MediaError if it is
     damaged or too small.
     """
     layout = plan(upright_size(image), spec, name)
     return build_inputs(decode_picture(image, name), layout, spec)
 
 
-def build_inputs(picture: Image.Image, layout: Layout, spec: ImageSpec) -> ImageInputs:
+def build_inputs(picture: Image.Image, layout: Layout, spec: ImageConstants) -> ImageInputs:
     """The inputs for an upright RGB picture placed as `layout` says."""
     pixels = np.asarray(_on_canvas(picture, layout))
     (across, down), size, grid = layout.crops, spec.crop_size, spec.grid
@@ -104,26 +172,29 @@ def _normalise(pixels: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
     out /= 0.5
 
 
-def count_tokens(size: tuple[int, int], spec: ImageSpec, name: str) -> int:
+def count_tokens(size: tuple[int, int], spec: ImageConstants, name: str) -> int:
     """Placeholders for an upright picture of `size` (width, height): U*V + U + 1 + g*g + g."""
     rows, columns = feature_grid(patch_mask(plan(size, spec, name), spec), spec)
+    return features_of(rows, columns, spec)
+
+
+def features_of(rows: int, columns: int, spec: ImageConstants) -> int:
+    """Rows of features: the kept grid with a separator behind each row, one between, and the global view."""
     pooled = spec.grid // spec.pool
     return rows * columns + rows + 1 + pooled * pooled + pooled
 
 
-def cap_crops(spec: ImageSpec, detail: ImageDetail) -> ImageSpec:
+def cap_crops(spec: ImageConstants, detail: ImageDetail) -> ImageConstants:
     """`spec` with the crops that `detail` allows: "low" one beside the global view, "auto" twelve, "high" the
     model's own maximum.
 
-    For Phi-4-multimodal a picture then costs at most 545, 3,537 or 10,065 tokens. Raises ConfigError.
+    For Phi-4-multimodal a picture then costs at most 545, 3,537 or 10,065 tokens.
     """
-    if detail not in DETAIL_CROPS:
-        raise ConfigError(f"image_detail is {detail!r}, accepted: {', '.join(DETAIL_CROPS)}")
     cap = DETAIL_CROPS[detail]
     return spec if cap is None else dataclasses.replace(spec, max_crops=min(cap, spec.max_crops))
 
 
-def choose_crops(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+def choose_crops(size: tuple[int, int], spec: ImageConstants) -> tuple[int, int]:
     """How many crops (across, down) a picture gets: as many as cover it, or else the nearest aspect within
     the limit.
     """
@@ -143,7 +214,7 @@ def choose_crops(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     return best
 
 
-def plan(size: tuple[int, int], spec: ImageSpec, name: str) -> Layout:
+def plan(size: tuple[int, int], spec: ImageConstants, name: str) -> Layout:
     """The canvas for a picture of `size` (width, height), and the picture's size on it, aspect kept.
 
     Raises MediaError where a side is below the limit, before or after resizing.
@@ -163,7 +234,7 @@ def plan(size: tuple[int, int], spec: ImageSpec, name: str) -> Layout:
     return Layout(crops, canvas, resized)
 
 
-def patch_mask(layout: Layout, spec: ImageSpec) -> npt.NDArray[np.bool_]:
+def patch_mask(layout: Layout, spec: ImageConstants) -> npt.NDArray[np.bool_]:
     """bool [down*G, across*G]: False for the patches wholly in the padding at the right or the bottom."""
     mask = np.ones((layout.crops[1] * spec.grid, layout.crops[0] * spec.grid), dtype=bool)
     right = (layout.canvas[0] - layout.resized[0]) // spec.patch_size
@@ -173,7 +244,7 @@ def patch_mask(layout: Layout, spec: ImageSpec) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def feature_grid(mask: npt.NDArray[np.bool_], spec: ImageSpec) -> tuple[int, int]:
+def feature_grid(mask: npt.NDArray[np.bool_], spec: ImageConstants) -> tuple[int, int]:
     """(U, V): rows and columns of pooled patches that are kept, from the canvas's patch mask."""
     pooled = mask[:: spec.pool, :: spec.pool]
     return int(pooled[:, 0].sum()), int(pooled[0].sum())
@@ -183,8 +254,8 @@ def position_ids(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """int64 [G*G] for one crop's mask bool [G, G]: patch i of n valid ones falls into bucket floor(i*G/n) of
     each axis.
 
-    That is the count of boundaries k/G at or below i/n (spec section B), in exact arithmetic. Masked patches
-    get 0.
+    That is the count of boundaries k/G at or below i/n, as SigLIP's buckets are defined, in exact arithmetic.
+    Masked patches get 0.
     """
     grid = len(mask)
     ids = np.zeros((grid, grid), dtype=np.int64)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from phirt.bundle.adapters import adapter_id
 from phirt.bundle.manifest import Manifest
 from phirt.errors import ContextError
 from phirt.generate.decoder_io import DecoderIO
@@ -191,7 +192,7 @@ class Engine:
         """
         new = np.asarray(ids, dtype=np.int64)
         rows = self._io.no_media if media_features is None else media_features
-        prompt = extended(self.cached, new, rows, self._manifest.tokens.placeholders, route)
+        prompt = extended(self.cached, new, rows, self._manifest.placeholders, route)
         return self.prefill_prompt(prompt, cancel, on_progress)
 
     def decode_step(
@@ -219,7 +220,7 @@ class Engine:
         this engine; if `repeatable`, from the answer alone: the same runs, rounded alike, each time.
         """
         policy = DraftPolicy(usual_cost if repeatable else self._costs.measured)
-        return Speculation(policy, (*self._manifest.tokens.placeholders, *eos))
+        return Speculation(policy, (*self._manifest.placeholders, *eos))
 
     def generate(
         self,
@@ -355,7 +356,7 @@ class Engine:
 
     def _bind(self, ids: Any, media: Any, num_logits: int) -> Any:
         """A binding of `ids` and `media` with the engine's own lengths, logits and cache buffers."""
-        self._io.route[0] = self._manifest.routes[self._route].id
+        self._io.route[0] = adapter_id(self._manifest, self._route)
         binding = self._session.binding()
         binding.bind_ortvalue_input("input_ids", ids)
         binding.bind_ortvalue_input("media_features", media)

@@ -14,7 +14,8 @@ import dataclasses
 import json
 import re
 import secrets
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -39,9 +40,18 @@ class Encoded:
 
 
 class ChatTemplate:
-    """A bundle's jinja template, compiled once in a sandbox. Raises BundleError where it is broken."""
+    """A bundle's jinja template, compiled once in a sandbox. Raises BundleError where it is broken.
 
-    def __init__(self, source: str, tokenizer: Tokenizer, tokens: Tokens) -> None:
+    `placeholders` has the token that stands for a row of features, by the encoder's name.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        tokens: Tokens,
+        placeholders: Mapping[str, int] = types.MappingProxyType({}),
+    ) -> None:
         if len(source) > _MAX_TEMPLATE_CHARACTERS:
             raise BundleError(
                 f"the chat template is longer than {_MAX_TEMPLATE_CHARACTERS} characters; export the bundle "
@@ -55,7 +65,7 @@ class ChatTemplate:
         except Exception as error:  # also what Python says about the code that it becomes
             raise BundleError(f"the chat template is broken: {error}; export the bundle again") from error
         self._tokenizer = tokenizer
-        self._placeholders = {"image": tokens.image, "audio": tokens.audio}
+        self._placeholders = placeholders
         self._names = {
             "bos_token": tokenizer.name_of(tokens.bos),
             # Of several ids that end an answer, the one that ends a text; Phi-4 begins texts with it as well.
@@ -86,9 +96,7 @@ class ChatTemplate:
         for part in self._joined(parts):
             if isinstance(part, Media):
                 media.append((len(ids), part))
-                placeholder = self._placeholders[part.kind]
-                assert placeholder is not None
-                ids.extend([placeholder] * part.num_tokens)
+                ids.extend([self._placeholders[part.encoder]] * part.num_tokens)
             elif isinstance(part, str):
                 ids.extend(self._tokenizer.encode_content(part))
             else:

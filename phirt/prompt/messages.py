@@ -1,40 +1,50 @@
 """Turns of a conversation and their media, as data.
 
-Knows what a turn holds. Knows nothing of templates, tokenizers, encoders or files.
+Knows what a turn holds. Knows nothing of templates, tokenizers, encoder kinds or files.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from phirt.bundle.manifest import Modality
+
 Role = Literal["system", "user", "assistant", "tool", "tool_response"]
-Kind = Literal["image", "audio"]
-Rows = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float32]
+Inputs = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclasses.dataclass(eq=False)
 class Media:
     """One picture or recording in a conversation.
 
-    `key` names the content. `inputs` is what the encoder takes: for images dropped once they are encoded, for
-    audio kept (float32 [frames, mels]), because another route needs another projector. `features` holds
-    float32 [num_tokens, hidden] by projector.
+    Attributes:
+        encoder: the name of the bundle's encoder that it goes through.
+        modality: what it is.
+        key: names the content as that encoder sees it.
+        num_tokens: rows of its features, and placeholders in a prompt.
+        inputs: what the encoder's graph takes, by name; None once the features of all projectors are known.
+        features: float32 [num_tokens, hidden] by projector.
+        from_file: whether it was restored from a saved conversation. What such a file says is believed within
+            its own conversation only.
     """
 
-    kind: Kind
+    encoder: str
+    modality: Modality
     key: str
     num_tokens: int
-    inputs: Any
-    features: dict[str, Rows] = dataclasses.field(default_factory=dict)
+    inputs: Inputs | None
+    features: dict[str, Features] = dataclasses.field(default_factory=dict)
+    from_file: bool = False
 
-    @property
-    def span_key(self) -> str:
-        """The name of this content in the engine's cache."""
-        return f"{self.kind}:{self.key}"
+    def span_key(self, projector: str) -> str:
+        """The name of this content under a projector, in the engine's cache."""
+        return f"{self.encoder}:{projector}:{self.key}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -160,8 +160,16 @@ def media_cases(
     """User turns for the routes that the bundle has and that media are given for: each picture and each clip
     alone, and the first of both together.
     """
-    seen = [Case(IMAGE_PROMPT, images=(image,)) for image in images] if model.manifest.image else []
-    heard = [Case(TRANSCRIBE_PROMPT, audio=(clip,)) for clip in audio] if model.manifest.audio else []
+    seen = (
+        [Case(IMAGE_PROMPT, images=(image,)) for image in images]
+        if "image" in model.manifest.modalities
+        else []
+    )
+    heard = (
+        [Case(TRANSCRIBE_PROMPT, audio=(clip,)) for clip in audio]
+        if "audio" in model.manifest.modalities
+        else []
+    )
     if seen and heard:
         seen.append(Case(BOTH_PROMPT, images=(images[0],), audio=(audio[0],)))
     return {route: cases for route, cases in (("vision", seen), ("speech", heard)) if cases}

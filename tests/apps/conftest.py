@@ -69,8 +69,26 @@ def _config(vocab_size: int, rope: RopeConfig) -> ModelConfig:
     return ModelConfig(
         decoder=DecoderConfig(2, 64, 4, 2, 32, 128, vocab_size, 1e-5, rope),
         tokens=TokenConfig(bos=0, pad=0, eos=(0, 4), image=1, audio=2),
-        vision=VisionConfig(64, 16, 32, 64, 2, 2, 1e-6, max_crops=1),
-        audio=AudioConfig(80, 32, 64, 2, 2, 3, 100, 100),
+        vision=VisionConfig(
+            crop_size=64,
+            patch_size=16,
+            hidden_size=32,
+            intermediate_size=64,
+            num_layers=2,
+            num_heads=2,
+            norm_eps=1e-6,
+            max_crops=1,
+        ),
+        audio=AudioConfig(
+            num_mels=80,
+            hidden_size=32,
+            intermediate_size=64,
+            num_layers=2,
+            num_heads=2,
+            kernel_size=3,
+            bias_max_distance=100,
+            window_tokens=100,
+        ),
         adapters={"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(4, 8.0)},
     )
 

@@ -184,11 +184,11 @@ def test_prompts_have_no_special_ids(bundle: Path) -> None:
     manifest = phirt.load(bundle).manifest
     prompts, tokens = speed.Prompts(manifest), manifest.tokens
     ids = prompts.of(5000)
-    assert not set(ids.tolist()) & {tokens.image, tokens.audio, *tokens.eos}
+    assert not set(ids.tolist()) & {*manifest.placeholders, *tokens.eos}
     np.testing.assert_array_equal(ids, prompts.of(5000))
     logits = np.zeros(manifest.geometry.vocab_size, np.float32)
-    logits[tokens.image] = 9
-    assert prompts.choose(logits) not in (tokens.image, tokens.audio)
+    logits[manifest.placeholders[0]] = 9
+    assert prompts.choose(logits) not in manifest.placeholders
     logits[7] = 10
     assert prompts.choose(logits) == 7
 

@@ -68,10 +68,10 @@ def questions(model: phirt.Model, texts: Sequence[str], count: int) -> Iterator[
     for number in range(count):
         page = texts[number % len(texts)]
         start, length = page[:60], (200, 500, 900)[number % 3]
-        if number % 10 == 8 and model.manifest.image is not None:
+        if number % 10 == 8 and "image" in model.manifest.modalities:
             asked = ABOUT_PICTURES[number // 10 % len(ABOUT_PICTURES)]
             yield Question(asked.format(start=start), images=(ROOT / "apps/examples/shapes.png",))
-        elif number % 10 == 9 and model.manifest.audio is not None:
+        elif number % 10 == 9 and "audio" in model.manifest.modalities:
             asked = ABOUT_CLIPS[number // 10 % len(ABOUT_CLIPS)]
             yield Question(asked.format(start=start), audio=(ROOT / "apps/examples/seven.flac",))
         else:

@@ -52,7 +52,7 @@ def memory_over_turns(model: phirt.Model, turns: int) -> str:
     """Resident memory after each hundred of short conversations."""
     config, seen = phirt.GenerationConfig(max_new_tokens=8), []
     colours = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
-    known = [Image.fromarray(pixels) for pixels in colours] if model.manifest.image is not None else []
+    known = [Image.fromarray(pixels) for pixels in colours] if "image" in model.manifest.modalities else []
     for turn in range(1, turns + 1):
         pictures = [known[turn // 10 % 10]] if known and turn % 10 == 0 else []
         model.chat().send(f"Turn {turn}: hello?", images=pictures, config=config).text()
@@ -122,7 +122,7 @@ def main() -> None:
     history = min(options.history, model.manifest.geometry.context - 200)
     if options.turns >= 300:
         print(memory_over_turns(model, options.turns), flush=True)
-    if model.manifest.image is not None:
+    if "image" in model.manifest.modalities:
         print(restart(options.bundle, model), flush=True)
     print(second_turn(model, history, options.pairs), flush=True)
 

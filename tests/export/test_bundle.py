@@ -10,8 +10,9 @@ import pytest
 from small_models import DecoderRunner, config, random_model, save_checkpoint, session
 
 from phirt.bundle.files import load_manifest, verify_bundle
+from phirt.bundle.manifest import Rule
 from phirt.errors import BundleError, ConfigError
-from phirt_export import exporter
+from phirt_export import encoders
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import export_bundle
 
@@ -33,12 +34,12 @@ def test_the_runtime_accepts_the_manifest_and_every_checksum(exported):
     assert manifest.geometry.rope.long_factor == rope.long_factor
     assert manifest.geometry.has_long_regime == rope.has_long_regime
     assert manifest.name == "checkpoint"
-    ids = {route: (spec.id, spec.adapter, spec.audio_projector) for route, spec in manifest.routes.items()}
-    assert ids == {
-        "none": (0, None, None),
-        "vision": (1, "vision", "vision"),
-        "speech": (2, "speech", "speech"),
-    }
+    assert {name: adapter.id for name, adapter in manifest.adapters.items()} == {"vision": 1, "speech": 2}
+    assert manifest.rules == (
+        Rule(("image",), "vision", {"speech": "vision"}),
+        Rule(("audio",), "speech", {"speech": "speech"}),
+        Rule((), None, {}),
+    )
 
 
 @pytest.mark.parametrize("part", ["decoder", "vision", "speech"])
@@ -82,8 +83,8 @@ def test_a_text_only_model_becomes_a_bundle_without_encoders(tmp_path):
         save_checkpoint(model, tmp_path / "c"), tmp_path / "b", name="text", description="d"
     )
     manifest = load_manifest(bundle)
-    assert set(manifest.graphs) == {"decoder", "decoder_lora"} and set(manifest.routes) == {"none"}
-    assert (manifest.name, manifest.description, manifest.image, manifest.audio) == ("text", "d", None, None)
+    assert (set(manifest.graphs), manifest.rules) == ({"decoder", "decoder_lora"}, (Rule((), None, {}),))
+    assert (manifest.name, manifest.description, manifest.encoders) == ("text", "d", {})
     graph = session(bundle / "decoder.onnx")
     assert {"route", "num_logits"} <= {i.name for i in graph.get_inputs()}
     runner = DecoderRunner(graph, model.config.decoder)
@@ -111,7 +112,7 @@ def test_a_failed_export_leaves_the_former_bundle(plain, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "build_speech", full)
+        patch.setattr(encoders, "build_speech", full)
         with pytest.raises(BundleError, match="No space left"):
             export_bundle(plain.checkpoint, output, bits=8)
     assert (output / "manifest.json").read_bytes() == before

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import phirt
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
-from phirt_export import exporter
+from phirt_export import encoders
 from phirt_export.calibration import sequences as sequencing
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
@@ -290,7 +290,7 @@ def test_other_calibration_data_start_anew(checkpoint, data, tmp_path, monkeypat
 
     for change in (lambda: None, lambda: (other / "a.txt").write_text("Something else to calibrate with.")):
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(exporter, "build_vision", stopped)
+            patch.setattr(encoders, "build_vision", stopped)
             export()
         change()
         kept = export()

@@ -175,7 +175,7 @@ def test_too_little_text_is_refused(full):
 
 def test_a_text_only_bundle_is_compared_on_text_alone(checkpoint, full):
     model = phirt.load(full)
-    model.manifest = dataclasses.replace(model.manifest, image=None, audio=None)
+    model.manifest = dataclasses.replace(model.manifest, encoders={})
     assert media_cases(model, samples.pictures(), samples.clips()) == {}
 
 

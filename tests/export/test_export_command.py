@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from phirt_apps.cli import app
 from phirt_apps.commands.export import Figures
-from phirt_export import exporter
+from phirt_export import encoders
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import export_bundle
 from phirt_export.progress import Step
@@ -79,7 +79,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(checkpoint, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "build_vision", stop)
+        patch.setattr(encoders, "build_vision", stop)
         result = CliRunner().invoke(app, command)
     assert result.exit_code == 130 and result.stdout == ""
     assert "the same command goes on from here" in result.stderr and result.stderr.count("\n") == 1

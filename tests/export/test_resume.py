@@ -22,7 +22,7 @@ from small_models import config, random_model, save_checkpoint
 
 from phirt.bundle.files import load_manifest, verify_bundle
 from phirt.errors import BundleError, ConfigError
-from phirt_export import exporter, staging
+from phirt_export import encoders, exporter, staging
 from phirt_export.exporter import export_bundle
 from phirt_export.graphs import data_file
 from phirt_export.graphs.data_file import DataFile
@@ -240,7 +240,7 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(checkpoint, whole, tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "build_vision", full)
+        patch.setattr(encoders, "build_vision", full)
         with pytest.raises(BundleError, match=r"No space left.*same command goes on"):
             export_bundle(checkpoint, output, **SETTINGS)
     assert not output.exists()
@@ -251,7 +251,7 @@ def test_a_mistake_found_late_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def damaged(*args, **kwargs):
         raise ConfigError("the weights hold values that are not finite")
 
-    monkeypatch.setattr(exporter, "build_speech", damaged)
+    monkeypatch.setattr(encoders, "build_speech", damaged)
     with pytest.raises(ConfigError, match="not finite"):
         export_bundle(checkpoint, tmp_path / "b", **SETTINGS)
     assert list(tmp_path.iterdir()) == []

@@ -53,7 +53,7 @@ def test_one_photo(model: phirt.Model, samples: Path) -> None:
     assert result.text == "t-shirt"
     assert result.route == "vision"
     assert result.usage["image_tokens"] == len(
-        [i for i in result.prompt_ids if i == model.manifest.tokens.image]
+        [i for i in result.prompt_ids if i == model.manifest.encoders["vision"].placeholder]
     )
 
 
@@ -89,7 +89,11 @@ def test_a_recording(model: phirt.Model, samples: Path) -> None:
     assert result.text == "seven"
     assert ask(model, TRANSCRIBE_PROMPT, audio=[EXAMPLES / "seven.flac"]).text == "seven"
     assert result.route == "speech"
-    assert result.usage["audio_tokens"] == result.prompt_ids.count(model.manifest.tokens.audio) > 0
+    assert (
+        result.usage["audio_tokens"]
+        == result.prompt_ids.count(model.manifest.encoders["speech"].placeholder)
+        > 0
+    )
 
 
 def test_a_long_recording_is_heard_to_its_end(model: phirt.Model, samples: Path) -> None:

@@ -14,11 +14,12 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phirt.bundle.manifest import AudioSpec, Limits
+from phirt.bundle.manifest import Limits
 from phirt.encoders import phi4mm_audio as processor
+from phirt.encoders.phi4mm_audio import AudioConstants
 from phirt.errors import MediaError
 
-SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=50)
+SPEC = AudioConstants(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=50)
 LIMITS = Limits(image_pixels=1000, audio_seconds=10.0, media_bytes=1 << 24)
 
 

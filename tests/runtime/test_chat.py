@@ -17,7 +17,8 @@ from phirt.prompt.messages import Media, Message
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import parse_tool_calls, tools_to_json
 
-TOKENS = Tokens(bos=0, pad=0, eos=(0, 4), image=1, audio=2)
+TOKENS = Tokens(bos=0, pad=0, eos=(0, 4))
+PLACEHOLDERS = {"image": 1, "audio": 2}
 ANY = st.lists(
     st.sampled_from([*CONTROL, "<|image_1|>", "hello", " ", "{{ 7*7 }}", "{% raw %}", "\ue0001\ue001"]),
     max_size=8,
@@ -31,11 +32,11 @@ def tokenizer(bundle) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def template(tokenizer) -> ChatTemplate:
-    return ChatTemplate(TEMPLATE, tokenizer, TOKENS)
+    return ChatTemplate(TEMPLATE, tokenizer, TOKENS, PLACEHOLDERS)
 
 
 def media(kind: str, tokens: int) -> Media:
-    return Media(kind, f"{kind}{tokens}", tokens, None)
+    return Media(kind, kind, f"{kind}{tokens}", tokens, None)
 
 
 def test_a_conversation_by_hand(template, tokenizer):
@@ -91,7 +92,7 @@ def test_whitespace_beside_greedy_control_tokens_vanishes(bundle, tmp_path):
     document["added_tokens"][4]["lstrip"] = True
     (tmp_path / "t.json").write_text(json.dumps(document), "utf-8")
     tokenizer = Tokenizer(tmp_path / "t.json", 512)
-    template = ChatTemplate(TEMPLATE, tokenizer, TOKENS)
+    template = ChatTemplate(TEMPLATE, tokenizer, TOKENS, PLACEHOLDERS)
     ids = template.encode([Message("user", " \n hello \n ")]).ids.tolist()
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
     assert ids == library.encode("<|user|> \n hello \n <|end|><|assistant|>").ids
@@ -112,7 +113,7 @@ def test_whitespace_beside_greedy_control_tokens_vanishes(bundle, tmp_path):
 )
 def test_hostile_or_broken_templates_are_bundle_errors(tokenizer, source, expected):
     with pytest.raises(BundleError, match=expected):
-        ChatTemplate(source, tokenizer, TOKENS).encode([Message("user", "x")])
+        ChatTemplate(source, tokenizer, TOKENS, PLACEHOLDERS).encode([Message("user", "x")])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,9 @@ def test_hostile_or_broken_templates_are_bundle_errors(tokenizer, source, expect
 )
 def test_a_template_that_loses_media_is_refused(tokenizer, source):
     with pytest.raises(BundleError, match="drops, repeats or reorders media"):
-        ChatTemplate(source, tokenizer, TOKENS).encode([Message("user", "x", (media("image", 2),))])
+        ChatTemplate(source, tokenizer, TOKENS, PLACEHOLDERS).encode(
+            [Message("user", "x", (media("image", 2),))]
+        )
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,9 @@ def rewritten(source, target, *, document=None, arrays=None, compression=zipfile
                     continue
                 data = arrays[name]
             new.writestr(name, data)
+        for name, data in (arrays or {}).items():
+            if data is not None and name not in old.namelist():
+                new.writestr(name, data)
     return target
 
 
@@ -193,7 +196,7 @@ def npy(array, **options) -> bytes:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (lambda d: d.update(version=9), "version 9 is not known, accepted: 1; update phirt"),
+        (lambda d: d.update(version=9), "version 9 is not known, accepted: 1, 2; update phirt"),
         (lambda d: d.update(format="x"), "format is 'x'"),
         (lambda d: d.pop("messages"), "'messages' is missing"),
         (lambda d: d["messages"][0].update(role="root"), "role 'root' is not known"),
@@ -203,11 +206,11 @@ def npy(array, **options) -> bytes:
         (lambda d: d["messages"][1].update(ids=[1]), "media placeholders"),
         (lambda d: d["messages"][1].update(ids=[2**70]), "'ids'"),
         (lambda d: d["media"][0].update(tokens=10**9), "'tokens'"),
-        (lambda d: d["media"][0].update(tokens=7), "frames do not make 7 tokens|is no float32 array"),
-        (lambda d: d["media"][0].update(kind="video"), "'kind'"),
+        (lambda d: d["media"][0].update(tokens=7), "is no float32 array of .7, 32"),
+        (lambda d: d["media"][0].update(encoder="video"), "'encoder' 'video' is none of the bundle's"),
         (lambda d: d["media"][0].update(projectors=["../../x"]), "projector '../../x'"),
-        (lambda d: d["media"][1].update(projectors=[]), "no features"),
-        (lambda d: d["cache"].update(route="fast"), "route 'fast' is not among"),
+        (lambda d: d["media"][1].update(projectors=[]), "neither the encoder's inputs nor all features"),
+        (lambda d: d["cache"].update(route="fast"), "route is 'fast', the conversation takes 'vision'"),
         (lambda d: d["cache"].update(spans=[]), "do not stand at their placeholders"),
         (lambda d: d["cache"]["spans"][0].update(start=0), "do not stand at their placeholders"),
         (lambda d: d["cache"]["spans"][0].update(media=7), "'media'"),
@@ -219,6 +222,72 @@ def test_altered_documents_are_refused(model, chat, tmp_path, edit, expected):
     chat.save(tmp_path / "x")
     with pytest.raises(ConversationError, match=expected):
         model.load_chat(rewritten(tmp_path / "x", tmp_path / "y", document=edit))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, "neither the encoder's inputs nor all features"),
+        ({"audio_embeds": [1, 47, 80]}, r"audio_embeds\.npy is no float32 array of .1, 47, 80"),
+        ({"audio_embeds": [1, 2**40, 80]}, "'inputs'.*1.* is 1099511627776, expected a whole number"),
+        ({"audio_embeds": [2**31, 2**31, 2**31]}, "is no float32 array"),
+        ({"audio_embeds": [48, 80]}, "is no float32 array"),
+        ({"other": [1]}, "inputs other are none of the encoder's"),
+    ],
+)
+def test_altered_inputs_of_an_encoder_are_refused(model, clip, tmp_path, inputs, expected):
+    model.encoder.cache.clear()
+    chat = model.chat()
+    chat.send("hear", audio=[clip], config=SHORT).text()
+    chat.save(tmp_path / "x")
+    with pytest.raises(ConversationError, match=expected):
+        model.load_chat(
+            rewritten(tmp_path / "x", tmp_path / "y", document=lambda d: d["media"][0].update(inputs=inputs))
+        )
+
+
+def test_what_a_file_says_about_media_is_believed_in_its_own_conversation_only(model, clip, photo, tmp_path):
+    """Otherwise a stranger's file could give other chats of the process other pictures than they sent."""
+    model.encoder.cache.clear()
+    chat = model.chat()
+    chat.send("hear", audio=[clip], config=SHORT).text()
+    chat.save(tmp_path / "x")
+    other = npy(np.zeros((1, 48, 80), dtype=np.float32))
+    forged = rewritten(tmp_path / "x", tmp_path / "y", arrays={"media/0/inputs/audio_embeds.npy": other})
+    model.encoder.cache.clear()
+    model.load_chat(forged).send("see", images=[photo], config=SHORT).text()
+    found = model.encoder.prepare("audio", clip)
+    assert found.inputs["audio_embeds"].any() and not found.features
+
+
+def as_version_1(document: dict) -> None:
+    """The document as the first version wrote it."""
+    document["version"] = 1
+    for item in document["media"]:
+        item["kind"] = {"vision": "image", "speech": "audio"}[item.pop("encoder")]
+        item["frames"] = item.pop("inputs").get("audio_embeds", [1, 0])[1]
+
+
+def test_files_of_version_1_go_on(model, clip, photo, tmp_path):
+    """Frames of a recording lay in `inputs.npy` without a batch; media were named by what they are."""
+    model.encoder.cache.clear()
+    chat = model.chat()
+    chat.send("hear", audio=[clip], config=SHORT).text()
+    chat.save(tmp_path / "x")
+    with zipfile.ZipFile(tmp_path / "x") as archive:
+        frames = np.load(io.BytesIO(archive.read("media/0/inputs/audio_embeds.npy")))[0]
+    old = rewritten(
+        tmp_path / "x",
+        tmp_path / "y",
+        document=as_version_1,
+        arrays={"media/0/inputs/audio_embeds.npy": None, "media/0/inputs.npy": npy(frames)},
+    )
+    restored = model.load_chat(old)
+    model.encoder.cache.clear()
+    expected = chat.send("see", images=[photo], config=SHORT).result
+    model.encoder.cache.clear()
+    result = restored.send("see", images=[photo], config=SHORT).result
+    assert (result.ids, result.usage) == (expected.ids, expected.usage)
 
 
 def test_altered_arrays_are_refused(model, chat, tmp_path):

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from phirt.bundle.manifest import ImageSpec, Limits
+from phirt.bundle.manifest import Limits
 from phirt.encoders import image_file
 from phirt.encoders import phi4mm_image as processor
+from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import MediaError
 
-PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
-TINY = ImageSpec(crop_size=32, patch_size=4, pool=2, max_crops=4, min_side=4)
+PHI4 = ImageConstants(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
+TINY = ImageConstants(crop_size=32, patch_size=4, pool=2, max_crops=4, min_side=4)
 LIMITS = Limits(image_pixels=1_000_000, audio_seconds=10.0, media_bytes=1 << 24)
 
 

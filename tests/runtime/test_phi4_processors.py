@@ -13,13 +13,15 @@ import pytest
 from PIL import Image
 
 import phirt
-from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits
+from phirt.bundle.manifest import Limits
 from phirt.encoders import phi4mm_audio as audio
 from phirt.encoders import phi4mm_image as image
+from phirt.encoders.phi4mm_audio import AudioConstants
+from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import ConfigError, MediaError
 
-PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
-AUDIO = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
+PHI4 = ImageConstants(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
+AUDIO = AudioConstants(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
 SIZES = [tuple(int(n) for n in size) for size in np.random.default_rng(4).integers(100, 4200, (1000, 2))]
 
 

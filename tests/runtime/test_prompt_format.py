@@ -29,7 +29,8 @@ PUBLISHED = {
     "<|system|>": 200022, "<|tool|>": 200023, "<|/tool|>": 200024, "<|tool_call|>": 200025,
     "<|/tool_call|>": 200026, "<|tool_response|>": 200027, "<|tag|>": 200028,
 }  # fmt: skip
-TOKENS = Tokens(bos=199999, pad=199999, eos=(200020, 199999), image=200010, audio=200011)
+TOKENS = Tokens(bos=199999, pad=199999, eos=(200020, 199999))
+PLACEHOLDERS = {"image": 200010, "audio": 200011}
 TEMPLATE = (Path(__file__).parents[2] / "phirt/bundles/nano/chat_template.jinja").read_text("utf-8")
 WEATHER = [{"name": "get_weather", "description": "°C", "parameters": {"city": {"type": "str"}}}]
 
@@ -71,15 +72,15 @@ def tokenizer(path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def template(tokenizer) -> ChatTemplate:
-    return ChatTemplate(TEMPLATE, tokenizer, TOKENS)
+    return ChatTemplate(TEMPLATE, tokenizer, TOKENS, PLACEHOLDERS)
 
 
 def image(tokens: int) -> Media:
-    return Media("image", f"image{tokens}", tokens, None)
+    return Media("image", "image", f"image{tokens}", tokens, None)
 
 
 def clip(tokens: int) -> Media:
-    return Media("audio", f"audio{tokens}", tokens, None)
+    return Media("audio", "audio", f"audio{tokens}", tokens, None)
 
 
 def text_of(tokenizer: Tokenizer, ids) -> str:
@@ -270,7 +271,7 @@ class TestByteFallback:
 
     def test_a_prompt_of_this_kind(self, fallback_path):
         tokenizer = Tokenizer(fallback_path, 400)
-        tokens = Tokens(bos=1, pad=0, eos=(2,), image=None, audio=None)
+        tokens = Tokens(bos=1, pad=0, eos=(2,))
         source = "{{ bos_token }}{% for m in messages %}<|user|>\n{{ m.content }}<|end|>\n{% endfor %}"
         ids = ChatTemplate(source, tokenizer, tokens).encode([Message("user", "hi")]).ids.tolist()
         user, end = tokenizer.id_of("<|user|>"), tokenizer.id_of("<|end|>")

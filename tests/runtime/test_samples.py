@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from phirt import GenerationConfig
-from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits
+from phirt.bundle.manifest import Limits
 from phirt.encoders import image_file
 from phirt.encoders import phi4mm_audio as audio
 from phirt.encoders import phi4mm_image as image
+from phirt.encoders.phi4mm_audio import AudioConstants
+from phirt.encoders.phi4mm_image import ImageConstants
 
-PHI4 = ImageSpec(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
-SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
+PHI4 = ImageConstants(crop_size=448, patch_size=14, pool=2, max_crops=36, min_side=10)
+SPEC = AudioConstants(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
 LIMITS = Limits(image_pixels=10**8, audio_seconds=60.0, media_bytes=1 << 28)
 
 

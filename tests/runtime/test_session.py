@@ -76,13 +76,14 @@ def test_altered_weights_are_found_by_verify(own_bundle):
 
 
 def test_the_graph_must_have_the_promised_inputs(own_bundle):
-    rewrite(own_bundle, lambda d: d["graphs"]["decoder"]["inputs"][0].update(dtype="int32"))
-    with pytest.raises(BundleError, match=r"inputs differ from the manifest.*input_ids"):
+    rewrite(own_bundle, lambda d: d["graphs"]["decoder"]["inputs"][-1].update(dtype="int8"))
+    with pytest.raises(BundleError, match=r"inputs differ from the manifest.*past_key_values\.1\.value"):
         phirt.load(own_bundle)
 
 
 def test_the_graph_must_have_the_promised_outputs(own_bundle):
-    rewrite(own_bundle, lambda d: d["graphs"]["decoder"]["outputs"][0].update(name="chances"))
+    chances = {"name": "chances", "dtype": "float32", "shape": [1]}
+    rewrite(own_bundle, lambda d: d["graphs"]["decoder"]["outputs"].append(chances))
     with pytest.raises(BundleError, match="outputs \\['chances'\\] are missing"):
         phirt.load(own_bundle)
 

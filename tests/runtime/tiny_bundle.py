@@ -62,7 +62,7 @@ def write_bundle(folder: Path, tiny: Tiny | None = None, *, vision: bool = True,
     described = {name: _save(folder, name, model) for name, model in graphs.items()}
     manifest = {
         "format": "phirt-bundle",
-        "version": 1,
+        "version": 2,
         "name": "tiny",
         "description": "random weights",
         "producer": "tests",
@@ -85,25 +85,61 @@ def write_bundle(folder: Path, tiny: Tiny | None = None, *, vision: bool = True,
                 "long_factor": [tiny.long] * (tiny.rotary_dim // 2),
             },
         },
-        "tokens": {"bos": 0, "pad": 0, "eos": [0, 4], "image": 1, "audio": 2},
+        "tokens": {"bos": 0, "pad": 0, "eos": [0, 4]},
         "chat_template": "chat_template.jinja",
         "tokenizer": "tokenizer.json",
-        "image": {"crop_size": 32, "patch_size": 4, "pool": 2, "max_crops": 4, "min_side": 4}
-        if vision
-        else None,
-        "audio": {"sample_rate": 16000, "num_mels": 80, "subsampling": 8, "window_tokens": 50}
-        if speech
-        else None,
-        "routes": {
-            "none": {"id": 0, "adapter": None, "audio_projector": None},
-            "vision": {"id": 1, "adapter": "vision", "audio_projector": "vision"},
-            "speech": {"id": 2, "adapter": "speech", "audio_projector": "speech"},
-        },
+        **encoders_and_rules(vision, speech),
         "limits": {"image_pixels": 1000000, "audio_seconds": 10.0, "media_bytes": 16777216},
         "quantization": {"bits": 32, "block_size": 32, "adapter_bits": 32, "encoder_bits": 32},
     }
     write_manifest(folder, manifest)
     return folder
+
+
+def encoders_and_rules(vision: bool, speech: bool) -> dict:
+    """The manifest's encoders, adapters and rules, as Phi-4-multimodal has them."""
+    encoders, adapters, rules = {}, {}, []
+    if vision:
+        constants = {"crop_size": 32, "patch_size": 4, "pool": 2, "max_crops": 4, "min_side": 4}
+        encoders["vision"] = {
+            "kind": "phi4mm_image", "modality": "image", "graph": "vision", "placeholder": 1,
+            "projectors": ["image"], "constants": constants,
+        }  # fmt: skip
+        adapters["vision"] = {"id": 1}
+        heard = {"speech": "vision"} if speech else {}
+        rules.append({"modalities": ["image"], "adapter": "vision", "projectors": heard})
+    if speech:
+        constants = {"sample_rate": 16000, "num_mels": 80, "subsampling": 8, "window_tokens": 50}
+        encoders["speech"] = {
+            "kind": "phi4mm_audio", "modality": "audio", "graph": "speech", "placeholder": 2,
+            "projectors": ["speech", "vision"], "constants": constants,
+        }  # fmt: skip
+        adapters["speech"] = {"id": 2}
+        rules.append({"modalities": ["audio"], "adapter": "speech", "projectors": {"speech": "speech"}})
+    rules.append({"modalities": [], "adapter": None, "projectors": {}})
+    return {"encoders": encoders, "adapters": adapters, "rules": rules}
+
+
+def as_version_1(manifest: dict) -> dict:
+    """The same in the words of the first version: constants at the root, routes for adapter and projector."""
+    encoders = manifest["encoders"]
+    image, audio = encoders.get("vision"), encoders.get("speech")
+    tokens = {
+        "image": image and image["placeholder"],
+        "audio": audio and audio["placeholder"],
+    }
+    old = {key: value for key, value in manifest.items() if key not in ("encoders", "adapters", "rules")}
+    return old | {
+        "version": 1,
+        "tokens": manifest["tokens"] | tokens,
+        "image": image and image["constants"],
+        "audio": audio and audio["constants"],
+        "routes": {
+            "none": {"id": 0, "adapter": None, "audio_projector": None},
+            "vision": {"id": 1, "adapter": "vision", "audio_projector": "vision"},
+            "speech": {"id": 2, "adapter": "speech", "audio_projector": "speech"},
+        },
+    }
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import phirt
 from phirt.bundle.files import load_manifest
-from phirt.prompt.messages import Kind
+from phirt.bundle.manifest import Modality
 from phirt.runtime.session import check_threads
 from phirt_apps.answer import peak_memory
 from phirt_apps.errors import UsageError
@@ -100,11 +100,11 @@ def _rate(measured: dict[str, Any]) -> float:
 
 
 def _media(model: phirt.Model, request: Request, busy: Any) -> dict[str, speed.Encode]:
-    kinds: tuple[tuple[Kind, Path | None], ...] = (("image", request.image), ("audio", request.audio))
+    media: tuple[tuple[Modality, Path | None], ...] = (("image", request.image), ("audio", request.audio))
     measured: dict[str, speed.Encode] = {}
-    for kind, path in kinds:
-        busy.wait(f"encoding: {kind}")
-        figures = speed.encode(model, kind, path, request.repeats)
+    for modality, path in media:
+        busy.wait(f"encoding: {modality}")
+        figures = speed.encode(model, modality, path, request.repeats)
         if figures is not None:
-            measured[kind] = figures
+            measured[modality] = figures
     return measured

@@ -16,11 +16,10 @@ import numpy as np
 
 import phirt
 from phirt.bundle import adapters
-from phirt.bundle.manifest import Geometry, Manifest
+from phirt.bundle.manifest import Geometry, Manifest, Modality
 from phirt.errors import ConfigError
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Ids
-from phirt.prompt.messages import Kind
 from phirt_quant import samples
 
 from .spread import Spread
@@ -135,12 +134,12 @@ class Prompts:
 
     def __init__(self, manifest: Manifest) -> None:
         tokens = manifest.tokens
-        taken = {tokens.bos, tokens.pad, *tokens.eos, tokens.image, tokens.audio}
+        taken = {tokens.bos, tokens.pad, *tokens.eos, *manifest.placeholders}
         usable = [i for i in range(manifest.geometry.vocab_size) if i not in taken]
         if not usable:
             raise ConfigError("all ids of this vocabulary are special; there is nothing to make a prompt of")
         self._usable = np.array(usable, dtype=np.int64)
-        self._media = {tokens.image, tokens.audio}
+        self._media = set(manifest.placeholders)
 
     def of(self, count: int) -> Ids:
         """`count` ids, the same every time."""
@@ -209,28 +208,26 @@ def _steps(engine: Engine, prompts: Prompts, token: int, count: int) -> None:
         token = prompts.choose(engine.decode_step(token))
 
 
-def encode(model: phirt.Model, kind: Kind, path: Path | None, repeats: int) -> Encode | None:
+def encode(model: phirt.Model, modality: Modality, path: Path | None, repeats: int) -> Encode | None:
     """Times a picture or a clip, the program's own where none is given; None where the model takes none.
 
     Raises BundleError for a given file that the model cannot take, MediaError for one that is unusable.
     """
     manifest = model.manifest
-    if path is None and (manifest.image if kind == "image" else manifest.audio) is None:
+    if path is None and modality not in manifest.modalities:
         return None
-    made: Any = samples.pictures()[0] if kind == "image" else samples.clips()[1]
+    made: Any = samples.pictures()[0] if modality == "image" else samples.clips()[1]
     source = made if path is None else path
-    what = (
-        ("a picture" if kind == "image" else "a clip") + " made by the program" if path is None else str(path)
-    )
+    own = f"a {'picture' if modality == 'image' else 'clip'} made by the program"
+    what = own if path is None else str(path)
     encoder = model.encoder
     prepared, encoded, count = [], [], 0
     for _ in range(1 + repeats):
         encoder.cache.clear()
         start = time.perf_counter()
-        media = encoder.prepare_image(source) if kind == "image" else encoder.prepare_audio(source)
+        media = encoder.prepare(modality, source)
         middle = time.perf_counter()
-        route = adapters.choose_route(manifest, images=int(kind == "image"), audio=int(kind == "audio"))
-        count = len(encoder.features(media, route))
+        count = len(encoder.features(media, adapters.choose_rule(manifest, {modality})))
         prepared.append(middle - start)
         encoded.append(time.perf_counter() - middle)
     return Encode(what, count, Spread(tuple(prepared[1:])), Spread(tuple(encoded[1:])))

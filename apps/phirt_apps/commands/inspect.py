@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from phirt.bundle.adapters import adapter_id, adapter_name
 from phirt.bundle.files import load_manifest
 from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt_apps import options
@@ -20,7 +21,7 @@ SECTION = "Models"
 
 
 def command(bundle: options.BundleArgument = None, json: options.Json = False) -> None:
-    """Shows what BUNDLE is made of: sizes, graphs, files, quantization, routes, limits.
+    """Shows what BUNDLE is made of: sizes, graphs, files, quantization, encoders, adapters, limits.
 
     Without BUNDLE: the embedded one.
 
@@ -32,7 +33,7 @@ def command(bundle: options.BundleArgument = None, json: options.Json = False) -
 
 
 def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
-    """Writes what the manifest says: geometry, graphs, files, quantization, routes, limits."""
+    """Writes what the manifest says: geometry, graphs, files, quantization, encoders, adapters, limits."""
     manifest = load_manifest(folder)
     if as_json:
         out.json(_as_object(manifest))
@@ -45,16 +46,16 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     heading.add_row("weights", _pairs(manifest.quantization))
     heading.add_row("reads", ", ".join(_modalities(manifest)))
     out.table(heading)
-    for table in (_geometry(manifest), _routes(manifest), _limits(manifest), _files(manifest)):
+    for describe in (_geometry, _encoders, _rules, _limits, _files):
         out.answer("\n")
-        out.table(table)
+        out.table(describe(manifest))
     for name, graph in manifest.graphs.items():
         out.answer("\n")
         out.table(_graph(name, graph))
 
 
 def _modalities(manifest: Manifest) -> list[str]:
-    return ["text", *(["images"] if manifest.image else []), *(["audio"] if manifest.audio else [])]
+    return ["text", *("images" if one == "image" else one for one in manifest.modalities)]
 
 
 def _geometry(manifest: Manifest) -> Any:
@@ -69,14 +70,28 @@ def _geometry(manifest: Manifest) -> Any:
     return table
 
 
-def _routes(manifest: Manifest) -> Any:
-    table = plain_table("route", "#id", "adapter", "audio projector")
-    for name, route in manifest.routes.items():
+def _encoders(manifest: Manifest) -> Any:
+    table = plain_table("encoder", "kind", "takes", "#placeholder", "projectors")
+    for name, encoder in manifest.encoders.items():
         table.add_row(
             one_line(name),
-            str(route.id),
-            one_line(route.adapter or "–"),
-            one_line(route.audio_projector or "–"),
+            one_line(encoder.kind),
+            encoder.modality,
+            str(encoder.placeholder),
+            one_line(", ".join(encoder.projectors)),
+        )
+    return table
+
+
+def _rules(manifest: Manifest) -> Any:
+    table = plain_table("conversation with", "adapter", "#id", "projectors")
+    for rule in manifest.rules:
+        adapter = adapter_name(rule)
+        table.add_row(
+            " and ".join(rule.modalities) or "anything else",
+            one_line(adapter),
+            str(adapter_id(manifest, adapter)),
+            one_line(", ".join(f"{one} of {name}" for name, one in rule.projectors.items()) or "–"),
         )
     return table
 
@@ -87,7 +102,7 @@ def _limits(manifest: Manifest) -> Any:
     table.add_row("image", f"{limits.image_pixels:,} pixels")
     table.add_row("audio", f"{limits.audio_seconds:g} s")
     table.add_row("media file", size(limits.media_bytes))
-    table.add_row("context", f"{manifest.geometry.context:,} tokens")
+    table.add_row("context", f"{limits.context or manifest.geometry.context:,} tokens")
     return table
 
 

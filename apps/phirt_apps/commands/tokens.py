@@ -17,7 +17,7 @@ from phirt_apps.output import Output, one_line, plain_table
 
 if TYPE_CHECKING:
     import phirt
-    from phirt.encoders.phi4mm_image import ImageDetail
+    from phirt.encoders.encoder import ImageDetail
 
 SUMMARY = "Count what a prompt takes of the context."
 SECTION = "Use a model"

@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phirt.bundle.manifest import AudioSpec, ImageSpec, Limits, Tokens
-from phirt.encoders import image_file
-from phirt.encoders import phi4mm_audio as audio_processor
-from phirt.encoders import phi4mm_image as image_processor
+from phirt.bundle.manifest import Modality
+from phirt.encoders.phi4mm_audio import prepare_audio
+from phirt.encoders.phi4mm_image import cap_crops, prepare_image
 from phirt.errors import ConfigError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS
-from phirt_export.bundle import LIMITS, audio_constants, image_constants
+from phirt_export.bundle import model_limits
 from phirt_export.calibration.samples import Sample
 from phirt_export.chat_files import read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
@@ -117,13 +116,16 @@ class _Encoder:
         self._tokenizer = Tokenizer(
             require_tokenizer(checkpoint.folder), config.decoder.vocab_size, VISIBLE_TOKENS
         )
-        tokens = Tokens(**dataclasses.asdict(config.tokens))
-        self._template = ChatTemplate(read_template(checkpoint.folder), self._tokenizer, tokens)
-        self._limits = Limits(**LIMITS)
+        placeholders = {plan.name: plan.spec.placeholder for plan in checkpoint.encoders}
+        self._template = ChatTemplate(
+            read_template(checkpoint.folder), self._tokenizer, config.tokens, placeholders
+        )
+        self._limits = model_limits(config)
         self._longest = min(PASSAGE_TOKENS, config.decoder.rope.original_context)
-        image, audio = image_constants(config), audio_constants(config)
-        self._image = None if image is None else image_processor.cap_crops(ImageSpec(**image), "low")
-        self._audio = None if audio is None else AudioSpec(**audio)
+        self._encoder_of: dict[Modality, str] = {
+            plan.spec.modality: plan.name for plan in checkpoint.encoders
+        }
+        self._image, self._audio = config.vision, config.audio
 
     def route_of(self, sample: Sample) -> Route:
         """The route that the sample takes; refuses media that the model does not take."""
@@ -168,14 +170,16 @@ class _Encoder:
         """The turns with their media encoded; first all pictures, then all recordings."""
         rows: dict[int, Tensor] = {}
         for kind, tower in (("image", "image_embed"), ("audio", "audio_embed")):
-            wanted = [(item, turn.route) for turn in turns for item in turn.media if item.kind == kind]
+            wanted = [(item, turn.route) for turn in turns for item in turn.media if item.modality == kind]
             if not wanted:
                 continue
             model = _with_tower(self._checkpoint, self._config, tower)
             with torch.no_grad():
                 for item, route in wanted:
                     assert item.inputs is not None
-                    rows[id(item)] = media_rows(model, item.inputs, ROUTES[route].audio_projector)
+                    rows[id(item)] = media_rows(
+                        model, item.modality, item.inputs, ROUTES[route].audio_projector
+                    )
                     item.inputs = None
         sequences = []
         for turn in turns:
@@ -185,15 +189,16 @@ class _Encoder:
 
     def _picture(self, path: Path) -> Media:
         assert self._image is not None
-        image, key, name = image_file.open_image(path, self._limits)
-        count = image_processor.count_tokens(image_file.upright_size(image), self._image, name)
-        return Media("image", key, count, image_processor.process_image(image, self._image, name))
+        prepared = prepare_image(path, cap_crops(self._image, "low"), self._limits)
+        return Media(
+            self._encoder_of["image"], "image", prepared.key, prepared.num_tokens, prepared.make_inputs()
+        )
 
     def _clip(self, path: Path) -> Media:
         assert self._audio is not None
-        frames, key = audio_processor.process_audio(path, self._audio, self._limits)
+        prepared = prepare_audio(path, self._audio, self._limits)
         return Media(
-            "audio", key, audio_processor.count_tokens(len(frames), self._audio), np.ascontiguousarray(frames)
+            self._encoder_of["audio"], "audio", prepared.key, prepared.num_tokens, prepared.make_inputs()
         )
 
 

@@ -1,9 +1,8 @@
-"""The speech encoder graph: log-mel frames of one clip in, one row of decoder width per 80 ms out (spec
-section C).
+"""The speech encoder graph: log-mel frames of one clip in, one row of decoder width per 80 ms out.
 
-Knows subsampling, windows, conformer blocks and the two projectors. Knows nothing of recordings. All layers
-work on [windows, tokens, channels]: pointwise convolutions are linears there, only the depthwise one
-transposes.
+The conformer is that of `speech_conformer_encoder.py` beside Phi-4-multimodal's weights. Knows subsampling,
+windows, conformer blocks and the two projectors. Knows nothing of recordings. All layers work on [windows,
+tokens, channels]: pointwise convolutions are linears there, only the depthwise one transposes.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from phirt.bundle.adapters import PROJECTOR_IDS
 from phirt_export.graphs.encoder import EncoderParts
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.reference.config import AudioConfig
 
+PROJECTORS = ("speech", "vision")  # in the order in which the input `projector` numbers them
 _PREFIX = "model.embed_tokens_extend.audio_embed"
 _TOWER = "encoder"
 
@@ -38,7 +37,7 @@ def build_speech(store: WeightStore, config: AudioConfig, hidden_size: int, form
         zero, axis = g.constant([0], "zero", "int64"), g.constant([0], "axis", "int64")
         rows = g.Slice(rows, zero, length, axis, name="valid")
     is_speech = g.Equal(
-        projector, g.constant([PROJECTOR_IDS["speech"]], "speech.id", "int64"), name="is_speech"
+        projector, g.constant([PROJECTORS.index("speech")], "speech.id", "int64"), name="is_speech"
     )
     (features,) = g.if_else(
         is_speech,

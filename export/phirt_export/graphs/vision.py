@@ -1,8 +1,8 @@
-"""The image encoder graph: crops of one picture in, rows of decoder width out (spec section B after
-preprocessing).
+"""The image encoder graph: crops of one picture in, rows of decoder width out.
 
-Knows patches or stem, encoder layers, pooling, assembly and projection. Knows nothing of files or of how
-crops are cut.
+The tower is SigLIP as `vision_siglip_navit.py` beside Phi-4-multimodal's weights has it, the assembly that of
+its `modeling_phi4mm.py`. Knows patches or stem, encoder layers, pooling, assembly and projection. Knows
+nothing of files or of how crops are cut.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from phirt.fields import Fields
+from phirt_export.encoders import EncoderPlan
 from phirt_export.reference.config import ModelConfig
 
 
@@ -43,10 +44,12 @@ class Layout:
 
     `parts` gives, for a tensor of the reference model, the published tensors whose rows follow each other in
     it; `ignores` says which published tensors no computation needs. Tensors of `adapter_files` (a folder's
-    name to its file) are published as `folder/name`.
+    name to its file) are published as `folder/name`. `encoders` are plans for encoders that are none of the
+    reference model's towers; None where those are all.
     """
 
     config: ModelConfig
     parts: Callable[[str], tuple[Part, ...]] = _same
     ignores: Callable[[str], bool] = _nothing
     adapter_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    encoders: tuple[EncoderPlan, ...] | None = None

@@ -10,21 +10,25 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from phirt.bundle.manifest import Tokens
+from phirt.encoders.phi4mm_audio import AudioConstants
+from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import ConfigError
+from phirt.fields import Fields, parse_json, read_dataclass, write_dataclass
 
 CONFIG_NAME = "config.json"
 # Far past any model; within them a contradiction shows as a tensor of the wrong shape.
 _MAX_INTEGER, _MAX_FLOAT = 1 << 24, 1e13
-_MAX_LAYERS = 1024
+_HIGHEST = {"num_layers": 1024, "max_pixels": 1 << 34}
 _LOWEST = {"original_context": 2}  # its logarithm divides
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Partial rotary embedding with LongRoPE factors (spec section A).
+    """Partial rotary embedding with LongRoPE factors.
 
     `short_factor` and `long_factor` divide the inverse frequencies, one factor per rotated pair; the long
     ones apply to all positions once the total length exceeds `original_context`. Scalings with one regime
@@ -56,8 +60,7 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The language model: pre-norm, grouped-query attention; Phi-4-mini's choices are the defaults (spec
-    section A).
+    """The language model: pre-norm, grouped-query attention; Phi-4-mini's choices are the defaults.
 
     `biases` names the projections that have one; `qk_norm` normalises queries and keys of each head before
     they turn (Qwen3); `tied` scores tokens by the embedding table; with a `sliding_window` of W a position
@@ -98,7 +101,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """One LoRA branch on the four projections of every layer (spec section D)."""
+    """One LoRA branch on the four projections of every layer."""
 
     rank: int
     alpha: float
@@ -110,33 +113,33 @@ class AdapterConfig:
         return self.alpha / self.rank
 
 
-@dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """SigLIP-style tower on square crops (spec section B).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig(ImageConstants):
+    """SigLIP-style tower on square crops: what prepares them (ImageConstants), and the tower itself.
 
     `num_layers` counts the layers that are computed: published checkpoints take the output of the last but
     one, so their final layer is not part of this model. `stem_channels` replaces the single patch convolution
     by a residual convolutional stem (one entry per halving; the last equals `hidden_size` and 2**len equals
     `patch_size`): with a few thousand training pictures convolutions learn what plain patches cannot. Empty
-    for published checkpoints.
+    for published checkpoints. `max_pixels` is the largest picture that a bundle decodes: what cameras make;
+    the tower looks at `max_crops` crops of it, whatever its size.
     """
 
-    crop_size: int
-    patch_size: int
+    pool: int = 2
+    min_side: int = 10
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
     norm_eps: float
-    max_crops: int
-    pool: int = 2
     stem_channels: tuple[int, ...] = ()
+    max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if self.crop_size % (self.patch_size * self.pool):
-            raise ConfigError(
-                f"crop_size {self.crop_size} must be a multiple of {self.patch_size * self.pool}"
-            )
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if self.stem_channels and (
             self.stem_channels[-1] != self.hidden_size or 2 ** len(self.stem_channels) != self.patch_size
         ):
@@ -144,28 +147,25 @@ class VisionConfig:
                 "stem_channels must end in hidden_size and halve once for each factor 2 of patch_size"
             )
 
-    @property
-    def grid(self) -> int:
-        """Patches on one side of a crop."""
-        return self.crop_size // self.patch_size
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioConfig(AudioConstants):
+    """Conformer tower over log-mel frames: what prepares them (AudioConstants), and the tower itself.
 
-@dataclasses.dataclass(frozen=True)
-class AudioConfig:
-    """Conformer tower over log-mel frames (spec section C). `bias_max_distance` bounds the relative
-    positions.
+    `bias_max_distance` bounds the relative positions; `max_seconds` is the longest clip that the model was
+    made for.
     """
 
-    num_mels: int
+    sample_rate: int = 16000
+    subsampling: int = 8
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
     kernel_size: int
     bias_max_distance: int
-    window_tokens: int
     norm_eps: float = 1e-5
-    subsampling: int = 8
+    max_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.subsampling != 8:
@@ -175,14 +175,11 @@ class AudioConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenConfig:
-    """Special token ids the model itself depends on; `image` and `audio` are None where it takes no such
-    media.
+class TokenConfig(Tokens):
+    """Special token ids the model itself depends on; `image` and `audio` are the placeholders, None where it
+    takes no such media.
     """
 
-    bos: int
-    pad: int
-    eos: tuple[int, ...]
     image: int | None
     audio: int | None
 
@@ -201,7 +198,7 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The configuration as JSON text; `from_json` reads it back unchanged."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        return json.dumps(write_dataclass(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
@@ -210,52 +207,37 @@ class ModelConfig:
         Raises:
             ConfigError: a field is missing, unknown or contradicts another.
         """
+        remedy = "write it with ModelConfig.to_json"
+        document = parse_json(text.encode("utf-8", "replace"), CONFIG_NAME, ConfigError, remedy)
+        fields = Fields(document, CONFIG_NAME, ConfigError, remedy, closed=True)
+        config = read_dataclass(cls, fields)
         try:
-            raw = json.loads(text)
-            config = cls(
-                decoder=_decoder(raw["decoder"]),
-                tokens=TokenConfig(**{**raw["tokens"], "eos": tuple(raw["tokens"]["eos"])}),
-                vision=_vision(raw["vision"]),
-                audio=AudioConfig(**raw["audio"]) if raw["audio"] else None,
-                adapters={name: AdapterConfig(**branch) for name, branch in raw["adapters"].items()},
-            )
             check_values(config)
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise ConfigError(f"the model configuration does not parse: {error!r}") from error
+        except ValueError as error:
+            raise fields.refusal(str(error)) from error
         return config
 
 
 def check_values(part: Any) -> None:
     """Raises ValueError where a number of `part`, or of what it holds, is no number or out of any range."""
+    hints = get_type_hints(type(part))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        kind = str(field.type)
+        kind = str(hints[field.name])
         if dataclasses.is_dataclass(value):
             check_values(value)
-        elif kind.startswith("Mapping"):
+        elif isinstance(value, Mapping):
             for inner in value.values():
                 check_values(inner)
         elif "int" in kind or "float" in kind:
             accepted = (int, float) if "float" in kind else (int,)
-            highest: float = _MAX_LAYERS if field.name == "num_layers" else _MAX_INTEGER
-            highest = _MAX_FLOAT if float in accepted else highest
+            highest = _MAX_FLOAT if float in accepted else _HIGHEST.get(field.name, _MAX_INTEGER)
             # Ids may be 0 and so may numbers that are no sizes; nothing is of size 0.
             lowest = 0 if isinstance(part, TokenConfig) or float in accepted else _LOWEST.get(field.name, 1)
             for number in value if isinstance(value, tuple) else (value,):
                 absent = number is None and "None" in kind
                 if not absent and (type(number) not in accepted or not lowest <= number <= highest):
                     raise ValueError(f"{field.name} is {number!r:.80}")
-
-
-def _decoder(raw: dict[str, Any]) -> DecoderConfig:
-    rope = raw["rope"]
-    factors = {name: tuple(rope[name]) for name in ("short_factor", "long_factor")}
-    biases = tuple(raw.get("biases", ()))
-    return DecoderConfig(**{**raw, "biases": biases, "rope": RopeConfig(**{**rope, **factors})})
-
-
-def _vision(raw: dict[str, Any] | None) -> VisionConfig | None:
-    return VisionConfig(**{**raw, "stem_channels": tuple(raw["stem_channels"])}) if raw else None
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phirt.bundle.manifest import AudioSpec, Limits
-from phirt.encoders.phi4mm_audio import process_audio
+from phirt.bundle.manifest import Limits
+from phirt.encoders.phi4mm_audio import AudioConstants, process_audio
 from phirt_train.context import TrainingContext
 from phirt_train.data.records import read_media, read_records
 from phirt_train.options import Warp
@@ -81,7 +81,7 @@ class Clips:
         return Clips(np.concatenate(pieces), starts, tuple(self.records[i] for i in picks))
 
 
-SPEC = AudioSpec(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
+SPEC = AudioConstants(sample_rate=16000, num_mels=80, subsampling=8, window_tokens=500)
 LIMITS = Limits(image_pixels=1, audio_seconds=60.0, media_bytes=1 << 26)
 
 

@@ -1,0 +1,63 @@
+"""`manifest.json` as bytes: read into a Manifest, written from one, whatever its version.
+
+Knows the format's name and its versions. What the values must be is said by `manifest` and `relations`. Keys
+that a version does not define are ignored, so that a producer may add notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from phirt.bundle.manifest import FORMAT, MANIFEST_NAME, REMEDY, VERSION, Manifest
+from phirt.bundle.relations import contradictions
+from phirt.bundle.version_1 import upgrade
+from phirt.errors import BundleError
+from phirt.fields import Fields, parse_json, read_dataclass, write_dataclass
+
+ACCEPTED_VERSIONS = (1, VERSION)
+_OUTSIDE = ("folder", "fingerprint")
+
+
+def parse_manifest(raw: bytes, folder: Path) -> Manifest:
+    """Validates the bytes of a manifest without looking at the files it lists. Raises BundleError."""
+    root = _fields(parse_json(raw, str(folder / MANIFEST_NAME), BundleError, REMEDY))
+    form, version = root.raw("format"), root.raw("version")
+    if form != FORMAT:
+        raise BundleError(
+            f"{MANIFEST_NAME}: format is {root.shown('format')}, accepted: {FORMAT!r}; name a folder made by "
+            "'phirt export'"
+        )
+    if type(version) is not int or version not in ACCEPTED_VERSIONS:
+        accepted = ", ".join(map(str, ACCEPTED_VERSIONS))
+        raise BundleError(
+            f"{MANIFEST_NAME}: version {root.shown('version')} is not known, accepted: {accepted}; "
+            "update phirt or export the bundle again"
+        )
+    if version == 1:
+        root = _fields(upgrade(root))
+    fingerprint = hashlib.sha256(raw).hexdigest()
+    manifest = read_dataclass(Manifest, root, folder=folder, fingerprint=fingerprint)
+    for contradiction in contradictions(manifest):
+        raise root.refusal(contradiction)
+    return manifest
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The bytes that `parse_manifest` reads back as `manifest`; their sha256 is the fingerprint then.
+
+    Raises BundleError for a manifest that it would refuse.
+    """
+    document = {"format": FORMAT, "version": VERSION, **write_dataclass(manifest, leave_out=_OUTSIDE)}
+    try:
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        raw = text.encode()
+    except (TypeError, ValueError) as error:  # no JSON value, a number that is none, a lone surrogate
+        raise BundleError(f"the manifest cannot be written: {error}") from error
+    parse_manifest(raw, manifest.folder)
+    return raw
+
+
+def _fields(document: object) -> Fields:
+    return Fields(document, MANIFEST_NAME, BundleError, REMEDY)
