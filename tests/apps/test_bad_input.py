@@ -91,7 +91,7 @@ def test_a_wrong_hash(broken_bundle: Path, refused) -> None:
     result = CliRunner().invoke(app, ["verify", str(broken_bundle)])
     assert result.exit_code == 1
     assert re.search(r"vision\.data +bad", result.stdout) and re.search(r"decoder\.data +ok", result.stdout)
-    assert result.stderr.startswith("error: 1 of 8 files") and "vision.data" in result.stderr
+    assert result.stderr.startswith("error: 1 of 9 files") and "vision.data" in result.stderr
     value = json.loads(CliRunner().invoke(app, ["verify", str(broken_bundle), "--json"]).stdout)
     assert value["ok"] is False and value["files"]["vision.data"] != value["files"]["decoder.data"] == "ok"
 
@@ -127,7 +127,8 @@ def test_a_path_that_leaves_the_bundle(broken_bundle: Path, refused, name: str) 
 
     def point_outside(manifest: dict) -> None:
         manifest["files"][name] = manifest["files"].pop("decoder.data")
-        manifest["graphs"]["decoder"]["data"] = [name]
+        for graph in ("decoder", "decoder_lora"):
+            manifest["graphs"][graph]["data"] = [name]
 
     _edit(broken_bundle, point_outside)
     assert "leaves the bundle" in refused("chat", "-m", broken_bundle, "hi")
