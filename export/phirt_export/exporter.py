@@ -252,7 +252,6 @@ def export_bundle(
             measured=measured,
             sizes=sizes,
         )
-        announce(progress, "writing the manifest")
         _write_documents(staging.folder, checkpoint, tokenizer, template)
         write_manifest(
             staging.folder,
