@@ -127,13 +127,13 @@ def fits(value: Any, base: Any, bounds: tuple[Any, ...]) -> bool:
     if base is float:  # an infinite or an endless number is none
         bounds = bounds or (Range(-sys.float_info.max, sys.float_info.max),)
     if base is Any:
-        return not _has_surrogate(value)
+        return not has_surrogate(value)
     if base is str and AnyCharacters() not in bounds and _SURROGATE.search(value):
         return False
     return all(_CHECKS[type(bound)](value, bound) for bound in bounds)
 
 
-def _has_surrogate(value: Any) -> bool:
+def has_surrogate(value: Any) -> bool:
     """Whether a name or a string anywhere in a document has a lone surrogate."""
     open_parts = [value]
     while open_parts:

@@ -20,6 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers.models import BPE
 
+from phirt.annotations import has_surrogate
 from phirt.errors import BundleError
 
 # What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space; Python's str.strip takes more.
@@ -45,6 +46,7 @@ WHITESPACE = "".join(
 _MAX_BYTES = 256 << 20
 _BPE_OPTIONS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
 _BPE_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # they would be shown as text
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _REMEDY = "export again with the model's own tokenizer.json"
 
 
@@ -99,7 +101,7 @@ class Tokenizer:
         """Ids of text from outside: it never yields a control token. Lone surrogates become U+FFFD."""
         clean = (
             text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            if _has_surrogate(text)
+            if has_surrogate(text)
             else text
         )
         return list(self._content.encode(clean, add_special_tokens=False).ids)
@@ -161,11 +163,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise BundleError(f"{path} is larger than {_MAX_BYTES} bytes; {_REMEDY}")
-        document = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        document = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}; {_REMEDY}") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise BundleError(f"{path} is not a tokenizer.json; {_REMEDY}")
+    # They can come from escapes alone; a vocabulary of 200,000 names is not searched without need.
+    if _SURROGATE_ESCAPE.search(text) and has_surrogate(document):
+        raise BundleError(f"{path} has a name with a lone surrogate, which is no character; {_REMEDY}")
     model = document["model"]
     is_bpe = model.get("type", "BPE") == "BPE" and not any(map(model.get, _BPE_AFFIXES))
     if not (is_bpe and (_is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder")))):
@@ -234,10 +240,6 @@ def _nothing_first(pre_tokenizer: Any) -> Any:
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("prepend_scheme") == "first":
         return {**pre_tokenizer, "prepend_scheme": "never"}
     return pre_tokenizer
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _bytes_of_characters() -> dict[str, int]:

@@ -129,6 +129,33 @@ def test_a_damaged_tokenizer_is_a_bundle_error(bundle, tmp_path, edit, expected)
         Tokenizer(damaged(bundle, tmp_path, edit), 512)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d["added_tokens"][4].update(content="\ud800"),
+        lambda d: d["added_tokens"][4].update(content="<|end|>\udfff"),
+        lambda d: d["model"]["vocab"].update({"\udbff\ud800": 300}),
+        lambda d: d["model"]["merges"].append(["\udc00", "a"]),
+        lambda d: d.update(pre_tokenizer={"type": "Split", "pattern": {"String": "\ud800"}}),
+        lambda d: d.update({"\ud800": 1}),
+    ],
+)
+def test_a_lone_surrogate_in_any_name_is_one_line(bundle, tmp_path, edit):
+    """attack/05: a control token that no text and no terminal can hold."""
+    document = json.loads((bundle / "tokenizer.json").read_text())
+    edit(document)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="a name with a lone surrogate, which is no character"):
+        Tokenizer(tmp_path / "tokenizer.json", 512)
+
+
+def test_pairs_of_surrogate_escapes_are_characters(bundle, tmp_path):
+    document = json.loads((bundle / "tokenizer.json").read_text())
+    document["added_tokens"][4]["content"] = "<|👋|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=True))
+    assert Tokenizer(tmp_path / "tokenizer.json", 512).name_of(4) == "<|👋|>"
+
+
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(bundle):
     with pytest.raises(BundleError, match="the decoder's vocabulary ends at 99"):
         Tokenizer(bundle / "tokenizer.json", 100)
