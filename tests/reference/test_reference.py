@@ -264,3 +264,21 @@ def test_projectors_differ(model: Model) -> None:
     clip = torch.randn(1, 16, 80)
     with torch.no_grad():
         assert not torch.allclose(model.audio_embed(clip, "speech"), model.audio_embed(clip, "vision"))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("decoder", {"num_kv_heads": 0}),
+        ("decoder", {"hidden_size": -64}),
+        ("decoder", {"biases": ["lm_head"]}),
+        ("vision", {"num_heads": 3}),
+        ("audio", {"num_heads": 5}),
+        ("audio", {"kernel_size": 0}),
+    ],
+)
+def test_sizes_out_of_range_or_at_odds_are_one_config_error(part: str, changes: dict[str, object]) -> None:
+    raw = json.loads(CONFIG.to_json())
+    raw[part] |= changes
+    with pytest.raises(ConfigError, match=rf"config\.json: {part}"):
+        ModelConfig.from_json(json.dumps(raw))

@@ -58,9 +58,9 @@ def read_layout(folder: Path, document: Fields, shapes: Mapping[str, tuple[int, 
     try:
         module = importlib.import_module(f"{__name__}.{family}")
         layout: Layout = module.read(Published(folder, document, shapes))
-        check_values(layout.config)
     except (ArithmeticError, LookupError, ValueError) as error:  # sizes that contradict each other
         raise ConfigError(
             f"{folder / CONFIG_NAME} describes no model that can be built: {error!r:.200}; {_REMEDY}"
         ) from error
+    check_values(layout.config)
     return layout

@@ -13,7 +13,7 @@ from phirt.fields import Fields
 from phirt_export.containers import read_json
 from phirt_export.published.layout import Layout, Part, Published
 from phirt_export.published.rope import read_rope
-from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
+from phirt_export.reference.config import DecoderConfig, ModelConfig, Projection, TokenConfig
 
 HEAD = "lm_head.weight"
 _MAX_VOCABULARY = 1 << 22
@@ -21,7 +21,10 @@ _ROTARY_BUFFER = "rotary_emb.inv_freq"
 
 
 def read_decoder(
-    published: Published, biases: tuple[str, ...] = (), qk_norm: bool = False, window: int | None = None
+    published: Published,
+    biases: tuple[Projection, ...] = (),
+    qk_norm: bool = False,
+    window: int | None = None,
 ) -> DecoderConfig:
     """The decoder that a published configuration describes.
 

@@ -10,19 +10,22 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Literal
 
 from phirt.bundle.manifest import Tokens
 from phirt.encoders.phi4mm_audio import AudioConstants
 from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import ConfigError
-from phirt.fields import Fields, parse_json, read_dataclass, write_dataclass
+from phirt.fields import Fields, Length, Range, parse_json, read_dataclass, write_dataclass
 
 CONFIG_NAME = "config.json"
 # Far past any model; within them a contradiction shows as a tensor of the wrong shape.
-_MAX_INTEGER, _MAX_FLOAT = 1 << 24, 1e13
-_HIGHEST = {"num_layers": 1024, "max_pixels": 1 << 34}
-_LOWEST = {"original_context": 2}  # its logarithm divides
+_Size = Annotated[int, Range(1, 1 << 24)]
+_Layers = Annotated[int, Range(1, 1024)]
+_Epsilon = Annotated[float, Range(0.0, 1.0)]
+_Positive = Annotated[float, Range(1e-9, 1e13)]
+_TokenId = Annotated[int, Range(0, 1 << 24)]
+Projection = Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 PROJECTIONS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
 
@@ -36,13 +39,13 @@ class RopeConfig:
     LongRoPE's own, which follows from the two contexts.
     """
 
-    theta: float
-    rotary_dim: int
-    original_context: int
-    context: int
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    magnitude: float | None = None
+    theta: _Positive
+    rotary_dim: Annotated[int, Range(2, 1 << 16)]
+    original_context: Annotated[int, Range(2, 1 << 24)]  # its logarithm divides
+    context: _Size
+    short_factor: tuple[_Positive, ...]
+    long_factor: tuple[_Positive, ...]
+    magnitude: _Positive | None = None
 
     def __post_init__(self) -> None:
         pairs = self.rotary_dim // 2
@@ -67,25 +70,21 @@ class DecoderConfig:
     attends to itself and the W - 1 before it.
     """
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    norm_eps: float
+    num_layers: _Layers
+    hidden_size: _Size
+    num_heads: _Size
+    num_kv_heads: _Size
+    head_dim: _Size
+    intermediate_size: _Size
+    vocab_size: _Size
+    norm_eps: _Epsilon
     rope: RopeConfig
-    biases: tuple[str, ...] = ()
+    biases: tuple[Projection, ...] = ()
     qk_norm: bool = False
     tied: bool = True
-    sliding_window: int | None = None
+    sliding_window: _Size | None = None
 
     def __post_init__(self) -> None:
-        if unknown := set(self.biases) - set(PROJECTIONS):
-            raise ConfigError(
-                f"biases of {sorted(unknown)} are not known, accepted: {', '.join(PROJECTIONS)}"
-            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -103,9 +102,9 @@ class DecoderConfig:
 class AdapterConfig:
     """One LoRA branch on the four projections of every layer."""
 
-    rank: int
-    alpha: float
-    dropout: float = 0.0
+    rank: _Size
+    alpha: Annotated[float, Range(0.0, 1e13)]
+    dropout: Annotated[float, Range(0.0, 1.0)] = 0.0
 
     @property
     def scale(self) -> float:
@@ -125,21 +124,22 @@ class VisionConfig(ImageConstants):
     the tower looks at `max_crops` crops of it, whatever its size.
     """
 
-    pool: int = 2
-    min_side: int = 10
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    norm_eps: float
-    stem_channels: tuple[int, ...] = ()
-    max_pixels: int = 100_000_000
+    pool: Annotated[int, Range(1, 64)] = 2
+    min_side: Annotated[int, Range(1, 4096)] = 10
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_layers: _Layers
+    num_heads: _Size
+    norm_eps: _Epsilon
+    stem_channels: Annotated[tuple[_Size, ...], Length(0, 16)] = ()
+    max_pixels: Annotated[int, Range(1, 1 << 34)] = 100_000_000
 
     def __post_init__(self) -> None:
         try:
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        _check_heads(self.hidden_size, self.num_heads)
         if self.stem_channels and (
             self.stem_channels[-1] != self.hidden_size or 2 ** len(self.stem_channels) != self.patch_size
         ):
@@ -156,18 +156,19 @@ class AudioConfig(AudioConstants):
     made for.
     """
 
-    sample_rate: int = 16000
-    subsampling: int = 8
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    kernel_size: int
-    bias_max_distance: int
-    norm_eps: float = 1e-5
-    max_seconds: float = 60.0
+    sample_rate: Annotated[int, Range(16000, 16000)] = 16000
+    subsampling: Annotated[int, Range(1, 64)] = 8
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_layers: _Layers
+    num_heads: _Size
+    kernel_size: _Size
+    bias_max_distance: _Size
+    norm_eps: _Epsilon = 1e-5
+    max_seconds: Annotated[float, Range(0.05, 86400.0)] = 60.0
 
     def __post_init__(self) -> None:
+        _check_heads(self.hidden_size, self.num_heads)
         if self.subsampling != 8:
             raise ConfigError(
                 f"subsampling {self.subsampling} cannot be built: three convolutions halve three times"
@@ -180,8 +181,8 @@ class TokenConfig(Tokens):
     takes no such media.
     """
 
-    image: int | None
-    audio: int | None
+    image: _TokenId | None
+    audio: _TokenId | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,34 +211,18 @@ class ModelConfig:
         remedy = "write it with ModelConfig.to_json"
         document = parse_json(text.encode("utf-8", "replace"), CONFIG_NAME, ConfigError, remedy)
         fields = Fields(document, CONFIG_NAME, ConfigError, remedy, closed=True)
-        config = read_dataclass(cls, fields)
-        try:
-            check_values(config)
-        except ValueError as error:
-            raise fields.refusal(str(error)) from error
-        return config
+        return read_dataclass(cls, fields)
 
 
-def check_values(part: Any) -> None:
-    """Raises ValueError where a number of `part`, or of what it holds, is no number or out of any range."""
-    hints = get_type_hints(type(part))
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        kind = str(hints[field.name])
-        if dataclasses.is_dataclass(value):
-            check_values(value)
-        elif isinstance(value, Mapping):
-            for inner in value.values():
-                check_values(inner)
-        elif "int" in kind or "float" in kind:
-            accepted = (int, float) if "float" in kind else (int,)
-            highest = _MAX_FLOAT if float in accepted else _HIGHEST.get(field.name, _MAX_INTEGER)
-            # Ids may be 0 and so may numbers that are no sizes; nothing is of size 0.
-            lowest = 0 if isinstance(part, TokenConfig) or float in accepted else _LOWEST.get(field.name, 1)
-            for number in value if isinstance(value, tuple) else (value,):
-                absent = number is None and "None" in kind
-                if not absent and (type(number) not in accepted or not lowest <= number <= highest):
-                    raise ValueError(f"{field.name} is {number!r:.80}")
+def check_values(config: ModelConfig) -> None:
+    """Raises ConfigError where a number of a configuration that was built by hand is out of its range."""
+    fields = Fields(write_dataclass(config), "the model", ConfigError, "it cannot be built")
+    read_dataclass(ModelConfig, fields)
+
+
+def _check_heads(hidden_size: int, num_heads: int) -> None:
+    if hidden_size % num_heads:
+        raise ConfigError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
 
 
 def load_config(folder: Path) -> ModelConfig:
