@@ -24,6 +24,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from phirt.bundle.files import require_intact
+from phirt.bundle.graph_check import check_graph
 from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt.errors import BundleError, ConfigError, ProviderError
 from phirt.runtime import prepared as prepacked
@@ -162,16 +163,17 @@ class Session:
 
     def _open_prepared(self, manifest: Manifest, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
-        cannot. Raises BundleError where the bundle's files are not those of its manifest.
+        cannot. Raises BundleError where the bundle's files are not those of its manifest, or its graph holds
+        what none may hold.
         """
         entry = None
         if config.providers == DEFAULT_PROVIDERS:
             entry = prepacked.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
-        if entry is None:
-            return None
-        if not entry.is_complete() and not entry.has_failed():
-            _prepare(manifest, self.graph, config, entry)
-        if not entry.is_complete():
+        if entry is None or not entry.is_complete():
+            check_graph(manifest, self.spec)
+            if entry is not None and not entry.has_failed():
+                _prepare(manifest, self.graph, config, entry)
+        if entry is None or not entry.is_complete():
             return None
         try:
             session = _open(entry.model, config, prepared=True)
@@ -179,6 +181,7 @@ class Session:
         except Exception as error:  # a damaged entry: the bundle itself is the way that always works
             _log.info("the prepared %s graph cannot be opened: %s", self.graph, _first_line(error))
             entry.discard()
+            check_graph(manifest, self.spec)
             return None
         memory.give_back_mapped([entry.data])
         memory.give_back_freed()

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 import phirt
 from phirt.bundle.manifest import Manifest
+from phirt.bundle.onnx_graph import read_graph
 from phirt.errors import BundleError, ConfigError
 from phirt.runtime import prepared as prepacked
 from phirt_apps.bench import opening, peaks, speed
-from phirt_apps.bench.onnx_file import read_graph
 from phirt_apps.bench.spread import Spread
 from phirt_apps.bench.work import decoder_work
 from phirt_apps.cli import app

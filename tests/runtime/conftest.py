@@ -25,6 +25,8 @@ def _load(name: str):
 tiny_bundle = _load("tiny_bundle")
 _load("tiny_reference")
 _load("conversing")
+onnx_graphs = _load("onnx_graphs")
+check = onnx_graphs.check
 
 
 @pytest.fixture(scope="session")

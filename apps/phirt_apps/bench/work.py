@@ -18,9 +18,8 @@ import dataclasses
 import numpy as np
 
 from phirt.bundle.manifest import Geometry, Manifest
+from phirt.bundle.onnx_graph import Graph, Node, Weight, read_graph
 from phirt.errors import BundleError
-
-from .onnx_file import Graph, Node, Weight, read_graph
 
 _MULTIPLIES = frozenset({"MatMul", "MatMulNBits", "Gemm"})
 _READS_ALL = _MULTIPLIES | {
