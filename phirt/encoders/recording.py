@@ -12,8 +12,7 @@ import numpy as np
 import soxr
 
 from phirt.bundle.manifest import Limits
-from phirt.encoders.audio_file import AudioSource, Samples, check_samples, decode
-from phirt.encoders.source import content_key, read_source
+from phirt.encoders.audio_file import AudioSource, Samples, check_samples, read_clip
 from phirt.runtime.native_calls import native_calls
 
 
@@ -32,12 +31,12 @@ def open_recording(source: AudioSource, limits: Limits, rates: Sequence[int]) ->
 
     Raises MediaError for what cannot be read, is damaged, silent or longer than the limit.
     """
-    data, name = read_source(source, "audio", limits.media_bytes)
-    samples, rate = decode(data, name, limits)
-    check_samples(samples, name)
+    clip = read_clip(source, limits)
+    samples, rate = clip.samples, clip.rate
+    check_samples(samples, clip.name)
     if rate not in rates:
         with native_calls:
             resampled = soxr.resample(samples, rate, rates[0], quality="HQ")
         samples = np.asarray(resampled, dtype=np.float32)
         rate = rates[0]
-    return Recording(samples, rate, name, content_key(b"audio", data))
+    return Recording(samples, rate, clip.name, clip.key)

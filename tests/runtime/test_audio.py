@@ -185,7 +185,9 @@ def test_a_whisper_is_not_silence():
 
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])
 def test_too_long_is_refused_with_the_limit(rate):
-    with pytest.raises(MediaError, match=r"is longer than 10 seconds, the limit of this bundle; cut it"):
+    with pytest.raises(
+        MediaError, match=r"is longer than 10 seconds \(it lasts 10.1\), the limit of this bundle; cut it"
+    ):
         frames_of(wav(tone(rate, 10.1), rate))
     assert len(frames_of(wav(tone(rate, 10.0), rate))) == 998
 
@@ -228,7 +230,7 @@ def lying(samples: np.ndarray, **changes: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("claimed", [16002, 1 << 20, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("claimed", [17026, 1 << 20, 0x7FFE0000, 0xFFFE0000])
 def test_a_header_that_claims_more_than_there_is(claimed):
     tracemalloc.start()
     with pytest.raises(MediaError, match=f"declares {claimed} bytes of sound and holds 16000"):
@@ -265,7 +267,7 @@ def test_files_that_are_no_recordings(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "none.wav").write_bytes(wav(np.zeros(0)))
     cases = {
-        "text.wav": "is no recording that can be read",
+        "text.wav": "is text, no recording that can be read",
         "empty.wav": "is empty",
         "folder.wav": "is a folder",
         "missing.wav": "does not exist",
@@ -274,12 +276,6 @@ def test_files_that_are_no_recordings(tmp_path):
     for name, expected in cases.items():
         with pytest.raises(MediaError, match=expected):
             processor.process_audio(tmp_path / name, SPEC, LIMITS)
-
-
-@pytest.mark.parametrize("kind", ["AIFF", "AU", "W64"])
-def test_containers_whose_cuts_go_unnoticed_are_refused(kind):
-    with pytest.raises(MediaError, match="accepted: WAV, FLAC, OGG or MP3"):
-        frames_of(wav(tone(16000, 1.0), kind=kind))
 
 
 @given(
