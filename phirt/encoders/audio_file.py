@@ -71,12 +71,14 @@ class Recording:
     def __init__(self, name: str, stream: BinaryIO | None, open_sound: Callable[[], Sound]) -> None:
         self.name = name
         self._stream = stream
+        self._end: Callable[[], None] | None = None
         # In the main thread Ctrl-C could be raised inside a decoder that calls back for more bytes, and would
         # be lost there. So the decoder works in a thread of its own, and the main thread only waits.
         main = threading.current_thread() is threading.main_thread()
         self._worker = ThreadPoolExecutor(1, "phirt-decoder") if main else None
         try:
             self._sound = self._run(open_sound)
+            self._end = getattr(self._sound.blocks, "close", None)
             _check_format(self._sound.rate, self._sound.channels, name)
         except BaseException:
             self.close()
@@ -105,6 +107,8 @@ class Recording:
         """Ends the decoder and closes the file."""
         if self._worker is not None:
             self._worker.shutdown()
+        if self._end is not None:
+            self._end()
         if self._stream is not None:
             self._stream.close()
 

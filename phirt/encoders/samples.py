@@ -85,6 +85,10 @@ class MonoMix:
             if not left < _CANCELLED * float(energies.sum()) / channels**2:  # also where it is no number
                 return average
         loudest = int(energies.argmax())
-        if self._chosen is None or energies[self._chosen] < 0.25 * energies[loudest]:
+        if (
+            self._chosen is None
+            or self._chosen >= channels
+            or energies[self._chosen] < 0.25 * energies[loudest]
+        ):
             self._chosen = loudest
         return np.ascontiguousarray(block[:, self._chosen])

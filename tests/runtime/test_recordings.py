@@ -316,6 +316,8 @@ PHONES = [
     ("w64", "pcm_s16le", 16000, "Wave64"),
     ("mpegts", "aac", 48000, "an MPEG transport stream"),
     ("caf", "alac", 48000, "CAF"),
+    ("wv", "wavpack", 48000, "WavPack"),
+    ("tta", "tta", 48000, "True Audio"),
 ]
 
 

@@ -6,6 +6,7 @@ is decided before, by its bytes, so that no file can have itself read as a playl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -43,6 +44,8 @@ DEMUXERS = {
 }
 _BARE_FRAMES = ("aac", "amr", "mp3")
 _MOST_SKIPPED = 100
+_MOST_CHANNELS = 8
+_PLENTY = 64 << 20  # bytes; where so many are free, a refusal was the file's fault
 _TIMED = ("mov", "matroska", "avi", "asf")  # their headers say how long they are; of others it is an estimate
 
 
@@ -55,20 +58,22 @@ def open_sound(stream: BinaryIO | Part, demuxer: str) -> Sound:
     stream.seek(0)
     try:
         container = av.open(stream, mode="r", format=demuxer, metadata_errors="ignore")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
         raise _translated(error) from error
-    tracks = container.streams.audio
-    if not tracks:
+    try:
+        tracks = container.streams.audio
+        if not tracks:
+            raise UndecodableError("it has no sound track")
+        track = container.streams.best("audio") or tracks[0]
+        seconds = _declared_seconds(container, track, demuxer)
+        frames = _frames(container, track, demuxer)
+        first = next(frames)  # the header may name half the rate that the decoder will deliver
+        rate, channels = int(first.sample_rate), int(first.layout.nb_channels)
+    except BaseException:
         container.close()
-        raise UndecodableError("it has no sound track")
-    track = container.streams.best("audio") or tracks[0]
-    rate, channels = int(getattr(track, "rate", 0) or 0), int(getattr(track, "channels", 0) or 0)
-    if rate < 1 or channels < 1:
-        container.close()
-        raise UndecodableError("its sound track cannot be decoded")
-    seconds = _declared_seconds(container, track, demuxer)
-    frames = None if seconds is None else round(seconds * rate)
-    return Sound(rate, channels, frames, _blocks(container, track, demuxer, seconds))
+        raise
+    samples = None if seconds is None else round(seconds * rate)
+    return Sound(rate, channels, samples, _blocks(container, itertools.chain([first], frames), rate, seconds))
 
 
 def _declared_seconds(container: Any, track: Any, demuxer: str) -> float | None:
@@ -82,21 +87,21 @@ def _declared_seconds(container: Any, track: Any, demuxer: str) -> float | None:
     return None
 
 
-def _blocks(container: Any, track: Any, demuxer: str, seconds: float | None) -> Iterator[Block]:
-    """Raises DamagedError where decoding fails once sound has come, or plainly less comes than declared."""
-    import av
-
-    rate = int(track.rate)
-    resampler = av.AudioResampler(format="fltp", layout=track.layout, rate=rate)
+def _blocks(container: Any, frames: Iterator[Any], rate: int, seconds: float | None) -> Iterator[Block]:
+    """Raises DamagedError where the rate changes, or plainly less comes than declared."""
     waiting: list[Block] = []
     count = done = 0
     with container:
-        for frame in _frames(container, track, demuxer):
-            for piece in resampler.resample(frame):
-                block = np.ascontiguousarray(piece.to_ndarray().T, dtype=np.float32)
-                waiting.append(block)
-                count += block.size
-                done += len(block)
+        for frame in frames:
+            if frame.sample_rate != rate:
+                raise DamagedError(f"changes from {rate} to {frame.sample_rate} samples a second")
+            block = _samples(frame)
+            done += len(block)
+            if waiting and waiting[0].shape[1] != block.shape[1]:  # a stream may change its channels
+                yield np.concatenate(waiting)
+                waiting, count = [], 0
+            waiting.append(block)
+            count += block.size
             if count >= BLOCK:
                 yield np.concatenate(waiting)
                 waiting, count = [], 0
@@ -104,6 +109,20 @@ def _blocks(container: Any, track: Any, demuxer: str, seconds: float | None) -> 
             yield np.concatenate(waiting)
     if seconds is not None and done < (seconds * 0.98 - 0.25) * rate:
         raise DamagedError(f"declares {seconds:.1f} seconds of sound and holds {done / rate:.1f}")
+
+
+def _samples(frame: Any) -> Block:
+    channels = int(frame.layout.nb_channels)
+    if not 1 <= channels <= _MOST_CHANNELS:  # PyAV reads past the planes of more
+        raise UndecodableError(f"it has {channels} channels, accepted: 1 to {_MOST_CHANNELS}")
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
+    with np.errstate(all="ignore"):
+        if values.dtype.kind == "f":
+            return np.ascontiguousarray(values, dtype=np.float32)
+        full = np.float32(2.0 ** (8 * values.dtype.itemsize - 1))
+        shift = full if values.dtype.kind == "u" else np.float32(0)
+        return np.ascontiguousarray((values.astype(np.float32) - shift) / full)
 
 
 def _frames(container: Any, track: Any, demuxer: str) -> Iterator[Any]:
@@ -128,7 +147,7 @@ def _frames(container: Any, track: Any, demuxer: str) -> Iterator[Any]:
                 raise DamagedError("cannot be decoded to its end") from failure
             heard = heard or bool(frames)
             yield from frames
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
         cause = _translated(error)
         raise (DamagedError(f"cannot be decoded to its end ({cause})") if heard else cause) from error
     if failure is not None and demuxer not in _BARE_FRAMES:
@@ -139,6 +158,9 @@ def _frames(container: Any, track: Any, demuxer: str) -> Iterator[Any]:
 
 def _translated(error: Exception) -> Exception:
     if isinstance(error, MemoryError):
-        return error
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return UndecodableError(str(reason))
+        try:
+            bytearray(_PLENTY)
+        except MemoryError:
+            return error
+        return UndecodableError("it asks for more memory than any recording needs")
+    return UndecodableError(str(getattr(error, "strerror", None) or error or type(error).__name__))

@@ -163,7 +163,11 @@ def _declared(frame: bytes, header: Header) -> int | None:
     side = (32 if header.channels == 2 else 17) if mpeg1 else (17 if header.channels == 2 else 9)
     side += 4 if frame[1] & 1 else 6
     if frame[side : side + 4] in (b"Xing", b"Info"):
-        return int.from_bytes(frame[side + 8 : side + 12], "big") if frame[side + 7] & 1 else 0
+        return (
+            int.from_bytes(frame[side + 8 : side + 12], "big")
+            if any(byte & 1 for byte in frame[side + 7 : side + 8])
+            else 0
+        )
     if frame[36:40] == b"VBRI":
         return int.from_bytes(frame[50:54], "big")
     return None
