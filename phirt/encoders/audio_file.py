@@ -34,6 +34,7 @@ from phirt.encoders.formats.sound import (
 from phirt.encoders.samples import MonoMix, SampleSource, from_arrays
 from phirt.encoders.source import FileSource, content_key, open_source, read_source
 from phirt.errors import MediaError
+from phirt.runtime.native_calls import native_calls
 
 AudioSource = FileSource | SampleSource
 """A recording: a file (path, bytes, open file), or samples and their rate in Hz: `(samples, 16000)`."""
@@ -62,7 +63,7 @@ class Clip:
     name: str
 
 
-class Recording:
+class AudioReader:
     """A recording that is opened: its rate and length are known, its samples come as they are asked for.
 
     Close it, or use it in a `with` block.
@@ -112,15 +113,19 @@ class Recording:
         if self._stream is not None:
             self._stream.close()
 
-    def __enter__(self) -> Recording:
+    def __enter__(self) -> AudioReader:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _run(self, work: Callable[[], T]) -> T:
+        def guarded() -> T:
+            with native_calls:
+                return work()
+
         try:
-            return work() if self._worker is None else self._worker.submit(work).result()
+            return guarded() if self._worker is None else self._worker.submit(guarded).result()
         except DamagedError as error:
             raise MediaError(
                 f"{self.name} {error}; it is damaged or incomplete: save or record it again"
@@ -131,11 +136,11 @@ class Recording:
             ) from error
 
 
-def open_recording(source: AudioSource, limits: Limits) -> Recording:
+def open_audio(source: AudioSource, limits: Limits) -> AudioReader:
     """Opens a recording of any length. Raises MediaError."""
     if isinstance(source, tuple | np.ndarray):
         samples, rate = from_arrays(source)
-        return Recording("the given samples", None, lambda: _sound_of(samples, rate))
+        return AudioReader("the given samples", None, lambda: _sound_of(samples, rate))
     stream, name = open_source(source, "audio", limits.media_bytes)
     return _opened(stream, name)
 
@@ -144,7 +149,7 @@ def read_clip(source: AudioSource, limits: Limits) -> Clip:
     """Reads a recording that a model takes at once. Raises MediaError, also where it is longer."""
     if isinstance(source, tuple | np.ndarray):
         samples, rate = from_arrays(source)
-        with Recording("the given samples", None, lambda: _sound_of(samples, rate)) as recording:
+        with AudioReader("the given samples", None, lambda: _sound_of(samples, rate)) as recording:
             key = content_key(b"samples", str((rate, samples.shape)).encode(), samples.tobytes())
             return Clip(_whole(recording, limits), rate, key, recording.name)
     data, name = read_source(source, "audio", limits.media_bytes)
@@ -176,7 +181,7 @@ def is_silent(samples: Samples) -> bool:
     return not len(samples) or float(np.abs(samples).max()) < _SILENCE
 
 
-def _whole(recording: Recording, limits: Limits) -> Samples:
+def _whole(recording: AudioReader, limits: Limits) -> Samples:
     longest = int(limits.audio_seconds * recording.rate)
     if recording.seconds is not None and recording.seconds * recording.rate > longest + recording.rate:
         _refuse_length(recording, limits)  # a second more than the limit: a header may be a little wrong
@@ -191,7 +196,7 @@ def _whole(recording: Recording, limits: Limits) -> Samples:
     return np.concatenate(blocks)
 
 
-def _refuse_length(recording: Recording, limits: Limits) -> NoReturn:
+def _refuse_length(recording: AudioReader, limits: Limits) -> NoReturn:
     lasts = "" if recording.seconds is None else f" (it lasts {recording.seconds:.1f})"
     raise MediaError(
         f"{recording.name} is longer than {limits.audio_seconds:g} seconds{lasts}, the limit of this bundle; "
@@ -199,9 +204,9 @@ def _refuse_length(recording: Recording, limits: Limits) -> NoReturn:
     )
 
 
-def _opened(stream: BinaryIO, name: str) -> Recording:
+def _opened(stream: BinaryIO, name: str) -> AudioReader:
     try:
-        return Recording(name, stream, lambda: _open_sound(stream, name))
+        return AudioReader(name, stream, lambda: _open_sound(stream, name))
     except BaseException:
         stream.close()
         raise

@@ -497,7 +497,7 @@ def test_a_stream_that_was_read_already_is_empty():
 def test_a_named_pipe(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    for reader in (audio_file.read_clip, audio_file.open_recording):
+    for reader in (audio_file.read_clip, audio_file.open_audio):
         writer = threading.Thread(target=path.write_bytes, args=(encoded(kind="FLAC"),))
         writer.start()
         found = reader(path, LIMITS)
@@ -529,7 +529,7 @@ def test_a_pipe_that_never_ends_is_bounded():
 def test_a_recording_in_pieces(tmp_path):
     path = tmp_path / "long.wav"
     path.write_bytes(encoded(np.tile(TONE, 30)))
-    with audio_file.open_recording(path, LIMITS) as recording:
+    with audio_file.open_audio(path, LIMITS) as recording:
         assert (recording.rate, recording.seconds) == (16000, 30.0)
         pieces = list(recording.blocks())
     assert len(pieces) > 5

@@ -26,7 +26,7 @@ SECTION = "Use a model"
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", show_default=False, help="Recordings: wav, flac, ogg, mp3."),
+        typer.Argument(metavar="FILE...", show_default=False, help="Recordings, and videos for their sound."),
     ],
     bundle: options.Bundle = None,
     json: options.Json = False,
