@@ -272,7 +272,7 @@ def test_projectors_differ(model: Model) -> None:
         ("decoder", {"num_kv_heads": 0}),
         ("decoder", {"hidden_size": -64}),
         ("decoder", {"biases": ["lm_head"]}),
-        ("vision", {"num_heads": 3}),
+        ("vision", {"num_heads": 5}),
         ("audio", {"num_heads": 5}),
         ("audio", {"kernel_size": 0}),
     ],

@@ -15,6 +15,6 @@ from phirt_export.published.layout import Layout, Published
 def read(published: Published) -> Layout:
     """The layout of a checkpoint of this family."""
     refuse_partial_window(published.config)
-    biases = ("qkv_proj", "o_proj") if flag(published.config, "attention_bias") else ()
+    biases: tuple[Projection, ...] = ("qkv_proj", "o_proj") if flag(published.config, "attention_bias") else ()
     decoder = read_decoder(published, biases, qk_norm=True)
     return text_layout(published, decoder, separate_parts(decoder))
