@@ -28,8 +28,8 @@ class Request:
 
     text: str
     config: phirt.GenerationConfig
-    images: tuple[Path, ...] = ()
-    audio: tuple[Path, ...] = ()
+    images: tuple[Path | bytes, ...] = ()
+    audio: tuple[Path | bytes, ...] = ()
     image_detail: ImageDetail = "auto"
 
     def send(self, chat: phirt.Chat, on_progress: Callable[[phirt.Progress], None]) -> phirt.Reply:
@@ -49,8 +49,13 @@ class Request:
         parts = []
         for verb, paths in (("looking at", self.images), ("listening to", self.audio)):
             if paths:
-                parts.append(f"{verb} {', '.join(one_line(path.name) for path in paths)}")
+                parts.append(f"{verb} {', '.join(Path(media_name(source)).name for source in paths)}")
         return ", ".join(parts) or "thinking"
+
+
+def media_name(source: Path | bytes) -> str:
+    """What to call a medium in a line for people."""
+    return one_line(str(source)) if isinstance(source, Path) else "standard input"
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,28 @@
-"""What a command line says, as the runtime takes it: the prompt or piped text, the tool list, the settings.
+"""What a command line says, as the runtime takes it: the message with what is piped in, tools, settings.
 
-Knows strings, stdin and small text files. Does not know models. Everything is checked and bounded here, once.
+Knows strings and small text files. Does not know models. Everything is checked and bounded here, once.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phirt.errors import ConfigError
 
+from . import stdin
 from .errors import UsageError
+from .output import Output
 
 if TYPE_CHECKING:
     import phirt
 
 MAX_PROMPT_BYTES = 4_000_000
+MAX_MEDIA_BYTES = 1 << 30  # what a model takes of it, the model knows
+STDIN = "-"
 MAX_TOOLS_BYTES = 1_000_000
 
 
@@ -30,25 +35,61 @@ def valid_text(text: str) -> str:
     return text
 
 
-def piped_text() -> str | None:
-    """All of stdin without its last newline when it is not a terminal, else None.
+@dataclass(frozen=True)
+class Inputs:
+    """What a message is made of; media are files, or the bytes of standard input.
 
-    Raises ConfigError for more than MAX_PROMPT_BYTES or for bytes that are not UTF-8.
+    `text` is None where nothing was said, and somebody at a terminal may say something yet.
     """
-    if sys.stdin is None or sys.stdin.isatty():
-        return None
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-    if len(data) > MAX_PROMPT_BYTES:
-        raise ConfigError(
-            f"the text on standard input is too long; at most {MAX_PROMPT_BYTES:,} bytes are read"
+
+    text: str | None
+    images: tuple[Path | bytes, ...]
+    audio: tuple[Path | bytes, ...]
+
+
+def gather(
+    prompt: str | None, images: Sequence[Path] | None, audio: Sequence[Path] | None, out: Output
+) -> Inputs:
+    """The parts of a message, with what is on standard input.
+
+    A `-` stands for standard input, in the place of the prompt, of an image or of a recording. Otherwise what
+    is piped in is text: the prompt itself, or what follows it behind an empty line.
+
+    Raises UsageError where standard input is wanted twice, ConfigError for text that is none.
+    """
+    wanted = ["the prompt"] * (prompt == STDIN)
+    wanted += ["--image"] * list(map(str, images or ())).count(STDIN)
+    wanted += ["--audio"] * list(map(str, audio or ())).count(STDIN)
+    if len(wanted) > 1:
+        raise UsageError(f"{' and '.join(wanted)} cannot all be standard input; it can be read only once")
+    if wanted and prompt != STDIN:
+        data = piped_file(out)
+        return Inputs(valid_text(prompt or ""), _replaced(images, data), _replaced(audio, data))
+    return Inputs(_text(prompt, bool(images or audio), out), tuple(images or ()), tuple(audio or ()))
+
+
+def _text(prompt: str | None, media: bool, out: Output) -> str | None:
+    """The prompt, and what is piped in."""
+    if stdin.is_terminal() and prompt != STDIN:
+        return None if prompt is None else valid_text(prompt)
+    alone = prompt == STDIN or (prompt is None and not media)  # nothing else says what to answer
+    piped = stdin.read_text(out, MAX_PROMPT_BYTES, required=alone) or ""
+    if alone:
+        return piped
+    return valid_text("\n\n".join(part for part in (prompt or "", piped) if part.strip()))
+
+
+def piped_file(out: Output) -> bytes:
+    """The bytes of a picture or a recording on standard input. Raises UsageError where that is a terminal."""
+    if stdin.is_terminal():
+        raise UsageError(
+            "- is standard input, which is the terminal here; pipe a file into phirt, or name one"
         )
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"the text on standard input is not UTF-8 (byte {error.start}); convert it first"
-        ) from error
-    return text.removesuffix("\n").removesuffix("\r")
+    return stdin.read_bytes(out, MAX_MEDIA_BYTES, required=True) or b""
+
+
+def _replaced(paths: Sequence[Path] | None, data: bytes) -> tuple[Path | bytes, ...]:
+    return tuple(data if str(path) == STDIN else path for path in paths or ())
 
 
 def tool_list(path: Path | None) -> list[dict[str, Any]] | None:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .command_group import CommandGroup
+from .command_group import Command, CommandGroup
 from .commands import all_commands
 from .errors import WRONG_USAGE
 from .interrupts import interrupts
@@ -60,7 +60,8 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("-V", "--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Answers about text, images and recordings on your own machine: offline, nothing leaves it.
@@ -80,4 +81,4 @@ def root(
 
 
 for _name, _module in all_commands():
-    app.command(_name, short_help=_module.SUMMARY)(_module.command)
+    app.command(_name, cls=Command, short_help=_module.SUMMARY)(_module.command)

@@ -5,19 +5,25 @@ Knows how the library runs commands. Does not know any command.
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from phirt.errors import PhirtError
 
 from .commands import SECTIONS, all_commands
-from .errors import BROKEN_PIPE, INTERRUPTED, report
+from .errors import BROKEN_PIPE, INTERRUPTED, UsageError, report
 from .interrupts import interrupts
 from .output import Output, abandon
+
+# `-5 + 3`, `- milk`, `-m is what?`, `--- a/x`: a blank where no option's value could begin, or a ruled line.
+_READS_AS_TEXT = re.compile(r"-\w*\s|--[^=]*\s|---")
+_SHOWN_CHARACTERS = 60
 
 
 class CommandGroup(TyperGroup):
@@ -65,6 +71,56 @@ class CommandGroup(TyperGroup):
         if interrupts.status is not None:  # a callback of native code has swallowed the exception
             raise typer.Exit(interrupts.status)
         return value
+
+
+class Command(TyperCommand):
+    """One command; a text that begins with a dash gets a hint at `--` instead of being an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the command's options and arguments. Raises UsageError for text that begins with a dash."""
+        given = list(args)  # the library takes words away as it goes
+        text = self._dashed_text(given)
+        if text is not None:
+            raise UsageError(self._hint(text))
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            hint = self._hint_at(error, given)
+            if hint is None:
+                raise
+            raise UsageError(hint) from error
+
+    def _hint_at(self, error: Exception, words: list[str]) -> str | None:
+        """What helps against a mistake that the library has found, where its own words do not."""
+        if not any(isinstance(param, TyperArgument) for param in self.params):
+            return None
+        message, option = str(getattr(error, "message", "")), getattr(error, "option_name", None)
+        if message.startswith("Got unexpected extra arg"):
+            said = message.rstrip(".")
+            return f"{said}; a text of several words stands in quotes (see: phirt {self.name} --help)"
+        if type(error).__name__ == "NoSuchOption" and option and not getattr(error, "possibilities", None):
+            return self._hint(next((word for word in words if word.startswith(option)), option))
+        return None
+
+    def _dashed_text(self, words: list[str]) -> str | None:
+        """The first word that the library would take for short options, though it reads as a text."""
+        value_of_option = False
+        for word in words:
+            if word == "--":
+                return None
+            if not value_of_option and _READS_AS_TEXT.match(word):
+                return word
+            value_of_option = not value_of_option and any(
+                word in param.opts and not getattr(param, "is_flag", False) for param in self.params
+            )
+        return None
+
+    def _hint(self, word: str) -> str:
+        shown = word if len(word) <= _SHOWN_CHARACTERS else f"{word[:_SHOWN_CHARACTERS]}…"
+        return (
+            f"{shown!r} is no option of 'phirt {self.name}'; a text or file name that begins with a dash "
+            f"goes behind --: phirt {self.name} -- {shlex.quote(shown)}"
+        )
 
 
 def _outcome(error: BaseException) -> BaseException:

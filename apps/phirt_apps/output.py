@@ -73,6 +73,8 @@ class Output:
             file=stderr or sys.stderr, highlight=False, soft_wrap=True, emoji=False, markup=False
         )
         self._stdout_is_terminal = self._stdout.isatty()
+        # Not rich's word: FORCE_COLOR and TTY_COMPATIBLE make it take a file for a terminal.
+        self._redraws = self._console.file.isatty() and self._console.is_terminal
 
     @property
     def console(self) -> Console:
@@ -82,7 +84,7 @@ class Output:
     @property
     def notices_on_terminal(self) -> bool:
         """Whether stderr is a terminal, where a display may redraw itself."""
-        return self._console.is_terminal
+        return self._redraws
 
     def answer_display(self) -> AnswerDisplay:
         """What shows an answer as it comes, on stdout. It raises OutputError when stdout cannot take it."""
@@ -129,7 +131,7 @@ class Output:
 
     def notice_table(self, table: Table) -> None:
         """A table on stderr; whole values where that is no terminal."""
-        if self._console.is_terminal:
+        if self._redraws:
             self._console.print(table, soft_wrap=False)
         else:
             Console(file=self._console.file, highlight=False, emoji=False, markup=False, width=160).print(
@@ -149,7 +151,7 @@ class Output:
     @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[Busy]:
         """Shows on a terminal that work goes on, until the block ends or the yielded display is stopped."""
-        display = Busy(self._console)
+        display = Busy(self._console, shown=self._redraws)
         try:
             display.wait(label)
             yield display
@@ -163,22 +165,23 @@ class Busy:
     Nothing is shown where stderr is no terminal, and nothing stays on the screen afterwards.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, shown: bool) -> None:
         self._console = console
+        self._shown = shown
         self._spinner: Status | None = None
         self._bar: Progress | None = None
 
     def wait(self, label: str) -> None:
         """Shows a spinner."""
         self.stop()
-        if self._console.is_terminal:
+        if self._shown:
             interrupts.displays(True)
             self._spinner = self._console.status(Text(one_line(label), style="dim"), spinner="dots")
             self._spinner.start()
 
     def advance(self, label: str, done: int, total: int) -> None:
         """Shows a bar, and takes it away when all is done."""
-        if not self._console.is_terminal:
+        if not self._shown:
             return
         if self._bar is None:
             self.stop()

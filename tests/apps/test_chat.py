@@ -23,9 +23,29 @@ def invoke(bundle: Path):
 
 
 def test_an_answer_goes_to_stdout_and_nothing_else(invoke) -> None:
-    result = invoke("chat", "the quick", "--max-new-tokens", 12)
+    whole = invoke("chat", "the quick", "--max-new-tokens", 12)
+    result = invoke("chat", "the quick", "--max-new-tokens", 12, "--stop", whole.stdout[8:10])
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.endswith("\n") and len(result.stdout.strip()) >= 12
+    assert result.stdout.endswith("\n") and whole.stdout.startswith(result.stdout.strip())
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_cut_answer_says_so(invoke, long_bundle: Path, as_json: list[str]) -> None:
+    """Case 04: at the limit of new tokens, and at the end of the context of 1,024 tokens."""
+    result = invoke("chat", "the quick", "--max-new-tokens", 12, *as_json)
+    assert (result.exit_code, result.stderr) == (0, "cut at 12 new tokens; --max-new-tokens N allows more\n")
+    full = ["chat", "-m", str(long_bundle), "--max-new-tokens", "500", *as_json]
+    for length in (990, _fitting(long_bundle)):
+        result = CliRunner().invoke(app, full, input="x" * length)
+        assert result.exit_code == 0
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("cut, as the model's context of 1024 tokens is full; ")
+
+
+def _fitting(bundle: Path) -> int:
+    """How many letters fill the context with their prompt alone."""
+    counted = CliRunner().invoke(app, ["tokens", "-m", str(bundle), "--json"], input="x")
+    return 1024 - json.loads(counted.stdout)["total"] + 1
 
 
 def test_json_is_one_object_with_every_key(invoke) -> None:
@@ -44,7 +64,7 @@ def test_json_is_one_object_with_every_key(invoke) -> None:
             "tool_calls",
         )
     }
-    assert (result.exit_code, result.stderr, result.stdout.count("\n")) == (0, "", 1)
+    assert (result.exit_code, result.stderr.count("\n"), result.stdout.count("\n")) == (0, 1, 1)
     assert len(value["ids"]) == 5 and value["finish_reason"] == "length" and value["route"] == "none"
     assert value["usage"]["prompt_tokens"] == len(value["prompt_ids"])
     assert value["timings"]["total"] >= value["timings"]["first_token"] > 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from phirt.errors import MediaError
+from phirt_apps.cli import app as phirt_app
 from phirt_apps.command_group import CommandGroup
 from phirt_apps.errors import UsageError
 
@@ -78,6 +80,51 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], part: str) -
     assert result.exit_code == 2
     assert result.stdout == ""
     assert part in result.stderr and "--help)" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-5 + 3 = ?",
+        "-5",
+        "- milk\n- eggs",
+        "-m is what?",
+        "-help me",
+        "--help me",
+        "-Hello",
+        "--please",
+        "--- a/x",
+    ],
+)
+@pytest.mark.parametrize("command", ["chat", "tokens", "transcribe", "inspect"])
+def test_a_text_that_begins_with_a_dash_gets_a_hint(command: str, text: str) -> None:
+    """Case 20."""
+    result = CliRunner().invoke(phirt_app, [command, text], input="")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"behind --: phirt {command} -- {shlex.quote(' '.join(text.split()))}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--", "-5 + 3"],
+        ["--system", "-be brief now", "hi"],
+        ["--system=-be brief now", "hi"],
+        ["hi", "--json"],
+    ],
+)
+def test_a_dash_where_it_belongs_is_no_mistake(arguments: list[str]) -> None:
+    assert CliRunner().invoke(phirt_app, ["tokens", *arguments], input="").exit_code == 0
+
+
+def test_a_misspelt_option_gets_the_right_one() -> None:
+    result = CliRunner().invoke(phirt_app, ["chat", "--temprature", "1", "hi"])
+    assert result.exit_code == 2 and "--temperature" in result.stderr and " -- " not in result.stderr
+
+
+def test_words_without_quotes_get_a_hint() -> None:
+    result = CliRunner().invoke(phirt_app, ["chat", "what", "is", "this"])
+    assert result.exit_code == 2 and "in quotes" in result.stderr
 
 
 def test_a_command_that_asks_to_leave_leaves_quietly() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
 
 import pytest
 
@@ -102,6 +103,22 @@ def test_the_spinner_stays_off_a_pipe() -> None:
         busy.advance("working", 1, 2)
         busy.stop()
     assert stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_nothing_is_redrawn_in_a_file_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Case 16: colours may follow FORCE_COLOR, a spinner may not."""
+    monkeypatch.setenv(name, "1")
+    stderr = Pipe()
+    out = Output(Pipe(), stderr)
+    with out.busy("working") as busy:
+        busy.advance("working", 1, 2)
+        busy.wait("still")
+    assert stderr.getvalue() == "" and not out.notices_on_terminal
+    out.error("red")
+    assert re.sub(r"\x1b\[[\d;]*m", "", stderr.getvalue()) == "error: red\n"
 
 
 class FullDisk(Pipe):

@@ -69,7 +69,8 @@ def measure(manifest: Manifest, threads: int | None, repeats: int) -> Opening:
 
 def _files(manifest: Manifest) -> list[Path]:
     """The bundle's files, and those of its graphs that lie prepared."""
-    from phirt.runtime.session import ort
+    import phirt.runtime.session  # noqa: F401 - it turns telemetry off while onnxruntime is imported
+    import onnxruntime as ort  # isort: skip
 
     files = [manifest.path(name) for name in manifest.files]
     for graph in manifest.graphs.values():

@@ -179,7 +179,8 @@ def _product_session(block_size: int, threads: int) -> Any:
     """One MatMulNBits [rows, 3072] x [3072, 8192] with random weights."""
     import onnx_ir as ir
 
-    from phirt.runtime.session import ort
+    import phirt.runtime.session  # noqa: F401 - it turns telemetry off while onnxruntime is imported
+    import onnxruntime as ort  # isort: skip
 
     rng = np.random.default_rng(0)
     blocks = _INNER // block_size

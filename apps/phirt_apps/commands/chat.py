@@ -54,34 +54,30 @@ def command(
 ) -> None:
     """Answers PROMPT, or starts an interactive session when there is none.
 
-    Without PROMPT the text is read from stdin when that is not a terminal. The answer goes to stdout as it
-    comes, everything else to stderr. Ctrl-C stops the answer; what was written stays.
+    What is piped into stdin is the prompt, or follows PROMPT behind an empty line; `-` stands for stdin as
+    PROMPT or FILE. The answer goes to stdout as it comes, everything else to stderr. Ctrl-C stops the answer;
+    what was written stays.
 
     \b
       phirt chat --image photo.jpg "What is this?"
       phirt chat --image a.jpg --image b.jpg "What differs?"
       phirt chat --audio question.wav --image photo.jpg "Answer the question."
       phirt chat --json --stats --temperature 0.7 --seed 1 "Write a line about rain." > answer.json
-      echo "Say hello." | phirt chat
+      git diff | phirt chat "Review this."
+      curl https://example.org/photo.jpg | phirt chat --image - "What is this?"
+      phirt chat -- "-5 + 3 = ?"                     a prompt that begins with a dash
       phirt chat --conversation trip.phirt "And the second day?"
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from phirt_apps.answer import Request, as_object, figures, stream_answer
-    from phirt_apps.arguments import generation_config, piped_text, tool_list, valid_text
+    from phirt_apps.arguments import gather, generation_config, tool_list, valid_text
     from phirt_apps.conversation import open_chat
     from phirt_apps.interactive import Setup
     from phirt_apps.models import load
+    from phirt_apps.remarks import why_cut
     from phirt_apps.rendering.display import NoDisplay
 
     out = Output(markdown=not plain)
-    text = prompt if prompt is not None else piped_text()
-    media = bool(image or audio)
-    if text is not None and not text.strip() and not media:
-        raise UsageError(
-            "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
-        )
-    if text is None and json:
-        raise UsageError("--json needs a PROMPT, or text on stdin; an interactive session has no one answer")
     config = generation_config(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -95,17 +91,27 @@ def command(
     )
     tool_specs = tool_list(tools)
     system = None if system is None else valid_text(system)
-    if text is None:
+    inputs = gather(prompt, image, audio, out)
+    if inputs.text is None and json:
+        raise UsageError("--json needs a PROMPT, or text on stdin; an interactive session has no one answer")
+    if inputs.text is not None and not (inputs.text.strip() or inputs.images or inputs.audio):
+        raise UsageError(
+            "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
+        )
+    if inputs.text is None:
         model = load(bundle, out, provider, threads)
         talk = open_chat(model, conversation, system, tool_specs)
         setup = Setup(config, conversation, image_detail, stats)
         _interactive(model, talk, out, image, audio, setup)
         return
-    request = Request(valid_text(text), config, tuple(image or ()), tuple(audio or ()), image_detail)
+    request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
     talk = open_chat(load(bundle, out, provider, threads), conversation, system, tool_specs)
     answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
     if json:
         out.json(as_object(answer.result))
+    cut = why_cut(answer.result, talk.model.manifest.geometry.context)
+    if cut is not None:
+        out.hint(cut)
     if stats:
         out.hint(figures(answer.result))
     if conversation is not None:

@@ -5,19 +5,19 @@ Knows its options, a phirt.Model and the streams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phirt_apps import options
+from phirt_apps.answer import media_name
 from phirt_apps.errors import UsageError
-from phirt_apps.output import Output, one_line, plain_table
+from phirt_apps.output import Output, plain_table
 
 if TYPE_CHECKING:
     import phirt
     from phirt.encoders.encoder import ImageDetail
+    from phirt_apps.arguments import Inputs
 
 SUMMARY = "Count what a prompt takes of the context."
 SECTION = "Use a model"
@@ -36,39 +36,26 @@ def command(
 ) -> None:
     """Counts what a prompt takes of the context, part by part, and names its route. Answers nothing.
 
-    Without TEXT and media the text is read from stdin.
+    What is piped into stdin is the text, or follows TEXT behind an empty line; `-` stands for stdin as TEXT
+    or FILE.
 
     \b
       phirt tokens "How long is this?"
       phirt tokens --image photo.jpg --json "What is this?"
     """
-    from phirt_apps.arguments import piped_text, valid_text
+    from phirt_apps.arguments import gather
     from phirt_apps.models import load
 
     out = Output()
-    if text is None:
-        text = piped_text()
-    if text is None and (image or audio):
-        text = ""
-    if text is None:
+    inputs = gather(text, image, audio, out)
+    if inputs.text is None and not (inputs.images or inputs.audio):
         raise UsageError("nothing to count; give TEXT, pipe text into stdin, or attach --image or --audio")
-    count_tokens(
-        load(bundle, out),
-        valid_text(text),
-        image or [],
-        audio or [],
-        out,
-        system=system,
-        image_detail=image_detail,
-        as_json=json,
-    )
+    count_tokens(load(bundle, out), inputs, out, system=system, image_detail=image_detail, as_json=json)
 
 
 def count_tokens(
     model: phirt.Model,
-    text: str,
-    images: Sequence[Path],
-    audio: Sequence[Path],
+    inputs: Inputs,
     out: Output,
     *,
     system: str | None,
@@ -77,7 +64,13 @@ def count_tokens(
 ) -> None:
     """Writes what a first message of this text and these media takes of the context, and its route."""
     with out.busy("counting"):
-        count = model.count_tokens(text, images=images, audio=audio, system=system, image_detail=image_detail)
+        count = model.count_tokens(
+            inputs.text or "",
+            images=inputs.images,
+            audio=inputs.audio,
+            system=system,
+            image_detail=image_detail,
+        )
     parts = {
         "total": count.total,
         "text": count.text,
@@ -89,9 +82,9 @@ def count_tokens(
         return
     table = plain_table("part", "#tokens", "what")
     table.add_row("text", str(count.text), "the message and its frame")
-    for kind, counts, paths in (("image", count.images, images), ("audio", count.audio, audio)):
+    for kind, counts, paths in (("image", count.images, inputs.images), ("audio", count.audio, inputs.audio)):
         for number, path in zip(counts, paths, strict=True):
-            table.add_row(kind, str(number), one_line(str(path)))
+            table.add_row(kind, str(number), media_name(path))
     context = model.manifest.geometry.context
     table.add_row("total", str(count.total), f"of {context} in the context; route {count.route}")
     out.table(table)
