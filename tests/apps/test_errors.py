@@ -92,7 +92,7 @@ def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], part: str) -
         "-help me",
         "--help me",
         "-Hello",
-        "--please",
+        "--wherefore",
         "--- a/x",
     ],
 )
