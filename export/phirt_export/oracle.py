@@ -33,6 +33,7 @@ from phirt_quant.evaluation import STEPS, Case, Rows, following
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
 _ROOM = 1 << 30
 _ROWS = 16
+_KINDS = {"phi4mm_image", "phi4mm_audio"}  # of the reference model's towers
 
 
 class CheckpointReference:
@@ -53,6 +54,11 @@ class CheckpointReference:
         opened = Checkpoint(checkpoint)
         require_memory(opened, sum(entry.size for entry in manifest.files.values()))
         self._manifest, self._encoders = manifest, open_encoders(manifest)
+        if strange := sorted({spec.kind for spec in manifest.encoders.values()} - _KINDS):
+            raise ConfigError(
+                f"encoders of the kind {', '.join(strange)} are not computed from a checkpoint; compare with "
+                "an unquantized bundle: phirt export CHECKPOINT -o REFERENCE --bits 32"
+            )
         self._model = load_model(opened)
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:

@@ -25,6 +25,10 @@ from phirt.prompt.messages import Features, Inputs
 ImageDetail = Literal["low", "auto", "high"]  # how closely a picture is looked at, where a kind can choose
 
 
+# Names of a graph's inputs or of what is prepared for it, with dtypes and shapes.
+InputSpecs = Mapping[str, tuple[str, Wanted]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """One picture or recording, read and measured, but not processed yet.
@@ -32,8 +36,7 @@ class Prepared:
     Attributes:
         key: names what the encoder makes of it: the same key, the same features.
         num_tokens: the rows that its features will have.
-        make_inputs: processes it; returns the graph's inputs by name, all but `projector`. Raises MediaError
-            where it is damaged.
+        make_inputs: processes it; returns what `run` takes. Raises MediaError where it is damaged.
     """
 
     key: str
@@ -52,7 +55,12 @@ class GraphRunner(Protocol):
 class Encoder(Protocol):
     """One kind with one bundle's constants. The constructor takes these, the graph as the manifest describes
     it, and the decoder's width; it raises BundleError where they are not as the kind needs them.
+
+    Attributes:
+        inputs: what `prepare` makes and `run` takes, a size of None for any.
     """
+
+    inputs: InputSpecs
 
     def __init__(self, constants: Fields, graph: GraphSpec, hidden_size: int) -> None: ...
 
@@ -63,7 +71,9 @@ class Encoder(Protocol):
         ...
 
     def count(self, inputs: Inputs) -> int:
-        """The rows that the features of these inputs have, which fit the graph's names, dtypes and shapes."""
+        """The rows that the features of these inputs have, which are as `inputs` says. Raises ValueError for
+        such as `prepare` does not make.
+        """
         ...
 
     def run(self, graph: GraphRunner, inputs: Inputs, projector: int) -> Features:
@@ -82,9 +92,7 @@ def known_kinds() -> tuple[str, ...]:
     return tuple(sorted(name for name in modules if _class_of(name) is not None))
 
 
-def require_tensors(
-    graph: GraphSpec, where: str, inputs: Mapping[str, tuple[str, Wanted]], output: tuple[str, Wanted]
-) -> None:
+def require_tensors(graph: GraphSpec, where: str, inputs: InputSpecs, output: tuple[str, Wanted]) -> None:
     """Raises BundleError unless an encoder graph takes exactly these inputs, by name with dtype and shape,
     and perhaps `projector`, int64 [1], and its first output has this name and shape, in float32.
     """

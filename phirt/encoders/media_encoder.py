@@ -14,7 +14,7 @@ from typing import Any
 
 from phirt.bundle.adapters import encoder_name, projector_index
 from phirt.bundle.manifest import Manifest, Modality, Rule
-from phirt.encoders.encoder import ImageDetail, check_detail, open_encoders
+from phirt.encoders.encoder import ImageDetail, InputSpecs, check_detail, open_encoders
 from phirt.errors import BundleError
 from phirt.prompt.messages import Features, Inputs, Media
 from phirt.runtime.session import LazySession, SessionConfig
@@ -118,6 +118,10 @@ class MediaEncoder:
             self._check_inputs(name, num_tokens, inputs)
         return Media(name, spec.modality, key, num_tokens, inputs, dict(features), from_file=True)
 
+    def input_specs(self, name: str) -> InputSpecs:
+        """What an encoder prepares, by the manifest's name of the encoder: names, dtypes, shapes."""
+        return self._encoders[name].inputs
+
     def projector(self, media: Media, rule: Rule) -> str:
         """The projector that `media` takes in a conversation under `rule`."""
         return self._manifest.encoders[media.encoder].projectors[
@@ -149,20 +153,17 @@ class MediaEncoder:
         return {projector: rows for projector, rows in found.items() if rows is not None}
 
     def _check_inputs(self, name: str, num_tokens: int, inputs: Inputs) -> None:
-        graph = self._manifest.graphs[self._manifest.encoders[name].graph]
-        wanted = {spec.name: spec for spec in graph.inputs if spec.name != "projector"}
+        wanted = self._encoders[name].inputs
         if set(inputs) != set(wanted):
             raise ValueError(f"inputs {', '.join(inputs)} are not those of the encoder {name!r}")
-        sizes: dict[str, int] = {}  # a named size is the same wherever the name stands
-        for key, array in inputs.items():
-            spec = wanted[key]
-            if len(spec.shape) == array.ndim:
-                for size, given in zip(spec.shape, array.shape, strict=True):
-                    sizes.setdefault(str(size), given)
-            expected = tuple(sizes.get(size, 0) if isinstance(size, str) else size for size in spec.shape)
-            if (array.dtype.name, array.shape) != (spec.dtype, expected):
+        for key, (dtype, shape) in wanted.items():
+            array = inputs[key]
+            expected = tuple(
+                given if size is None else size for size, given in zip(shape, array.shape, strict=False)
+            )
+            if array.dtype.name != dtype or array.shape != expected or len(shape) != array.ndim:
                 raise ValueError(
-                    f"the input {key!r} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}"
+                    f"the input {key!r} is {array.dtype} {array.shape}, expected {dtype} {shape}"
                 )
         if (count := self._encoders[name].count(inputs)) != num_tokens:
             raise ValueError(f"the inputs make {count} tokens, not {num_tokens}")

@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from phirt.bundle.manifest import GraphSpec, Limits
 from phirt.encoders.audio_file import AudioSource, Samples
-from phirt.encoders.encoder import GraphRunner, ImageDetail, Prepared, first_output, require_tensors
+from phirt.encoders.encoder import (
+    GraphRunner,
+    ImageDetail,
+    InputSpecs,
+    Prepared,
+    first_output,
+    require_tensors,
+)
 from phirt.encoders.recording import Recording, open_recording
 from phirt.errors import MediaError
 from phirt.fields import Fields, Range, read_dataclass
@@ -49,8 +56,8 @@ class Encoder:
     def __init__(self, constants: Fields, graph: GraphSpec, hidden_size: int) -> None:
         self.constants = read_dataclass(AudioConstants, constants)
         self._has_choice = any(tensor.name == "projector" for tensor in graph.inputs)
-        inputs = {"audio_embeds": ("float32", (1, None, self.constants.num_mels))}
-        require_tensors(graph, constants.where, inputs, ("audio_features", (None, hidden_size)))
+        self.inputs: InputSpecs = {"audio_embeds": ("float32", (1, None, self.constants.num_mels))}
+        require_tensors(graph, constants.where, self.inputs, ("audio_features", (None, hidden_size)))
 
     def prepare(self, source: AudioSource, limits: Limits, detail: ImageDetail) -> Prepared:
         """Decodes the recording."""

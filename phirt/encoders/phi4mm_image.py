@@ -17,7 +17,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from phirt.bundle.manifest import GraphSpec, Limits
-from phirt.encoders.encoder import GraphRunner, ImageDetail, Prepared, first_output, require_tensors
+from phirt.encoders.encoder import (
+    GraphRunner,
+    ImageDetail,
+    InputSpecs,
+    Prepared,
+    first_output,
+    require_tensors,
+)
 from phirt.encoders.image_file import ImageSource, decode_picture, open_image, upright_size
 from phirt.encoders.source import content_key
 from phirt.errors import MediaError
@@ -58,14 +65,14 @@ class Encoder:
     def __init__(self, constants: Fields, graph: GraphSpec, hidden_size: int) -> None:
         self.constants = read_dataclass(ImageConstants, constants)
         size, patches = self.constants.crop_size, self.constants.grid**2
-        inputs = {
+        self.inputs: InputSpecs = {
             "pixel_values": ("float32", (None, 3, size, size)),
             "patch_mask": ("bool", (None, patches)),
             "position_ids": ("int64", (None, patches)),
             "crop_grid": ("int64", (2,)),
             "feature_grid": ("int64", (2,)),
         }
-        require_tensors(graph, constants.where, inputs, ("image_features", (None, hidden_size)))
+        require_tensors(graph, constants.where, self.inputs, ("image_features", (None, hidden_size)))
 
     def prepare(self, source: ImageSource, limits: Limits, detail: ImageDetail) -> Prepared:
         """Reads the picture's header; `detail` bounds its crops."""
@@ -73,7 +80,12 @@ class Encoder:
 
     def count(self, inputs: Inputs) -> int:
         """The rows that the graph makes of one picture's crops."""
-        rows, columns = inputs["feature_grid"].tolist()
+        pooled = self.constants.grid // self.constants.pool
+        (down, across), (rows, columns) = inputs["crop_grid"].tolist(), inputs["feature_grid"].tolist()
+        crops = {len(inputs[name]) for name in ("pixel_values", "patch_mask", "position_ids")}
+        fits = 1 <= rows <= down * pooled and 1 <= columns <= across * pooled
+        if crops != {1 + down * across} or not fits or across > self.constants.max_crops:
+            raise ValueError(f"{sorted(crops)} crops are no picture of {down} x {across} crops")
         return features_of(rows, columns, self.constants)
 
     def run(self, graph: GraphRunner, inputs: Inputs, projector: int) -> Features:

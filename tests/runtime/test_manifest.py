@@ -237,7 +237,7 @@ def test_refuses_manifests_of_the_first_version_too(own_bundle, edit, expected):
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (edited("encoders", "vision", kind="eye"), "kind 'eye' is not known, accepted: phi4mm_audio, phi4mm"),
+        (edited("encoders", "vision", kind="eye"), "kind 'eye' is not known, accepted: fixed_image, phi4mm"),
         (edited("encoders", "vision", kind="source"), "kind 'source' is not known"),
         (edited("encoders", "vision", kind="../x"), "kind '../x' is not known"),
         (edited("encoders", "vision", kind="phi4mm_audio"), "constants: 'sample_rate' is missing"),
