@@ -34,3 +34,15 @@ class ProviderError(PhirtError):
 
 class AdapterError(PhirtError):
     """A LoRA adapter cannot be read, does not fit the bundle, or asks for more than can be added to it."""
+
+
+class ChatBusyError(PhirtError):
+    """A chat was asked for something while an earlier answer of it is still being made."""
+
+
+class ClosedError(PhirtError):
+    """A model was used after it was closed."""
+
+
+class RequestCancelledError(PhirtError):
+    """The caller's event was set before the answer began; nothing of the request stays."""

@@ -5,6 +5,7 @@ Knows a phirt.Chat, its reply and the streams. Does not know how the request was
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def stream_answer(
             if step.done == 0 and step.reason in ("long_context", "short_context"):
                 busy.stop()
                 display.break_line()
-                out.hint(_regime_notice(step, chat.model.manifest.geometry.rope.original_context))
+                out.hint(_regime_notice(step, chat.generator.manifest.geometry.rope.original_context))
             if step.reason != "prompt" or step.total >= _WORTH_A_BAR:
                 busy.advance("reading", step.done, step.total)
 
@@ -141,31 +142,31 @@ def as_object(result: phirt.Result) -> dict[str, Any]:
     """The result as the one object of `phirt chat --json`."""
     return {
         "text": result.text,
-        "ids": [int(i) for i in result.ids],
-        "prompt_ids": [int(i) for i in result.prompt_ids],
-        "route": result.route,
+        "ids": [int(i) for i in result.token_ids],
+        "prompt_ids": [int(i) for i in result.prompt_token_ids],
+        "route": result.adapter,
         "finish_reason": result.finish_reason,
-        "usage": {name: int(count) for name, count in result.usage.items()},
-        "timings": {name: float(seconds) for name, seconds in result.timings.items()},
+        "usage": dataclasses.asdict(result.usage),
+        "timings": dataclasses.asdict(result.timings),
         "tokens_per_second": float(result.tokens_per_second),
-        "tool_calls": result.tool_calls,
+        "tool_calls": [dataclasses.asdict(call) for call in result.tool_calls],
     }
 
 
 def figures(result: phirt.Result) -> str:
     """The figures of one answer on a few lines: times, speeds, what the prompt was made of, peak memory."""
     usage, timings = result.usage, result.timings
-    fresh = usage["prompt_tokens"] - usage["cached_tokens"]
-    text = usage["prompt_tokens"] - usage["image_tokens"] - usage["audio_tokens"]
+    fresh = usage.prompt_tokens - usage.cached_tokens
+    text = usage.prompt_tokens - usage.image_tokens - usage.audio_tokens
     lines = [
-        f"first token  {timings['first_token']:.2f} s"
-        + (f" (media {timings['media']:.2f} s)" if timings.get("media") else ""),
-        f"prefill      {_speed(fresh, timings['prefill'])}",
-        f"decode       {result.tokens_per_second:.1f} tokens/s, {usage['new_tokens']} tokens, "
+        f"first token  {timings.first_token:.2f} s"
+        + (f" (media {timings.media:.2f} s)" if timings.media else ""),
+        f"prefill      {_speed(fresh, timings.prefill)}",
+        f"decode       {result.tokens_per_second:.1f} tokens/s, {usage.new_tokens} tokens, "
         f"{result.finish_reason}",
-        f"speculation  {usage['drafted_tokens']} tokens drafted, {usage['accepted_tokens']} accepted",
-        f"prompt       {usage['prompt_tokens']} tokens: {text} text, {usage['image_tokens']} image, "
-        f"{usage['audio_tokens']} audio; {usage['cached_tokens']} cached; route {result.route}",
+        f"speculation  {usage.drafted_tokens} tokens drafted, {usage.accepted_tokens} accepted",
+        f"prompt       {usage.prompt_tokens} tokens: {text} text, {usage.image_tokens} image, "
+        f"{usage.audio_tokens} audio; {usage.cached_tokens} cached; route {result.adapter}",
     ]
     memory = peak_memory()
     if memory is not None:

@@ -156,7 +156,7 @@ class Session:
         elif answer.result.finish_reason == "context":
             self._out.hint("the context is full: /reset starts again")
         if answer.result.tool_calls:
-            names = ", ".join(one_line(call["name"]) for call in answer.result.tool_calls)
+            names = ", ".join(one_line(call.name) for call in answer.result.tool_calls)
             self._out.hint(f"calls {names}: /result gives what came back")
         if self._setup.stats:
             self._out.hint(figures(answer.result))
@@ -179,7 +179,9 @@ class Session:
     def attach(self, *, image: Path | None = None, audio: Path | None = None) -> None:
         """Reads the file as a request would, so that a bad one shows at once, and attaches it."""
         detail = self._setup.image_detail
-        media = self._model.prepare_media([image] if image else [], [audio] if audio else [], detail)
+        media = self._model.generator.prepare_media(
+            [image] if image else [], [audio] if audio else [], detail
+        )
         self._attached.images += [image] if image else []
         self._attached.audio += [audio] if audio else []
         path = image or audio

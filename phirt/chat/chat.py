@@ -1,381 +1,284 @@
-"""Turns with a model: a chat that can be sent to, rewound and forked, and a reply that streams and can be
-cancelled.
+"""Turns with a model: a chat that can be sent to, rewound, forked, saved and restored.
 
-Knows messages, routes and the engine. Knows nothing of files; `conversation_file` saves and restores.
+Knows messages and whose turn it is. Knows nothing of engines, encoders or how an answer is made; the
+generator does. Importing this loads onnxruntime, Pillow and soundfile, for the generator needs them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
 
+from phirt.chat import store
+from phirt.chat.reply import AsyncReply, Reply
 from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
-from phirt.errors import ConfigError
-from phirt.generate.engine import Engine, OnProgress
-from phirt.generate.sampling import Chooser, GenerationConfig
-from phirt.generate.sequence import Prompt
+from phirt.errors import ChatBusyError, ConfigError, RequestCancelledError
+from phirt.generate.engine import OnProgress
+from phirt.generate.engine_pool import CacheOwner
+from phirt.generate.generation import AnswerOptions, Generation
+from phirt.generate.sampling import GenerationConfig, GenerationOverrides, LogitsProcessor, Sampler
+from phirt.generator import Generator
 from phirt.prompt.messages import Message
-from phirt.prompt.stop_strings import StopStrings
-from phirt.prompt.tokenizer import StreamDecoder
-from phirt.prompt.tools import parse_tool_calls, results_to_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from phirt.model import Model
+from phirt.prompt.tools import Tools, parse_tool_calls, results_to_json
 
 _DEFAULTS = GenerationConfig()
+_POLL_SECONDS = 0.05  # how often a thread that waits for its turn looks whether it is still wanted
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A finished answer.
+class Chat:
+    """A conversation: its messages, its system message, the tools that it offers.
 
-    `ids` are the generated ids without the end token. `finish_reason` is "stop", "length", "cancelled" or
-    "context". `usage` counts "prompt_tokens", "cached_tokens" (of them not run again), "image_tokens",
-    "audio_tokens", "new_tokens", and of speculation "drafted_tokens" (run before they were chosen) and
-    "accepted_tokens" (the right ones of them, each of which spared a step). `timings` are seconds of work:
-    "media", "prefill", "first_token" (all until then), "decode" (after it), "total".
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    prompt_ids: tuple[int, ...]
-    route: str
-    finish_reason: str
-    usage: Mapping[str, int]
-    timings: Mapping[str, float]
-    tool_calls: tuple[dict[str, Any], ...]
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed of decoding: tokens after the first by the time they took; 0 where there are none."""
-        steps = len(self.ids) - 1
-        return steps / self.timings["decode"] if steps > 0 and self.timings["decode"] > 0 else 0.0
-
-
-class Reply(Iterator[str]):
-    """An answer in the making: iterate it for pieces of text. Nothing runs until the first piece is asked
-    for.
-
-    Only `cancel` may be called from another thread.
+    One answer is made at a time. Any thread may call any method; one that would disturb an answer which
+    somebody is reading raises ChatBusyError, see `send`.
     """
 
     def __init__(
         self,
-        chat: Chat,
-        prompt: Prompt,
-        config: GenerationConfig,
-        counts: Mapping[str, int],
-        on_progress: OnProgress | None = None,
+        generator: Generator,
+        system: str | None = None,
+        tools: Tools | Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
-        self._chat = chat
-        self._prompt = prompt
-        self._config = config
-        self._on_progress = on_progress
-        self._cancel = threading.Event()
-        self._decoder = StreamDecoder(chat.model.tokenizer)
-        self._stops = StopStrings(config.stop)
-        eos, seeded = chat.model.manifest.tokens.eos, config.seed is not None
-        self._speculation = chat.engine.speculation(eos, repeatable=seeded) if config.speculation else None
-        self._ids: list[int] = []
-        self._pieces: list[str] = []
-        self._result: Result | None = None
-        self._failure: BaseException | None = None
-        self._started = False
-        self._usage = {
-            "prompt_tokens": len(prompt.ids),
-            "cached_tokens": chat.engine.reusable(prompt),
-            "image_tokens": counts["image"],
-            "audio_tokens": counts["audio"],
-            "new_tokens": 0,
-            "drafted_tokens": 0,
-            "accepted_tokens": 0,
-        }
-        self.timings = dict.fromkeys(("media", "prefill", "first_token", "decode", "total"), 0.0)
-        self._steps = self._run()
-
-    def __iter__(self) -> Reply:
-        return self
-
-    def __next__(self) -> str:
-        if self._failure is not None:
-            raise self._failure
-        if self._result is not None:
-            raise StopIteration
-        return next(self._steps)
-
-    def cancel(self) -> None:
-        """Stops the answer within one step; it keeps what it has. Safe from any thread, at any time."""
-        self._cancel.set()
-
-    @property
-    def done(self) -> bool:
-        """Whether the answer is finished, cancelled or failed."""
-        return self._result is not None or self._failure is not None
-
-    @property
-    def result(self) -> Result:
-        """The finished answer; runs to the end if it has not yet."""
-        for _ in self:
-            pass
-        if self._failure is not None:
-            raise self._failure
-        assert self._result is not None
-        return self._result
-
-    def text(self) -> str:
-        """The whole answer; runs to the end if it has not yet."""
-        return self.result.text
-
-    def settle(self) -> None:
-        """Ends the answer: one that nobody has begun to read runs to its end, one that was left half-read is
-        cut off.
-        """
-        if self.done:
-            return
-        if self._started:
-            self.cancel()
-        for _ in self:
-            pass
-
-    def _run(self) -> Generator[str, None, None]:
-        self._started = True
-        try:
-            reason = yield from self._stream()
-        except KeyboardInterrupt:
-            self._finish("cancelled")
-            raise
-        except Exception as error:
-            self._failure = error
-            self._chat.drop_failed(self)
-            raise
-        self._finish(reason)
-
-    def _stream(self) -> Generator[str, None, str]:
-        """Yields pieces of text; returns why it ended."""
-        steps = self._start()
-        while True:
-            try:
-                token = self._timed_step(steps)
-            except StopIteration as end:
-                rest = self._stops.finish()
-                if rest:
-                    self._pieces.append(rest)
-                    yield rest
-                return str(end.value)
-            self._ids.append(token)
-            piece = self._stops.feed(self._decoder.feed(token))
-            if piece:
-                self._pieces.append(piece)
-                yield piece
-            if self._stops.hit:
-                return "stop"
-
-    def _start(self) -> Generator[int, None, str]:
-        manifest = self._chat.model.manifest
-        vocab_size = manifest.geometry.vocab_size
-        return self._chat.engine.generate(
-            self._prompt,
-            Chooser(self._config, vocab_size, self._prompt.ids.tolist(), manifest.placeholders),
-            max_new_tokens=self._config.max_new_tokens,
-            eos=manifest.tokens.eos,
-            cancel=self._cancel,
-            on_progress=self._on_progress,
-            speculation=self._speculation,
-        )
-
-    def _timed_step(self, steps: Generator[int, None, str]) -> int:
-        """One id. Only work is timed, not the time a consumer takes between pieces."""
-        begin = time.perf_counter()
-        ended = True
-        try:
-            token = next(steps)
-            ended = False
-            return token
-        finally:
-            elapsed = time.perf_counter() - begin
-            self.timings["total"] += elapsed
-            if not self._ids:
-                self.timings["prefill"] += elapsed
-                self.timings["first_token"] = self.timings["media"] + self.timings["prefill"]
-            elif not ended:  # the step that finds the end gives no token, so it counts for the total alone
-                self.timings["decode"] += elapsed
-
-    def _finish(self, reason: str) -> None:
-        text = "".join(self._pieces)
-        self._usage["new_tokens"] = len(self._ids)
-        if self._speculation is not None:
-            self._usage["drafted_tokens"] = self._speculation.drafted
-            self._usage["accepted_tokens"] = self._speculation.accepted
-        self._result = Result(
-            text=text,
-            ids=tuple(self._ids),
-            prompt_ids=tuple(self._prompt.ids.tolist()),
-            route=self._prompt.route,
-            finish_reason=reason,
-            usage=self._usage,
-            timings=self.timings,
-            tool_calls=parse_tool_calls(text),
-        )
-        # After a stop string the text ends before its ids do: the text then stands for the turn.
-        ids = None if self._stops.hit else tuple(self._ids)
-        self._chat.keep_answer(self, Message("assistant", text, ids=ids))
-
-
-class Chat:
-    """A conversation: its messages and the engine that caches them. Used from one thread at a time."""
-
-    def __init__(
-        self, model: Model, system: str | None, tools: str | None, engine: Engine | None = None
-    ) -> None:
-        self.model = model
+        if system is not None and not isinstance(system, str):
+            raise ConfigError(f"system is a {type(system).__name__}, accepted: a string or None")
+        self.generator = generator
         self.system = system
-        self.tools = tools
-        self.engine = engine if engine is not None else model.new_engine()
+        self.tools = Tools.of(tools)
         self._messages: tuple[Message, ...] = ()
-        self._pending: Reply | None = None
+        self._pending: Generation | None = None  # the answer to the last message
+        self._owner = CacheOwner(weakref.ref(self), lineage=object())
+        self._turn = threading.Lock()  # held while a turn is begun or taken back
+        self._history = threading.Lock()  # held for a moment around `_messages` and `_pending`
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The turns so far, without the system message."""
+        """The turns so far, without the system message. An answer is among them when it has ended."""
         return self._messages
 
     @property
-    def route(self) -> str:
-        """The route of the conversation as it stands: "none", "vision" or "speech"."""
-        return self.model.route_of(self._messages)
+    def adapter(self) -> str:
+        """The adapter of the conversation as it stands; "none" is the base model."""
+        return self.generator.route_of(self._messages)
 
     def send(
         self,
         text: str,
         *,
-        images: Sequence[ImageSource] = (),
-        audio: Sequence[AudioSource] = (),
+        images: Iterable[ImageSource] = (),
+        audio: Iterable[AudioSource] = (),
         image_detail: ImageDetail = "auto",
         config: GenerationConfig = _DEFAULTS,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
+        wait: bool = False,
+        cancel: threading.Event | None = None,
+        **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
         """Adds a user turn and returns its answer, which streams when it is iterated.
 
         Media are read and encoded here, so whatever is wrong with them shows at once: MediaError,
-        ContextError (the prompt does not fit), ConfigError, BundleError. After an error the conversation is
-        as it was. A reply that is still open is ended first: see `Reply.settle`.
+        ContextError (the prompt does not fit), ConfigError, BundleError, ClosedError. After an error the
+        conversation is as it was.
+
+        An earlier reply that nobody has begun to read is run to its end first, and keeps its pieces for its
+        reader; one that was cancelled is ended. While somebody is in the middle of one, and while another
+        thread sends, this raises ChatBusyError; with `wait` it waits for them, and runs the answer to its end
+        itself.
 
         `image_detail` bounds what each of `images` costs: "low" one crop, "auto" a dozen, "high" as many as
-        the model takes (see `phirt.encoders.phi4mm_image.cap_crops`). `on_progress` is called with a
+        the model takes. `overrides` are settings that differ from `config`: `send("…", max_new_tokens=3)`.
+        `logits_processors` and `sampler` are callables (see `phirt.generate.sampling`); each is called once
+        for each token, so answers stay what they are without speculation. `on_progress` is called with a
         `phirt.Progress` while the prompt is run, and again should the conversation outgrow the model's
-        original context in the middle of the answer, where all of it is run once more.
+        original context in the middle of the answer, where all of it is run once more. `cancel` is set, from
+        any thread, to end the answer as `Reply.cancel` does; before the answer begins that raises
+        RequestCancelledError between one of the media and the next.
         """
+        options = AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress)
         if not isinstance(text, str):
             raise ConfigError(f"text is a {type(text).__name__}, accepted: a string")
-        self._require_config(config)
-        self._settle()
-        begin = time.perf_counter()
-        media = self.model.prepare_media(images, audio, image_detail)
-        return self._answer(Message("user", text, media), config, on_progress, begin)
+        with self._next_turn(wait, cancel):
+            begin = time.perf_counter()
+            message = self.generator.message(
+                text, images=images, audio=audio, image_detail=image_detail, cancel=cancel
+            )
+            return self._answer(message, options, begin, cancel)
 
     def send_tool_results(
         self,
-        results: Sequence[Any],
+        results: Iterable[Any],
         *,
         config: GenerationConfig = _DEFAULTS,
+        logits_processors: Iterable[LogitsProcessor] = (),
+        sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
+        wait: bool = False,
+        cancel: threading.Event | None = None,
+        **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
         """Adds a turn with what the tools returned, and returns the model's answer to it.
 
         `results` has one JSON value for each of the last answer's `tool_calls`, in their order; they reach
         the model as one JSON list in a turn of the tool's role (`<|tool_response|>` for Phi-4). Raises
         ConfigError where the last answer called no tool or another number of them, and for what is no JSON.
+        The other arguments are those of `send`.
         """
-        self._require_config(config)
-        self._settle()
-        begin = time.perf_counter()
-        last = self._messages[-1] if self._messages else None
-        calls = parse_tool_calls(last.content) if last is not None and last.role == "assistant" else ()
-        content = results_to_json(results, len(calls))
-        return self._answer(Message(self.model.tool_role, content), config, on_progress, begin)
+        options = AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress)
+        with self._next_turn(wait, cancel):
+            begin = time.perf_counter()
+            last = self._messages[-1] if self._messages else None
+            is_answer = last is not None and last.role == "assistant"
+            calls = parse_tool_calls(last.content) if last is not None and is_answer else ()
+            content = results_to_json(results, len(calls))
+            return self._answer(Message(self.generator.tool_role, content), options, begin, cancel)
 
-    def _answer(
-        self, message: Message, config: GenerationConfig, on_progress: OnProgress | None, begin: float
-    ) -> Reply:
-        """The reply to the conversation with `message` at its end; `begin` is when work on it began."""
-        messages = (*self._messages, message)
-        prompt = self.model.encode_prompt(messages, self.system, self.tools)
-        counts = {"image": 0, "audio": 0}
-        for item in (item for turn in messages for item in turn.media):
-            counts[item.modality] += item.num_tokens
-        reply = Reply(self, prompt, config, counts, on_progress)
-        reply.timings["media"] = reply.timings["total"] = time.perf_counter() - begin
-        self._messages, self._pending = messages, reply
-        return reply
+    def asend(self, text: str, **arguments: Any) -> AsyncReply:
+        """`send` for asyncio, with the same arguments: `async for piece in chat.asend("…")`.
+
+        Nothing is done before the first piece is asked for; errors of `send` are raised there.
+        """
+        return AsyncReply(lambda cancel: self.send(text, cancel=cancel, **arguments))
+
+    def asend_tool_results(self, results: Iterable[Any], **arguments: Any) -> AsyncReply:
+        """`send_tool_results` for asyncio, with the same arguments."""
+        return AsyncReply(lambda cancel: self.send_tool_results(results, cancel=cancel, **arguments))
 
     def reset(self) -> None:
-        """Forgets all turns; the system message and the tools stay."""
-        self._abandon()
-        self._messages = ()
-        self.engine.reset()
+        """Forgets all turns; the system message and the tools stay. An open reply is cancelled."""
+        with self._after_cancelling():
+            self._messages = ()
+            self.generator.pool.forget(self._owner)
 
     def rewind(self, turns: int = 1) -> None:
-        """Takes back the last `turns` questions with their answers. Raises ConfigError if there are not so
-        many.
+        """Takes back the last `turns` questions with their answers; an open reply is cancelled. Raises
+        ConfigError if there are not so many.
         """
         asked = [index for index, message in enumerate(self._messages) if message.role == "user"]
         if isinstance(turns, bool) or not isinstance(turns, int) or not 0 <= turns <= len(asked):
             raise ConfigError(f"turns is {turns!r}, accepted: 0 to {len(asked)}, the turns so far")
-        self._abandon()
-        if turns:
-            self._messages = self._messages[: asked[-turns]]
+        with self._after_cancelling():
+            if turns:
+                self._messages = self._messages[: asked[-turns]]
 
     def fork(self) -> Chat:
-        """An independent conversation with the same past; neither sees what the other does from here."""
-        self._settle()
-        other = Chat(self.model, self.system, self.tools, self.engine.fork())
-        other._messages = self._messages
-        return other
+        """An independent conversation with the same past; neither sees what the other does from here. An open
+        reply is treated as by `send`.
+        """
+        with self._next_turn(wait=False):
+            other = Chat(self.generator, self.system, self.tools)
+            other._messages = self._messages
+            other._owner = dataclasses.replace(self._owner, conversation=weakref.ref(other))
+            return other
 
     def save(self, path: str | Path) -> None:
         """Writes the conversation to one file, with its media features and its cache. Raises
-        ConversationError.
+        ConversationError. An open reply is treated as by `send`.
         """
-        from phirt.chat import store as conversation_file
+        with self._next_turn(wait=False):
+            saved = store.Conversation(self.system, self.tools, self._messages)
+            store.save(self.generator, saved, self._owner, path)
 
-        self._settle()
-        conversation_file.save(self, path)
+    @classmethod
+    def load(cls, generator: Generator, path: str | Path) -> Chat:
+        """A conversation that `save` wrote, ready to go on. Raises ConversationError."""
+        restored = store.load(generator, path)
+        chat = cls(generator, restored.system, restored.tools)
+        chat._messages = restored.messages
+        chat._owner = dataclasses.replace(chat._owner, isolated=True)
+        if restored.engine is not None:
+            generator.pool.adopt(restored.engine, chat._owner)
+        return chat
 
-    def restore_messages(self, messages: tuple[Message, ...]) -> None:
-        """Takes over the turns of a saved conversation."""
-        self._messages = messages
+    def _answer(
+        self, message: Message, options: AnswerOptions, begin: float, cancel: threading.Event | None
+    ) -> Reply:
+        """The reply to the conversation with `message` at its end."""
+        messages = (*self._messages, message)
+        me = weakref.ref(self)
+        generation = self.generator.generation(
+            messages,
+            self.system,
+            self.tools,
+            options,
+            cancel=cancel,
+            begin=begin,
+            owner=self._owner,
+            on_end=lambda generation: _keep(me(), generation),
+        )
+        with self._history:
+            self._messages, self._pending = messages, generation
+        return Reply(generation)
 
-    def keep_answer(self, reply: Reply, answer: Message) -> None:
-        """Adds the answer of a reply that has ended, unless the conversation has gone on without it."""
-        if self._pending is reply:
-            self._pending = None
-            self._messages = (*self._messages, answer)
+    @contextlib.contextmanager
+    def _next_turn(self, wait: bool, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Holds the turn when the earlier answer has ended. Raises ChatBusyError where that would disturb its
+        reader and it is not to `wait`; RequestCancelledError where `cancel` is set meanwhile.
+        """
+        pending = self._pending
+        if pending is not None and pending.runs_in_this_thread:
+            raise ChatBusyError("this chat is in the middle of an answer, which calls it; send after its end")
+        while not self._turn.acquire(timeout=_POLL_SECONDS if wait else 0):
+            if not wait:
+                raise ChatBusyError(
+                    "another thread is sending to this chat; wait for it, pass wait=True, or use a chat for "
+                    "each thread"
+                )
+            _check(cancel)
+        try:
+            self._end_pending(wait, cancel)
+            yield
+        finally:
+            self._turn.release()
 
-    def drop_failed(self, reply: Reply) -> None:
-        """Takes back the question of a reply that failed."""
-        if self._pending is reply:
-            self._pending = None
-            self._messages = self._messages[:-1]
-
-    @staticmethod
-    def _require_config(config: object) -> None:
-        if not isinstance(config, GenerationConfig):
-            raise ConfigError(f"config is a {type(config).__name__}, accepted: a GenerationConfig")
-
-    def _settle(self) -> None:
-        if self._pending is not None:
-            self._pending.settle()
-
-    def _abandon(self) -> None:
-        """Ends an open reply without running it any further."""
-        if self._pending is not None:
-            pending = self._pending
+    def _end_pending(self, wait: bool, cancel: threading.Event | None) -> None:
+        pending = self._pending
+        if pending is None or pending.has_ended:
+            return
+        if pending.is_dropped:
             pending.cancel()
-            pending.settle()
+        if pending.is_read and not pending.is_cancelled and not wait:
+            raise ChatBusyError(
+                "this chat is in the middle of an answer; read it to its end, cancel it, pass wait=True, or "
+                "use a chat for each thread"
+            )
+        if not pending.finish(stop_waiting=cancel):
+            _check(cancel)
+
+    @contextlib.contextmanager
+    def _after_cancelling(self) -> Iterator[None]:
+        """Holds the turn when an open answer has been cut off."""
+        pending = self._pending
+        if pending is not None:
+            pending.cancel()
+        with self._next_turn(wait=True):
+            yield
+
+
+def _keep(chat: Chat | None, generation: Generation) -> None:
+    """Adds an answer that has ended to its chat; where it has failed, takes its question back."""
+    if chat is None:
+        return
+    result = generation.outcome
+    with chat._history:
+        if chat._pending is not generation:
+            return
+        chat._pending = None
+        if result is None:
+            chat._messages = chat._messages[:-1]
+            return
+        # After a stop string the text ends before its ids do: the text then stands for the turn.
+        token_ids = None if generation.stop_string_found else result.token_ids
+        chat._messages = (*chat._messages, Message("assistant", result.text, token_ids=token_ids))
+
+
+def _check(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise RequestCancelledError("the request was cancelled before its answer began")

@@ -9,6 +9,7 @@ file survives any failure.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -17,28 +18,27 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, get_args
+from typing import IO, Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from phirt.bundle.adapters import adapter_name
 from phirt.bundle.manifest import Manifest, Modality, Rule
-from phirt.chat.chat import Chat
 from phirt.errors import ContextError, ConversationError
 from phirt.fields import Fields, Length, Range, parse_json
 from phirt.generate.engine import Engine
+from phirt.generate.engine_pool import CacheOwner
 from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
+from phirt.generator import Generator
 from phirt.prompt.messages import Media, Message, Role
-
-if TYPE_CHECKING:
-    from phirt.model import Model
+from phirt.prompt.tools import Tools
 
 FORMAT = "phirt-conversation"
 ACCEPTED_VERSIONS = (1, 2)
 
 _DOCUMENT = "conversation.json"
-_MAX_DOCUMENT_BYTES = 64 << 20
+_KEY_LENGTH = 64  # hex sha256
 _MAX_MEDIA = 4096
 _MAX_MESSAGES = 1 << 16
 # What reading a zip archive with a damaged directory can raise, and what the system refuses.
@@ -49,24 +49,93 @@ Array = npt.NDArray[Any]
 _Shapes = Mapping[str, Annotated[tuple[Annotated[int, Range(0, 1 << 32)], ...], Length(0, 16)]]
 
 
-def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversation:
+    """What a chat is made of. `engine` holds what is cached of it, where anything is.
+
+    What a file says is not to be trusted: it may name somebody's picture and hold other features for it, or
+    keys and values that no model computed. So its media say that they are `from_file`, and its engine must
+    serve no other conversation.
+    """
+
+    system: str | None
+    tools: Tools | None
+    messages: tuple[Message, ...]
+    engine: Engine | None = None
+
+
+def save(generator: Generator, conversation: Conversation, owner: CacheOwner, path: str | Path) -> None:
+    """Writes a conversation to `path`, with what its `owner` has cached of it, all or nothing: on
+    ConversationError an older file stays as it was.
+
+    Replaces a saved conversation, but no other file and no device.
+    """
+    path = Path(path)
+    if not _may_replace(path):
+        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
+    media = list(dict.fromkeys(item for message in conversation.messages for item in message.media))
+    wanted = _prompt_of(generator, conversation)
+    with generator.pool.reading(wanted, owner) as engine:
+        cached = _useful_part(engine, wanted)
+        document = json.dumps(_describe(generator, conversation, media, cached, engine)).encode()
+        if len(document) > _max_document_bytes(generator.manifest):
+            raise ConversationError(f"the conversation's texts are too long to be saved to {path}")
+        try:
+            with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+                archive.writestr(_DOCUMENT, document)
+                for index, item in enumerate(media):
+                    for projector, features in item.features.items():
+                        _write_array(archive, f"media/{index}/{projector}.npy", features)
+                    for name, array in (item.inputs or {}).items():
+                        _write_array(archive, f"media/{index}/inputs/{name}.npy", array)
+                for name, array in () if engine is None else engine.cache.export():
+                    _write_array(archive, f"cache/{name}.npy", array[:, :, : len(cached.ids)])
+        except (OSError, ValueError) as error:  # ValueError: a zero character in the name
+            reason = getattr(error, "strerror", None) or error
+            raise ConversationError(
+                f"the conversation cannot be saved to {path}: {reason}; "
+                "what was there is unchanged: free some space or choose another place"
+            ) from error
+
+
+def load(generator: Generator, path: str | Path) -> Conversation:
+    """Restores a conversation with the bundle that it was held with. Raises ConversationError."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ConversationError(f"{path} is no file; name a saved conversation")
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(generator, archive, path).read()
+    except (*_DAMAGED, EOFError) as error:
+        raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
+
+
+def _describe(
+    generator: Generator,
+    conversation: Conversation,
+    media: list[Media],
+    cached: Prompt,
+    engine: Engine | None,
+) -> dict[str, Any]:
     """What conversation.json says."""
-    rule = chat.model.rule_of(chat.messages)
-    keys = [chat.model.encoder.span_key(item, rule) for item in media]
+    places = {item: index for index, item in enumerate(media)}
+    rule = generator.rule_of(conversation.messages)
+    keys = [generator.encoder.span_key(item, rule) for item in media]
+    first_places = {key: index for index, key in reversed(list(enumerate(keys)))}
     return {
         "format": FORMAT,
         "version": ACCEPTED_VERSIONS[-1],
-        "bundle": chat.model.manifest.fingerprint,
-        "system": chat.system,
-        "tools": chat.tools,
+        "bundle": generator.manifest.fingerprint,
+        "system": conversation.system,
+        "tools": None if conversation.tools is None else conversation.tools.json,
         "messages": [
             {
                 "role": message.role,
                 "content": message.content,
-                "media": [media.index(item) for item in message.media],
-                "ids": None if message.ids is None else list(message.ids),
+                "media": [places[item] for item in message.media],
+                "ids": None if message.token_ids is None else list(message.token_ids),
             }
-            for message in chat.messages
+            for message in conversation.messages
         ],
         "media": [
             {
@@ -81,51 +150,32 @@ def _describe(chat: Chat, media: list[Media], cached: Prompt) -> dict[str, Any]:
         "cache": {
             "ids": cached.ids.tolist(),
             "route": cached.route,
-            "long": chat.engine.long_regime,
-            "spans": [{"start": span.start, "media": keys.index(span.key)} for span in cached.spans],
+            "long": engine is not None and engine.long_regime,
+            "spans": [{"start": span.start, "media": first_places[span.key]} for span in cached.spans],
         },
     }
 
 
-def save(chat: Chat, path: str | Path) -> None:
-    """Writes `chat` to `path`, all or nothing: on ConversationError an older file stays as it was.
-
-    Replaces a saved conversation, but no other file and no device.
+def _prompt_of(generator: Generator, conversation: Conversation) -> Prompt:
+    """What the conversation as it stands asks to be cached; nothing where it has filled the context, and can
+    be read but not gone on with.
     """
-    path = Path(path)
-    if not _may_replace(path):
-        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
-    media = list(dict.fromkeys(item for message in chat.messages for item in message.media))
-    cached = _useful_cache(chat)
-    document = json.dumps(_describe(chat, media, cached))
     try:
-        with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(_DOCUMENT, document)
-            for index, item in enumerate(media):
-                for projector, features in item.features.items():
-                    _write_array(archive, f"media/{index}/{projector}.npy", features)
-                for name, array in (item.inputs or {}).items():
-                    _write_array(archive, f"media/{index}/inputs/{name}.npy", array)
-            for name, array in chat.engine.cache.export():
-                _write_array(archive, f"cache/{name}.npy", array[:, :, : len(cached.ids)])
-    except (OSError, ValueError) as error:  # ValueError: a zero character in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ConversationError(
-            f"the conversation cannot be saved to {path}: {reason}; "
-            "what was there is unchanged: free some space or choose another place"
-        ) from error
+        return generator.encode_prompt(conversation.messages, conversation.system, conversation.tools)
+    except ContextError:
+        return Prompt(np.zeros(0, dtype=np.int64), (), generator.route_of(conversation.messages))
 
 
-def load(model: Model, path: str | Path) -> Chat:
-    """Restores a conversation with the bundle that it was held with. Raises ConversationError."""
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise ConversationError(f"{path} is no file; name a saved conversation")
-        with zipfile.ZipFile(path) as archive:
-            return _Reader(model, archive, path).read()
-    except (*_DAMAGED, EOFError) as error:
-        raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
+def _useful_part(engine: Engine | None, wanted: Prompt) -> Prompt:
+    """The part of a cache that a conversation can go on from: turns taken back are not written."""
+    length = 0 if engine is None else common_prefix(engine.cached, wanted)
+    spans = tuple(span for span in wanted.spans if span.start < length)
+    return Prompt(wanted.ids[:length], spans, wanted.route)
+
+
+def _max_document_bytes(manifest: Manifest) -> int:
+    """Text of a whole context, generously: what does not fit cannot be gone on with."""
+    return (1 << 20) + 128 * manifest.geometry.context
 
 
 def _may_replace(path: Path) -> bool:
@@ -140,24 +190,6 @@ def _may_replace(path: Path) -> bool:
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise ConversationError(f"{path} cannot be saved to: {reason}; choose another name") from error
-
-
-def _useful_cache(chat: Chat) -> Prompt:
-    """The part of the cache that the conversation as it stands can go on from; turns taken back are not
-    written.
-    """
-    cached = chat.engine.cached
-    nothing = Prompt(np.zeros(0, dtype=np.int64), (), chat.route)
-    try:
-        wanted = chat.model.encode_prompt(chat.messages, chat.system, chat.tools)
-    except ContextError:  # the conversation has filled the context: it can be read, not gone on with
-        return nothing
-    if cached.route != wanted.route:
-        return nothing
-    length = common_prefix(cached, wanted)
-    return Prompt(
-        cached.ids[:length], tuple(span for span in cached.spans if span.start < length), cached.route
-    )
 
 
 @contextlib.contextmanager
@@ -186,9 +218,9 @@ class _Reader:
     read.
     """
 
-    def __init__(self, model: Model, archive: zipfile.ZipFile, path: Path) -> None:
-        self._model = model
-        self._manifest: Manifest = model.manifest
+    def __init__(self, generator: Generator, archive: zipfile.ZipFile, path: Path) -> None:
+        self._generator = generator
+        self._manifest: Manifest = generator.manifest
         self._archive = archive
         self._path = path
         self._version = 0
@@ -198,24 +230,28 @@ class _Reader:
         if sum(info.file_size for info in infos) > path.stat().st_size:
             raise self._refusal("its parts claim more bytes than it has")
 
-    def read(self) -> Chat:
+    def read(self) -> Conversation:
         """The whole conversation."""
         root = self._document()
         entries = root.children("media", _MAX_MEDIA)
         media = [self._media(index, fields) for index, fields in enumerate(entries)]
-        messages = tuple(self._message(fields, media) for fields in root.children("messages", _MAX_MESSAGES))
-        chat = Chat(self._model, root.optional_free_text("system"), root.optional_free_text("tools"))
-        chat.restore_messages(messages)
-        self._restore_cache(root.child("cache"), media, messages, chat.engine)
-        return chat
+        messages = self._messages(root, media)
+        tools = root.optional_free_text("tools")
+        return Conversation(
+            root.optional_free_text("system"),
+            None if tools is None else Tools.from_json(tools),
+            messages,
+            self._engine(root.child("cache"), media, messages),
+        )
 
     def _document(self) -> Fields:
         try:
             info = self._archive.getinfo(_DOCUMENT)
         except KeyError as error:
             raise self._refusal(f"it has no {_DOCUMENT}") from error
-        if info.file_size > _MAX_DOCUMENT_BYTES:
-            raise self._refusal(f"its {_DOCUMENT} is larger than {_MAX_DOCUMENT_BYTES} bytes")
+        limit = _max_document_bytes(self._manifest)
+        if info.file_size > limit:
+            raise self._refusal(f"its {_DOCUMENT} is larger than {limit} bytes")
         where = f"{self._path}: {_DOCUMENT}"
         document = parse_json(self._archive.read(info), where, ConversationError, _REMEDY)
         root = Fields(document, where, ConversationError, _REMEDY)
@@ -237,7 +273,7 @@ class _Reader:
 
     def _media(self, index: int, fields: Fields) -> Media:
         key, name = fields.text("key"), self._encoder_of(fields)
-        if name not in self._manifest.encoders or len(key) != 64:
+        if name not in self._manifest.encoders or len(key) != _KEY_LENGTH:
             raise fields.refusal(f"'encoder' {name!r} is none of the bundle's, or 'key' is not as expected")
         tokens = fields.integer("tokens", 1, self._manifest.geometry.context)
         spec = self._manifest.encoders[name]
@@ -250,7 +286,7 @@ class _Reader:
             features[projector].flags.writeable = False
         inputs = self._inputs(index, fields, spec.graph)
         try:
-            return self._model.encoder.restore(name, key, tokens, inputs or None, features)
+            return self._generator.encoder.restore(name, key, tokens, inputs or None, features)
         except ValueError as error:
             raise fields.refusal(str(error)) from error
 
@@ -281,41 +317,59 @@ class _Reader:
             for name, shape in shapes.items()
         }
 
-    def _message(self, fields: Fields, media: list[Media]) -> Message:
+    def _messages(self, root: Fields, media: list[Media]) -> tuple[Message, ...]:
+        """The turns. All their media and answers must have had room in the context."""
+        context, total = self._manifest.geometry.context, 0
+        messages = []
+        for fields in root.children("messages", _MAX_MESSAGES):
+            message = self._message(fields, media, context)
+            total += sum(item.num_tokens for item in message.media) + len(message.token_ids or ())
+            if total > context + 1:  # the last id of an answer is never run
+                raise fields.refusal(
+                    f"the messages up to here need more than the context of {context} tokens"
+                )
+            messages.append(message)
+        return tuple(messages)
+
+    def _message(self, fields: Fields, media: list[Media], context: int) -> Message:
         role = fields.text("role")
         if role not in get_args(Role):
             raise fields.refusal(f"role {role!r} is not known")
-        used = tuple(media[index] for index in fields.integers("media", 0, len(media) - 1))
-        ids = None
+        used = tuple(media[index] for index in fields.integers("media", 0, len(media) - 1, context))
+        token_ids = None
         if fields.has("ids"):
-            ids = fields.integers("ids", 0, self._manifest.geometry.vocab_size - 1)
-            if set(ids) & set(self._manifest.placeholders):
+            token_ids = fields.integers("ids", 0, self._manifest.geometry.vocab_size - 1, context)
+            if set(token_ids) & set(self._manifest.placeholders):
                 raise fields.refusal("an answer holds media placeholders")
-        return Message(role, fields.free_text("content"), used, ids)  # type: ignore[arg-type]  # checked above
+        return Message(role, fields.free_text("content"), used, token_ids)  # type: ignore[arg-type]  # checked above
 
-    def _restore_cache(
-        self, fields: Fields, media: list[Media], messages: Sequence[Message], engine: Engine
-    ) -> None:
+    def _engine(self, fields: Fields, media: list[Media], messages: Sequence[Message]) -> Engine | None:
+        """An engine with the cache that was saved; None where that is empty."""
         geometry = self._manifest.geometry
         ids = np.array(fields.integers("ids", 0, geometry.vocab_size - 1, geometry.context), dtype=np.int64)
-        rule, route = self._model.rule_of(messages), fields.text("route")
+        rule, route = self._generator.rule_of(messages), fields.text("route")
         if len(ids) and route != adapter_name(rule):
             raise fields.refusal(f"route is {route!r}, the conversation takes {adapter_name(rule)!r}")
         spans = tuple(self._span(entry, media, rule) for entry in fields.children("spans", _MAX_MEDIA))
+        if sum(span.stop - span.start for span in spans) > geometry.context:
+            raise fields.refusal("the media take more than the context")
         covered = [position for span in spans for position in range(span.start, min(span.stop, len(ids)))]
         if covered != np.flatnonzero(np.isin(ids, self._manifest.placeholders)).tolist():
             raise fields.refusal("the media do not stand at their placeholders")
+        if not len(ids):
+            return None
+        engine = self._generator.new_engine()
         shape = (1, geometry.num_kv_heads, len(ids), geometry.head_dim)
-        if len(ids):
-            arrays = {
-                name: self._array(f"cache/{name}.npy", shape, engine.cache.dtype.name)
-                for name in engine.cache.names
-            }
-            engine.restore(Prompt(ids, spans, route), arrays, long_regime=fields.raw("long") is True)
+        arrays = {
+            name: self._array(f"cache/{name}.npy", shape, engine.cache.dtype.name)
+            for name in engine.cache.names
+        }
+        engine.restore(Prompt(ids, spans, route), arrays, long_regime=fields.raw("long") is True)
+        return engine
 
     def _span(self, fields: Fields, media: list[Media], rule: Rule) -> MediaSpan:
         item = media[fields.integer("media", 0, len(media) - 1)]
-        encoder = self._model.encoder
+        encoder = self._generator.encoder
         features = item.features.get(encoder.projector(item, rule))
         if features is None:
             raise fields.refusal("the media were not encoded for what the conversation takes")

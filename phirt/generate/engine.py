@@ -18,9 +18,10 @@ import numpy as np
 
 from phirt.bundle.adapters import adapter_id
 from phirt.bundle.manifest import Manifest
-from phirt.errors import ContextError
+from phirt.errors import ContextError, RequestCancelledError
 from phirt.generate.decoder_io import DecoderIO
 from phirt.generate.kv_cache import KVCache, Layer
+from phirt.generate.results import FinishReason
 from phirt.generate.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, extended, feature_rows
 from phirt.generate.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
 from phirt.runtime.session import Session, ort_value
@@ -29,10 +30,6 @@ from phirt.runtime.session import Session, ort_value
 PREFILL_CHUNK = 128
 
 Reason = Literal["prompt", "long_context", "short_context", "route"]
-
-
-class CancelledError(Exception):
-    """Raised inside the engine when the caller's event is set; what was run so far stays cached."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +74,7 @@ class Engine:
         self._spans: tuple[MediaSpan, ...] = ()
         self._route = "none"
         self._long = False
+        self._aligned = 0  # leading positions that were run in whole chunks, as every prefill runs them
         self._decode_bindings: dict[int, Any] = {}  # by the ids of a run
         self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN)
         self._costs = run_costs or RunCosts()
@@ -109,18 +107,24 @@ class Engine:
         self._decode_bindings.clear()
         self._spans = ()
         self._long = False
+        self._aligned = 0
 
     def truncate(self, length: int) -> None:
         """Forgets all positions from `length` on."""
         self._cache.truncate(length)
         self._spans = tuple(span for span in self._spans if span.start < length)
+        self._aligned = self._whole_chunks(min(self._aligned, length))
 
-    def fork(self) -> Engine:
-        """An independent engine on the same session with a copy of the cache."""
+    def fork(self, length: int | None = None) -> Engine:
+        """An independent engine on the same session with a copy of the first `length` cached positions, by
+        default all.
+        """
         other = Engine(self._session, self._manifest, prefill_chunk=self._chunk)
-        other._cache = self._cache.copy()
+        other._cache = self._cache.copy(length)
         other._ids = self._ids.copy()
-        other._spans, other._route, other._long = self._spans, self._route, self._long
+        other._spans = tuple(span for span in self._spans if span.start < other._cache.length)
+        other._route, other._long = self._route, self._long
+        other._aligned = self._whole_chunks(min(self._aligned, other._cache.length))
         return other
 
     @property
@@ -144,6 +148,19 @@ class Engine:
             return 0
         return min(common_prefix(self.cached, prompt), len(prompt.ids) - 1)
 
+    def reusable_to_the_bit(self, prompt: Prompt) -> int:
+        """How many positions of `prompt` hold what an engine without a cache would compute to the last bit.
+
+        Kernels add in another order where other numbers of positions are run at once. So these are whole
+        chunks of a prefill from the start; a caller who wants no others truncates the rest.
+        """
+        return self._whole_chunks(min(self.reusable(prompt), self._aligned))
+
+    @property
+    def aligned_length(self) -> int:
+        """The most that `reusable_to_the_bit` can be for any prompt."""
+        return self._aligned
+
     def prefill_prompt(
         self, prompt: Prompt, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
     ) -> Rows:
@@ -151,7 +168,7 @@ class Engine:
 
         Returns the logits float32 [vocab] after the last position, valid until the next call. `on_progress`
         is called before the first chunk and after each. Raises ContextError if the prompt does not fit,
-        CancelledError between chunks.
+        RequestCancelledError between chunks.
         """
         total = len(prompt.ids)
         assert total > 0
@@ -161,7 +178,7 @@ class Engine:
                 "shorten the prompt, use fewer media, or start a new conversation"
             )
         keep, reason = self.reusable(prompt), self._reason(prompt)
-        self._cache.truncate(keep)
+        self.truncate(keep)
         self._spans, self._route, self._long = prompt.spans, prompt.route, self._is_long(total)
         self._reserve(total)
         for start in range(keep, total, self._chunk):
@@ -172,6 +189,8 @@ class Engine:
             self._run_chunk(
                 prompt.ids[start:stop], feature_rows(prompt.spans, start, stop, self._io.no_media)
             )
+            if start == self._aligned:
+                self._aligned = self._whole_chunks(stop)
         if on_progress is not None:
             on_progress(Progress(reason, total - keep, total - keep))
         return self._io.row(0)
@@ -232,7 +251,7 @@ class Engine:
         cancel: threading.Event | None = None,
         on_progress: OnProgress | None = None,
         speculation: Speculation | None = None,
-    ) -> Generator[int, None, str]:
+    ) -> Generator[int, None, FinishReason]:
         """Prefills `prompt`, then yields chosen ids until one of `eos` (which is not yielded).
 
         The generator's return value says why it ended: "stop", "length", "context" or "cancelled". An id
@@ -242,7 +261,7 @@ class Engine:
         """
         try:
             logits = self.prefill_prompt(prompt, cancel, on_progress)
-        except CancelledError:
+        except RequestCancelledError:
             return "cancelled"
         if speculation is not None:
             speculation.begin(prompt.ids.tolist())
@@ -264,7 +283,7 @@ class Engine:
                 else:
                     # All but the last of the ids to come may be drafted: what follows the last is not asked.
                     logits = self._follow(token, speculation, max_new_tokens - count - 1, cancel, on_progress)
-            except CancelledError:
+            except RequestCancelledError:
                 return "cancelled"
         return "length"
 
@@ -313,7 +332,7 @@ class Engine:
         self._io.set_lengths(start + count, start + count, count)
         begin = self._costs.clock()
         self._session.run_bound(binding)
-        self._costs.ran(count, self._costs.clock() - begin)
+        self._costs.record(count, self._costs.clock() - begin)
         self._cache.advance(1)
 
     def _reason(self, prompt: Prompt) -> Reason:
@@ -324,6 +343,9 @@ class Engine:
             if self._is_long(len(prompt.ids)) != self._long:
                 return "short_context" if self._long else "long_context"
         return "prompt"
+
+    def _whole_chunks(self, length: int) -> int:
+        return length - length % self._chunk
 
     def _is_long(self, total: int) -> bool:
         return self._geometry.has_long_regime and total > self._geometry.rope.original_context
@@ -379,4 +401,4 @@ class Engine:
 
 def _check(cancel: threading.Event | None) -> None:
     if cancel is not None and cancel.is_set():
-        raise CancelledError
+        raise RequestCancelledError("the request was cancelled while its prompt was run")

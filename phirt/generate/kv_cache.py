@@ -71,11 +71,13 @@ class KVCache:
         assert total <= self.context
         if total <= self.capacity:
             return False
-        capacity = self.capacity
-        while capacity < total:
-            capacity *= 2
-        self._allocate(min(capacity, self.context))
+        self._allocate(_grown(self.capacity, total, self.context))
         return True
+
+    def nbytes_for(self, total: int) -> int:
+        """Bytes of a cache that has grown to hold `total` positions."""
+        first = min(_FIRST_CAPACITY, self.context)
+        return self.nbytes * _grown(first, total, self.context) // self.capacity
 
     def advance(self, count: int) -> None:
         """Notes that the graph has written `count` more positions."""
@@ -94,13 +96,15 @@ class KVCache:
             self._arrays.clear()
             self._allocate(min(_FIRST_CAPACITY, self.context))
 
-    def copy(self) -> KVCache:
-        """An independent cache with the same content."""
+    def copy(self, length: int | None = None) -> KVCache:
+        """An independent cache with the same first `length` positions, by default all."""
+        length = self.length if length is None else length
+        assert length <= self.length
         other = KVCache(self.num_layers, self.num_kv_heads, self.head_dim, self.context, self.dtype.name)
-        other.reserve(self.length)
+        other.reserve(length)
         for suffix, array in self._arrays.items():
-            other._arrays[suffix][:, :, : self.length] = array[:, :, : self.length]
-        other.length = self.length
+            other._arrays[suffix][:, :, :length] = array[:, :, :length]
+        other.length = length
         return other
 
     def bindings(self) -> Iterator[tuple[str, str, Any]]:
@@ -156,3 +160,10 @@ class KVCache:
                 self._arrays[suffix] = array
                 self._values[suffix] = ort_value(array)
         self.capacity = capacity
+
+
+def _grown(capacity: int, total: int, context: int) -> int:
+    """The capacity that buffers grow to for `total` positions."""
+    while capacity < total:
+        capacity *= 2
+    return min(capacity, context)

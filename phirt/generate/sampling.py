@@ -1,20 +1,29 @@
 """From logits to the next id: settings, logits processors, samplers.
 
 Knows numbers only. Knows nothing of sessions, caches or text; stop strings are carried here and applied by
-`tokenizer`. A logits processor is a callable that takes float32 logits [vocab] and the ids so far, and
-returns logits [vocab]; it may work in place. A sampler takes logits [vocab] and returns an id.
+`prompt.stop_strings`.
+
+A *logits processor* is a callable that takes float32 logits [vocab] and the ids so far (the prompt's and the
+answer's), and returns logits [vocab]; it may work in place. A *sampler* takes logits [vocab], with -inf for
+what may not be chosen, and returns an id. A request's own processors see the model's logits first, in their
+order; then come the repetition penalty, temperature, top-k, top-p and min-p of the settings; a request's own
+sampler takes the place of the greedy or random choice. Each of them is called once for each id of the answer,
+in the answer's order, whether the id was drafted or not: so they may keep a state, and answers do not depend
+on speculation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from phirt.errors import BundleError, ConfigError
+from phirt.errors import BundleError, ConfigError, PhirtError
 
 Logits = npt.NDArray[np.float32]
 LogitsProcessor = Callable[[Logits, Sequence[int]], Logits]
@@ -58,19 +67,49 @@ class GenerationConfig:
             _require_integer("seed", self.seed, 0)
         if not isinstance(self.speculation, bool):
             raise ConfigError(f"speculation is {self.speculation!r}, accepted: True or False")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(item, str) and 0 < len(item) <= _MAX_STOP_LENGTH for item in stop):
-            raise ConfigError(
-                f"stop is {self.stop!r}, accepted: strings of 1 to {_MAX_STOP_LENGTH} characters"
-            )
-        if len(stop) > _MAX_STOP_STRINGS:
-            raise ConfigError(f"stop has {len(stop)} strings, accepted: at most {_MAX_STOP_STRINGS}")
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
 
     @property
     def greedy(self) -> bool:
         """Whether the best id is always taken."""
         return self.temperature == 0.0
+
+
+class GenerationOverrides(TypedDict, total=False):
+    """The settings of `GenerationConfig` as keyword arguments, each optional."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Iterable[str]
+    speculation: bool
+
+
+def overridden(config: object, overrides: Mapping[str, Any]) -> GenerationConfig:
+    """`config` with some settings replaced. Raises ConfigError for what is none, and for unknown settings."""
+    if not isinstance(config, GenerationConfig):
+        raise ConfigError(f"config is a {type(config).__name__}, accepted: a GenerationConfig")
+    names = [field.name for field in dataclasses.fields(GenerationConfig)]
+    for name in overrides:
+        if name not in names:
+            raise ConfigError(f"there is no setting {name!r}, accepted: {', '.join(names)}")
+    return dataclasses.replace(config, **overrides) if overrides else config
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    accepted = f"accepted: a string of 1 to {_MAX_STOP_LENGTH} characters, or a list of such strings"
+    if isinstance(stop, bytes | Mapping) or not isinstance(stop, Iterable):
+        raise ConfigError(f"stop is {stop!r}, {accepted}; an empty list for none")
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(item, str) and 0 < len(item) <= _MAX_STOP_LENGTH for item in strings):
+        raise ConfigError(f"stop is {stop!r}, {accepted}")
+    if len(strings) > _MAX_STOP_STRINGS:
+        raise ConfigError(f"stop has {len(strings)} strings, accepted: at most {_MAX_STOP_STRINGS}")
+    return strings
 
 
 def _require_integer(name: str, value: object, low: int) -> None:
@@ -210,8 +249,13 @@ def categorical(seed: int | None) -> Sampler:
     return sample
 
 
-class Chooser:
-    """Processors and sampler in one: called with logits [vocab], returns the next id and remembers it."""
+class TokenSampler:
+    """Processors and sampler in one: called with logits [vocab], returns the next id and remembers it.
+
+    `logits_processors` and `sampler` are a request's own; see above for their place in the order. Raises
+    ConfigError where one of them returns what cannot be used, BundleError where the model's logits are no
+    numbers.
+    """
 
     def __init__(
         self,
@@ -219,19 +263,85 @@ class Chooser:
         vocab_size: int,
         prompt_ids: Sequence[int],
         suppressed: Sequence[int] = (),
+        *,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        sampler: Sampler | None = None,
     ) -> None:
+        self._own_processors = tuple(logits_processors)
         self._processors = make_logits_processors(config, vocab_size, suppressed)
+        self._own_sampler = sampler
         self._sampler = greedy if config.greedy else categorical(config.seed)
+        self._suppressed = frozenset(suppressed)
         self._ids = list(prompt_ids)
 
     def __call__(self, logits: Logits) -> int:
         work = logits.copy()  # the engine's buffer stays as the graph wrote it
-        for process in self._processors:
-            work = process(work, self._ids)
-        if np.isnan(work).any():
-            raise BundleError(
-                "the model's scores are no numbers; run 'phirt verify', or start a new conversation"
-            )
-        token = self._sampler(work)
+        for process in self._own_processors:
+            work = self._checked_logits(process(work, self._ids), len(logits))
+        with np.errstate(
+            all="ignore"
+        ):  # the host's setting must not turn a vanishing probability into an error
+            for process in self._processors:
+                work = process(work, self._ids)
+            best = work.max()  # of which NaN is the greatest
+            if not np.isfinite(best):
+                raise self._unusable(best)
+            token = self._sampler(work) if self._own_sampler is None else -1
+        if self._own_sampler is not None:
+            token = self._checked_token(self._own_sampler(work), len(logits))
         self._ids.append(token)
         return token
+
+    def _checked_logits(self, returned: object, vocab_size: int) -> Logits:
+        """What one of the request's processors returned, as float32 [vocab]."""
+        try:
+            logits = np.asarray(returned, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"a logits processor returned a {type(returned).__name__}, accepted: float32 logits "
+                f"[{vocab_size}]"
+            ) from error
+        if logits.shape != (vocab_size,):
+            raise ConfigError(
+                f"a logits processor returned an array of shape {list(logits.shape)}, accepted: float32 "
+                f"logits [{vocab_size}]"
+            )
+        return logits
+
+    def _checked_token(self, returned: Any, vocab_size: int) -> int:
+        """What the request's sampler returned, as an id."""
+        accepted = f"an id from 0 to {vocab_size - 1} that stands for no image or recording"
+        try:
+            token = operator.index(returned)
+        except TypeError as error:
+            found = type(returned).__name__
+            raise ConfigError(f"the sampler returned a {found}, accepted: {accepted}") from error
+        if not 0 <= token < vocab_size or token in self._suppressed:
+            raise ConfigError(f"the sampler returned {token}, accepted: {accepted}")
+        return token
+
+    def _unusable(self, best: float) -> PhirtError:
+        if self._own_processors:
+            found = "no numbers" if np.isnan(best) else "infinite" if best > 0 else "-inf for every id"
+            return ConfigError(
+                f"the logits are {found} after the request's logits processors; leave at least one id with a "
+                "finite logit"
+            )
+        return BundleError(
+            "the model's scores are no numbers; run 'phirt verify', or start a new conversation"
+        )
+
+
+def require_callables(processors: object, sampler: object) -> tuple[LogitsProcessor, ...]:
+    """The request's own processors as a tuple. Raises ConfigError for what cannot be called."""
+    if callable(processors) or not isinstance(processors, Iterable):
+        raise ConfigError(
+            f"logits_processors is a {type(processors).__name__}, accepted: a list of callables, even for one"
+        )
+    listed = tuple(processors)
+    for process in listed:
+        if not callable(process):
+            raise ConfigError(f"a logits processor is a {type(process).__name__}, accepted: a callable")
+    if sampler is not None and not callable(sampler):
+        raise ConfigError(f"sampler is a {type(sampler).__name__}, accepted: a callable or None")
+    return listed

@@ -23,148 +23,26 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 
+from phirt.generate.prompt_lookup import PromptLookup
+
 RUN_SIZES = (1, 2, 4, 8, 12, 16)  # positions of one run: the id that is known, and drafted ones
 LONGEST_RUN = RUN_SIZES[-1]
 
-_FEWEST = 2  # ids that must agree for a match to be found
-_LONGEST = 16  # more agreeing ids say no more
-_CANDIDATES = 8  # earlier places that one search looks at
-_HELD = 3  # ids that agree before a match that breaks is worth coming back to
-_NEAR = 8  # positions from the place of a broken match on where the text may go on
-_PATIENCE = 8  # ids after which a broken match is given up
-
 # Log-odds that the expected id comes by the class of the match, before anything is known of the text: between
 # those of free text and those of copied text, as measured on pages of an encyclopedia.
-_CLASSES = (-1, 1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first
-_FIRST_GUESS = (-4.5, -2.5, -0.4, 0.0, 0.2, 0.6, 0.8, 1.4, 2.2)
-_LEARNING = 0.5  # step of what all classes share
-_OWN_LEARNING = 0.1  # step of each class
+_MATCH_CLASSES = (-1, 1, 2, 3, 4, 6, 10, 16)  # the least match length of each class but the first
+_PRIOR_LOG_ODDS = (-4.5, -2.5, -0.4, 0.0, 0.2, 0.6, 0.8, 1.4, 2.2)
+_LEARNING_RATE = 0.5  # step of what all classes share
+_CLASS_LEARNING_RATE = 0.1  # step of each class
 
-_FIRST_SLOPE = 0.25  # decode steps that each further position of a run costs, before any is measured
+_PRIOR_SLOPE = 0.25  # decode steps that each further position of a run costs, before any is measured
 _TIME_WEIGHT = 0.3  # of the newest run in the estimate of its size
-_SHARING = 1 / 32  # of what a run shows, for the estimates of other sizes
-_FORGETTING = 1 / 4096  # by each plain step, what runs have cost
-_HOPELESS = 0.02  # a place that likely to come true is the last that is thought of
-_WORTH = 1.1  # the least gain for which a draft is run: estimates are noisy, and a size's first run is slow
-
-
-class PromptLookup:
-    """An index of one sequence that grows id by id, and the place where its end was found before.
-
-    Ids in `never` are neither drafted nor take part in a match: media placeholders, whose meaning is not in
-    their id, and ids that end an answer. `match_length` says how many ids before the expected one agree. Less
-    than 0: a match broke so many ids ago, and what is expected is what stands so far behind its place. Adding
-    an id takes a few microseconds whatever the length.
-    """
-
-    def __init__(self, ids: Iterable[int], never: Collection[int]) -> None:
-        self._never = frozenset(never)
-        self._ids: list[int] = []
-        self._ends: dict[int, int] = {}  # pair of ids: where it ended last
-        self._earlier: list[int] = []  # by position: where the pair that ends here ended before, or -1
-        for token in ids:
-            self._append(token)
-        self._source = -1  # the position whose id is expected next, or -1
-        self._broken = -1  # the position whose id did not come when the last match broke; -1 if given up
-        self._wrong = 0  # the position of the id that came instead
-        self.match_length = 0
-        self._search()
-
-    @property
-    def expected(self) -> int | None:
-        """The id that comes next if the text repeats itself; None where there is no match."""
-        if self._source < 0 or self._ids[self._source] in self._never:
-            return None
-        return self._ids[self._source]
-
-    def add(self, token: int) -> bool | None:
-        """Notes the next id. Returns whether it is the expected one, None where none was expected."""
-        expected = self.expected
-        self._append(token)
-        if expected == token:
-            self._source += 1
-            self.match_length = max(self.match_length, 0) + 1
-            return True
-        if self.match_length >= _HELD:
-            self._broken, self._wrong = self._source, len(self._ids) - 1
-        self._source, self.match_length = -1, 0
-        if not self._realign():
-            self._search()
-        if self._source < 0:
-            self._keep_step()
-        return None if expected is None else False
-
-    def draft(self, count: int) -> list[int]:
-        """At most `count` ids that followed the match, none of `never`. A match that reaches the end of the
-        sequence goes on into the draft itself, as in a text that loops.
-        """
-        drafted: list[int] = []
-        if self._source < 0:
-            return drafted
-        for position in range(self._source, self._source + count):
-            past = position - len(self._ids)
-            token = self._ids[position] if past < 0 else drafted[past]
-            if token in self._never:
-                break
-            drafted.append(token)
-        return drafted
-
-    def _append(self, token: int) -> None:
-        position = len(self._ids)
-        previous = self._ids[-1] if position else token
-        self._ids.append(token)
-        if position == 0 or token in self._never or previous in self._never:
-            self._earlier.append(-1)
-            return
-        pair = previous << 32 | token
-        self._earlier.append(self._ends.get(pair, -1))
-        self._ends[pair] = position
-
-    def _realign(self) -> bool:
-        """Finds the last id near the place where a match broke: a word was replaced, left out or put in, and
-        the text goes on as it did. So near one id is enough.
-        """
-        token, end = self._ids[-1], len(self._ids) - 1
-        if end - self._wrong >= _PATIENCE:
-            self._broken = -1
-        if self._broken < 0 or token in self._never:
-            return False
-        try:
-            place = self._ids.index(token, self._broken, min(self._broken + _NEAR, end))
-        except ValueError:
-            return False
-        self._source, self.match_length = place + 1, 1
-        return True
-
-    def _keep_step(self) -> None:
-        """Expects what comes next if each id since a match broke stands for one at its place."""
-        if self._broken >= 0:
-            since = len(self._ids) - self._wrong
-            self._source, self.match_length = self._broken + since, -since
-
-    def _search(self) -> None:
-        """Finds the longest match of the sequence's end among the latest candidates; the latest of equals."""
-        candidate = self._earlier[-1] if self._earlier else -1
-        best = 0
-        for _ in range(_CANDIDATES):
-            if candidate < 0 or best == _LONGEST:
-                return
-            length = self._agreeing(candidate)
-            if length > best:
-                best, self._source = length, candidate + 1
-                self.match_length = length
-            candidate = self._earlier[candidate]
-
-    def _agreeing(self, candidate: int) -> int:
-        """How many ids that end at `candidate` are those at the sequence's end; at least the pair is."""
-        ids, end, length = self._ids, len(self._ids) - 1, _FEWEST
-        while (
-            length < min(_LONGEST, candidate + 1)
-            and ids[end - length] == ids[candidate - length]
-            and ids[end - length] not in self._never
-        ):
-            length += 1
-        return length
+_WEIGHT_FOR_OTHER_SIZES = 1 / 32  # of what a run shows, for the estimates of other sizes
+_DECAY = 1 / 4096  # by each plain step, what runs have cost
+_LEAST_CHANCE = 0.02  # a place that likely to come true is the last that is thought of
+_LEAST_GAIN = (
+    1.1  # the least gain for which a draft is run: estimates are noisy, and a size's first run is slow
+)
 
 
 class RunCosts:
@@ -175,27 +53,27 @@ class RunCosts:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
         self._step: float | None = None  # seconds of a run of one position
-        self._slope = _FIRST_SLOPE
+        self._slope = _PRIOR_SLOPE
         self._costs = {1: 1.0}  # of the sizes that have been run
 
-    def ran(self, positions: int, seconds: float) -> None:
+    def record(self, positions: int, seconds: float) -> None:
         """Notes what a run of so many positions took."""
         if positions not in RUN_SIZES or seconds <= 0:
             return
         if positions == 1:
-            self._step = _nearer(self._step or seconds, seconds)
-            self._lean(_FORGETTING, _FIRST_SLOPE)
+            self._step = _smoothed(self._step or seconds, seconds)
+            self._pull_towards(_DECAY, _PRIOR_SLOPE)
         elif self._step is not None:
-            cost = _nearer(self.measured(positions), seconds / self._step)
+            cost = _smoothed(self.measured(positions), seconds / self._step)
             self._slope += _TIME_WEIGHT * ((cost - 1) / (positions - 1) - self._slope)
-            self._lean(_SHARING, self._slope)
+            self._pull_towards(_WEIGHT_FOR_OTHER_SIZES, self._slope)
             self._costs[positions] = cost
 
     def measured(self, size: int) -> float:
         """What a run costs; of a size that was never run, what the others let expect."""
         return self._costs.get(size, 1 + self._slope * (size - 1))
 
-    def _lean(self, weight: float, slope: float) -> None:
+    def _pull_towards(self, weight: float, slope: float) -> None:
         """Moves all costs towards those of a slope, or a size that was slow once would not be run again."""
         for size, cost in self._costs.items():
             self._costs[size] = cost + weight * (1 + slope * (size - 1) - cost)
@@ -203,10 +81,10 @@ class RunCosts:
 
 def usual_cost(size: int) -> float:
     """What a run costs where nothing is measured, in decode steps: 4 positions 1.75, 8 of them 2.75."""
-    return 1 + _FIRST_SLOPE * (size - 1)
+    return 1 + _PRIOR_SLOPE * (size - 1)
 
 
-def _nearer(known: float, measured: float) -> float:
+def _smoothed(known: float, measured: float) -> float:
     """The estimate after one more time. A pause of the machine must not count for long, so nothing counts for
     more than twice what was known.
     """
@@ -227,19 +105,19 @@ class DraftPolicy:
     def __init__(self, cost: Callable[[int], float]) -> None:
         self._cost = cost
         self._intercept = 0.0
-        self._classes = list(_FIRST_GUESS)
+        self._classes = list(_PRIOR_LOG_ODDS)
 
-    def came(self, match_length: int, true: bool) -> None:
+    def update(self, match_length: int, was_expected: bool) -> None:
         """Notes whether the id after a match of so many ids was the expected one."""
-        error = true - self._chance(match_length)
-        self._intercept += _LEARNING * error
-        self._classes[_class_of(match_length)] += _OWN_LEARNING * error
+        error = was_expected - self._chance(match_length)
+        self._intercept += _LEARNING_RATE * error
+        self._classes[_class_of(match_length)] += _CLASS_LEARNING_RATE * error
 
     def run_size(self, match_length: int, longest: int) -> int:
         """The positions, one of RUN_SIZES up to `longest`, that give most ids a second where the end of the
         sequence has a match of `match_length` ids. 1 is a plain decode step.
         """
-        best, best_gain = 1, _WORTH
+        best, best_gain = 1, _LEAST_GAIN
         ids, likely, drafted = 1.0, 1.0, 0
         for size in RUN_SIZES[1:]:
             if size > longest:
@@ -252,7 +130,7 @@ class DraftPolicy:
             gain = ids / self._cost(size)
             if gain > best_gain:
                 best, best_gain = size, gain
-            if likely < _HOPELESS:
+            if likely < _LEAST_CHANCE:
                 break
         return best
 
@@ -262,7 +140,7 @@ class DraftPolicy:
 
 
 def _class_of(match_length: int) -> int:
-    return bisect.bisect_right(_CLASSES, match_length)
+    return bisect.bisect_right(_MATCH_CLASSES, match_length)
 
 
 class Speculation:
@@ -289,9 +167,9 @@ class Speculation:
         there; None where it must be run.
         """
         length = self._lookup.match_length
-        came = self._lookup.add(token)
-        if came is not None:
-            self._policy.came(length, came)
+        was_expected = self._lookup.add(token)
+        if was_expected is not None:
+            self._policy.update(length, was_expected)
         if self._row < len(self._run) and self._run[self._row] == token:
             self._row += 1
             self.accepted += 1

@@ -161,8 +161,8 @@ class _Pieces:
     def as_dict(self, message: Message, tools: str | None) -> dict[str, str]:
         """The message as the template sees it: true role, marks for everything else."""
         marks = [self._mark(item) for item in message.media]
-        if message.ids is not None:
-            marks.append(self._mark(message.ids))
+        if message.token_ids is not None:
+            marks.append(self._mark(message.token_ids))
         elif message.content:
             marks.append(self._mark(_Content(message.content)))
         shown = {"role": str(message.role), "content": "".join(marks)}

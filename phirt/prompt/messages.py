@@ -49,11 +49,11 @@ class Media:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Message:
-    """One turn. `media` stands before the text. `ids` are an answer's generated ids, where they stand for its
-    text.
+    """One turn. `media` stands before the text. `token_ids` are an answer's generated ids, where they stand
+    for its text.
     """
 
     role: Role
     content: str
     media: tuple[Media, ...] = ()
-    ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None

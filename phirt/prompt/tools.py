@@ -5,10 +5,11 @@ Knows JSON and the marks around a call. Knows nothing of templates, tokens or of
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from phirt.errors import ConfigError
@@ -20,51 +21,98 @@ VISIBLE_TOKENS = (CALL_OPEN, CALL_CLOSE)
 _CALL_BLOCK = re.compile(f"{re.escape(CALL_OPEN)}(.*?)(?:{re.escape(CALL_CLOSE)}|$)", re.DOTALL)
 
 
-def tools_to_json(tools: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """The JSON that the template puts between the tool tokens. Raises ConfigError for what is no list of
-    objects.
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+    """A call in an answer: the tool's name and its arguments as JSON values.
+
+    `offered` says whether the request offered a tool of this name; a model may make names up.
     """
-    if not tools:
-        return None
-    if isinstance(tools, str | bytes | Mapping) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise ConfigError("tools must be a list of dicts, each with at least a 'name'")
-    if not all(isinstance(tool.get("name"), str) for tool in tools):
-        raise ConfigError("every tool needs a 'name' that is a string")
-    try:
-        return json.dumps([dict(tool) for tool in tools], ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"tools cannot be written as JSON: {error}; use plain dicts, lists and values"
-        ) from error
+
+    name: str
+    arguments: Mapping[str, Any]
+    offered: bool = True
 
 
-def results_to_json(results: Sequence[Any], count: int) -> str:
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """Tools that a request offers: the JSON list that the template puts between the tool tokens, and their
+    names.
+    """
+
+    json: str
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, tools: Tools | Iterable[Mapping[str, Any]] | None) -> Tools | None:
+        """Dicts with at least a "name", from a list or an iterator; None where there are none.
+
+        Raises ConfigError for anything else, and for what cannot be written as JSON.
+        """
+        if tools is None or isinstance(tools, Tools):
+            return tools
+        if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
+            raise ConfigError(
+                f"tools is a {type(tools).__name__}, accepted: a list of dicts, each with at least a 'name'"
+            )
+        listed = list(tools)  # once: an iterator has nothing left the second time
+        for tool in listed:
+            if not isinstance(tool, Mapping):
+                raise ConfigError(
+                    f"a tool is a {type(tool).__name__}, accepted: a dict with at least a 'name'"
+                )
+            if not isinstance(tool.get("name"), str):
+                raise ConfigError("every tool needs a 'name' that is a string")
+        if not listed:
+            return None
+        try:
+            text = json.dumps([dict(tool) for tool in listed], ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"tools cannot be written as JSON: {error}; use plain dicts, lists and values"
+            ) from error
+        return cls(text, frozenset(tool["name"] for tool in listed))
+
+    @classmethod
+    def from_json(cls, text: str) -> Tools:
+        """Tools whose JSON was kept; no names where it is no list of objects with names."""
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError):
+            document = None
+        entries = document if isinstance(document, list) else []
+        names = (entry.get("name") for entry in entries if isinstance(entry, dict))
+        return cls(text, frozenset(name for name in names if isinstance(name, str)))
+
+
+def results_to_json(results: Iterable[Any], count: int) -> str:
     """The JSON list of what `count` calls returned. Raises ConfigError for another number, or for no JSON."""
-    if isinstance(results, str | bytes | Mapping) or not isinstance(results, Sequence):
+    if isinstance(results, str | bytes | Mapping) or not isinstance(results, Iterable):
         raise ConfigError(f"results is a {type(results).__name__}, accepted: a list, one value for each call")
+    listed = list(results)
     if not count:
         raise ConfigError("the last answer calls no tool, so there is nothing to give results for; send text")
-    if len(results) != count:
-        raise ConfigError(f"{len(results)} results for {count} calls; give one for each call, in their order")
+    if len(listed) != count:
+        raise ConfigError(f"{len(listed)} results for {count} calls; give one for each call, in their order")
     try:
-        return json.dumps(list(results), ensure_ascii=False, allow_nan=False)
+        return json.dumps(listed, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"the results cannot be written as JSON: {error}; use plain dicts, lists and values"
         ) from error
 
 
-def parse_tool_calls(text: str) -> tuple[dict[str, Any], ...]:
-    """The calls in an answer as {"name": str, "arguments": dict}; what is malformed stays text and gives
+def parse_tool_calls(text: str, tools: Tools | None = None) -> tuple[ToolCall, ...]:
+    """The calls in an answer to a request that offered `tools`; what is malformed stays text and gives
     none.
     """
-    calls: list[dict[str, Any]] = []
+    names = frozenset[str]() if tools is None else tools.names
+    calls: list[ToolCall] = []
     for block in _CALL_BLOCK.findall(text):
         try:
             document = json.loads(block, parse_constant=_refuse_constant, parse_float=_finite)
         except (ValueError, RecursionError):
             continue
-        found = [_as_call(item) for item in (document if isinstance(document, list) else [document])]
+        found = [_as_call(item, names) for item in (document if isinstance(document, list) else [document])]
         if all(call is not None for call in found):
             calls.extend(call for call in found if call is not None)
     return tuple(calls)
@@ -81,10 +129,10 @@ def _finite(text: str) -> float:
     return value
 
 
-def _as_call(item: object) -> dict[str, Any] | None:
+def _as_call(item: object, names: frozenset[str]) -> ToolCall | None:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return None
     arguments = item.get("arguments", item.get("parameters", {}))
     if not isinstance(arguments, dict):
         return None
-    return {"name": item["name"], "arguments": arguments}
+    return ToolCall(item["name"], arguments, item["name"] in names)

@@ -77,7 +77,7 @@ class BundleReference:
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
         """See `Reference`."""
-        engine = self._model.new_engine()
+        engine = self._model.generator.new_engine()
         own = encode(self._model, case)
         if not np.array_equal(own.ids, prompt.ids) or own.route != prompt.route:
             raise ConfigError(
@@ -100,8 +100,8 @@ def encode(model: phirt.Model, case: Case) -> Prompt:
     """The engine's prompt: the bare first token of a passage, or a whole user turn."""
     if case.forced is not None:
         return Prompt(np.array(case.forced[:1], np.int64))
-    media = model.prepare_media(case.images, case.audio)
-    return model.encode_prompt((Message("user", case.text, media),), None, None)
+    media = model.generator.prepare_media(case.images, case.audio)
+    return model.generator.encode_prompt((Message("user", case.text, media),), None, None)
 
 
 def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case], route: str) -> RouteFidelity:
@@ -112,7 +112,7 @@ def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case],
     """
     meter, count = FidelityMeter(), 0
     for case in cases:
-        prompt, engine = encode(candidate, case), candidate.new_engine()
+        prompt, engine = encode(candidate, case), candidate.generator.new_engine()
         assert prompt.route == route
         logits, token = engine.prefill_prompt(prompt), -1
         for step, leading in enumerate(reference.follow(case, prompt)):
@@ -123,7 +123,7 @@ def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case],
             if case.forced is None and token in candidate.manifest.tokens.eos:
                 break
         if case.forced is not None:
-            count += len(candidate.tokenizer.decode(list(case.forced[1:])).encode())
+            count += len(candidate.generator.tokenizer.decode(list(case.forced[1:])).encode())
     fidelity = meter.result()
     if not count:
         return RouteFidelity(fidelity)
@@ -143,7 +143,7 @@ def passages(model: phirt.Model, texts: Sequence[str], limit: int) -> list[Case]
     geometry, cases, left = model.manifest.geometry, [], limit
     longest = min(PASSAGE_TOKENS, geometry.context, geometry.rope.original_context)
     for text in texts:
-        ids = model.tokenizer.encode_content(text)
+        ids = model.generator.tokenizer.encode_content(text)
         for start in range(0, len(ids), longest):
             passage = tuple(int(i) for i in ids[start : start + min(longest, left)])
             if len(passage) > 1:

@@ -159,7 +159,7 @@ def test_every_take_starts_at_its_depth(
     long_bundle: Path, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = phirt.load(long_bundle)
-    engine, prompts = model.new_engine(), speed.Prompts(model.manifest)
+    engine, prompts = model.generator.new_engine(), speed.Prompts(model.manifest)
     rerun: list[int] = []
     steps: list[int] = []
     plain_prefill, plain_step = engine.prefill, engine.decode_step

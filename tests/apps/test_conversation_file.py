@@ -30,7 +30,7 @@ def test_a_talk_goes_on_over_commands(bundle: Path, tmp_path: Path, run) -> None
     assert chat.send("the quick", config=config).text() == first.stdout.decode().removesuffix("\n")
     expected = chat.send("brown fox", config=config).result
     told = json.loads(second.stdout)
-    assert (told["ids"], told["prompt_ids"]) == (list(expected.ids), list(expected.prompt_ids))
+    assert (told["ids"], told["prompt_ids"]) == (list(expected.token_ids), list(expected.prompt_token_ids))
     assert told["usage"]["cached_tokens"] > 0  # the cache came from the file
     assert len(model.load_chat(path).messages) == 4
 

@@ -82,7 +82,7 @@ def test_text_then_image_then_audio_then_text(
     chat = model.load_chat(saved)
     assert [message.role for message in chat.messages] == ["user", "assistant"] * 4
     assert [len(message.media) for message in chat.messages[::2]] == [0, 1, 1, 0]
-    assert chat.route == "vision"
+    assert chat.adapter == "vision"
 
 
 def test_several_attachments_for_one_message(
@@ -93,7 +93,11 @@ def test_several_attachments_for_one_message(
     played = play(f"/image {picture}", f"/audio {clip}", f"/image {picture}", "what", f"/save {saved}")
     assert played.errors == []
     assert played.prompts[3] == "[shapes.png, shapes.png, seven.flac] > "
-    assert [media.kind for media in model.load_chat(saved).messages[0].media] == ["image", "image", "audio"]
+    assert [media.modality for media in model.load_chat(saved).messages[0].media] == [
+        "image",
+        "image",
+        "audio",
+    ]
 
 
 def test_an_attachment_alone_is_a_message(play, examples: Path) -> None:
@@ -220,7 +224,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(
     assert screen.finish() == 0
     asked, answer = phirt.load(bundle).load_chat(saved).messages
     assert asked.content == "the quick" and len(answer.content) >= 20
-    assert answer.ids is not None and len(answer.ids) < 30000
+    assert answer.token_ids is not None and len(answer.token_ids) < 30000
     # Ctrl-C makes the terminal throw away what it has not shown yet: the end may be missing there.
     assert answer.content[:150] in screen.seen.replace("\r\n", "\n")
 
@@ -328,7 +332,7 @@ def test_faults_cost_one_line(play, model: phirt.Model, monkeypatch: pytest.Monk
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no luck")
 
-    monkeypatch.setattr(model, "prepare_media", broken)
+    monkeypatch.setattr(model.generator, "prepare_media", broken)
     played = play("hi", "hi again")
     assert len(played.errors) == 2 and "ZeroDivisionError: no luck" in played.errors[0]
 

@@ -65,8 +65,8 @@ def test_a_terminal_shows_a_bar_and_the_answer_goes_on(long_bundle: Path, termin
 def test_results_of_tools_in_a_session(model: phirt.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from phirt.generate.engine import Engine
 
-    call = model.tokenizer.encode_content('[{"name": "look_up", "arguments": {}}]')
-    open_call, close_call = map(model.tokenizer.id_of, ("<|tool_call|>", "<|/tool_call|>"))
+    call = model.generator.tokenizer.encode_content('[{"name": "look_up", "arguments": {}}]')
+    open_call, close_call = map(model.generator.tokenizer.id_of, ("<|tool_call|>", "<|/tool_call|>"))
     generate = Engine.generate
 
     def scripted(self, *arguments, **options):

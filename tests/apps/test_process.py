@@ -63,7 +63,7 @@ def test_json_of_a_stopped_answer_is_whole(bundle: Path) -> None:
         "step = Reply.__next__\n"
         "def interrupted(reply):\n"
         "    piece = step(reply)\n"
-        "    if len(reply._ids) == 20: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if len(reply._generation._state.token_ids) == 20: os.kill(os.getpid(), signal.SIGINT)\n"
         "    return piece\n"
         "Reply.__next__ = interrupted\n"
         "from phirt_apps.cli import main; main()"

@@ -40,7 +40,10 @@ def cases(model: phirt.Model, data: Path, items: int) -> dict[str, list[Case]]:
     """Held-out prompts of each route."""
     with lzma.open(data / "text/wikipedia.val.jsonl.xz", "rt", encoding="utf-8") as lines:
         pages = [json.loads(line)["text"] for _, line in zip(range(items), lines, strict=False)]
-    texts = [Case(forced=tuple(model.tokenizer.encode_content(page)[: PAGE_TOKENS + 1])) for page in pages]
+    texts = [
+        Case(forced=tuple(model.generator.tokenizer.encode_content(page)[: PAGE_TOKENS + 1]))
+        for page in pages
+    ]
     photos = list(media(data / "images", "clothing.val", items // 2))
     photos += media(data / "images", "caltech101.val", items // 2)
     clips = list(media(data / "speech", "speechocean762.val", items))

@@ -119,9 +119,9 @@ def same_call(call: Any, name: str, arguments: dict[str, Any]) -> bool:
     def plain(value: Any) -> Any:
         return [normalise(item) for item in value] if isinstance(value, list) else normalise(str(value))
 
-    given = call["arguments"]
+    given = call.arguments
     return bool(
-        call["name"] == name
+        call.name == name
         and isinstance(given, dict)
         and {key: plain(value) for key, value in given.items()}
         == {key: plain(value) for key, value in arguments.items()}
@@ -150,15 +150,15 @@ def bits_per_byte(model: phirt.Model, data: Path, limit: int | None) -> dict[str
     nats, size = 0.0, 0
     for record in records(data / "text/wikipedia.val.jsonl.xz")[: 40 if limit is None else limit]:
         text = f"{record['title']}\n\n{record['text']}"
-        ids = model.tokenizer.encode_content(text)[:512]
-        engine = model.new_engine()
+        ids = model.generator.tokenizer.encode_content(text)[:512]
+        engine = model.generator.new_engine()
         logits = engine.prefill_prompt(Prompt(np.array(ids[:1], np.int64)))
         for token in ids[1:]:
             scores = logits.astype(np.float64)
             top = scores.max()
             nats += math.log(np.exp(scores - top).sum()) + top - scores[token]
             logits = engine.decode_step(int(token))
-        size += len(model.tokenizer.decode(ids[1:]).encode())
+        size += len(model.generator.tokenizer.decode(ids[1:]).encode())
     return {"wikipedia, bits per byte": nats / math.log(2) / size}
 
 

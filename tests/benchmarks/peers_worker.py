@@ -39,7 +39,7 @@ class Phirt:
         import phirt
 
         self.name = f"phirt {version('phirt')}, onnxruntime {version('onnxruntime')}"
-        self._engine = phirt.load(model, threads=threads).new_engine()
+        self._engine = phirt.load(model, threads=threads).generator.new_engine()
         self._token = 0
 
     def clear(self) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 import phirt
 from phirt.generate.engine import Engine
-from phirt.generate.sampling import Chooser
+from phirt.generate.sampling import TokenSampler
 from phirt.generate.sequence import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,9 +88,11 @@ def answer(model: phirt.Model, question: Question, speculation: bool) -> phirt.R
 
 def margin(model: phirt.Model, question: Question, ids: Sequence[int]) -> float:
     """By how much the best logit is greater than the second after `ids`."""
-    messages = (phirt.Message("user", question.text, model.prepare_media(question.images, question.audio)),)
-    prompt = model.encode_prompt(messages, None, None)
-    logits = model.new_engine().prefill_prompt(
+    messages = (
+        phirt.Message("user", question.text, model.generator.prepare_media(question.images, question.audio)),
+    )
+    prompt = model.generator.encode_prompt(messages, None, None)
+    logits = model.generator.new_engine().prefill_prompt(
         Prompt(np.concatenate([prompt.ids, np.array(ids, dtype=np.int64)]), prompt.spans, prompt.route)
     )
     second, first = np.partition(logits, -2)[-2:]
@@ -106,18 +108,18 @@ def compare_answers(model: phirt.Model, asked: Sequence[Question]) -> dict[str, 
         results = {speculation: answer(model, question, speculation) for speculation in order}
         with_, without = results[True], results[False]
         totals["prompts"] += 1
-        totals["same"] += with_.ids == without.ids
+        totals["same"] += with_.token_ids == without.token_ids
         for name in ("new_tokens", "drafted_tokens", "accepted_tokens"):
-            totals[name] += with_.usage[name]
-        if with_.ids != without.ids:
-            pairs = zip(with_.ids, without.ids, strict=False)
-            place = next((i for i, (a, b) in enumerate(pairs) if a != b), len(with_.ids))
-            gap = margin(model, question, without.ids[:place])
+            totals[name] += getattr(with_.usage, name)
+        if with_.token_ids != without.token_ids:
+            pairs = zip(with_.token_ids, without.token_ids, strict=False)
+            place = next((i for i, (a, b) in enumerate(pairs) if a != b), len(with_.token_ids))
+            gap = margin(model, question, without.token_ids[:place])
             differing.append({"prompt": number, "at": place, "margin": gap})
     return {**totals, "differing": differing}
 
 
-class Forced(Chooser):
+class Forced(TokenSampler):
     """Chooses greedily, then takes the given id all the same."""
 
     def __init__(self, vocab_size: int, prompt: Prompt, ids: Sequence[int]) -> None:
@@ -139,10 +141,10 @@ class Task:
 
 def tasks(model: phirt.Model, texts: Sequence[str]) -> dict[str, list[Task]]:
     """The rows of the table: prompts with given answers, and without."""
-    encode = model.tokenizer.encode_content
+    encode = model.generator.tokenizer.encode_content
 
     def task(question: str, given: str | None) -> Task:
-        prompt = model.encode_prompt((phirt.Message("user", question),), None, None)
+        prompt = model.generator.encode_prompt((phirt.Message("user", question),), None, None)
         return Task(prompt, None if given is None else tuple(encode(given)[:FORCED_TOKENS]))
 
     rng, vocabulary = random.Random(0), [word for page in texts for word in page.split()]
@@ -164,7 +166,7 @@ def seconds_of_decoding(model: phirt.Model, engine: Engine, task: Task, speculat
     vocab, length = model.manifest.geometry.vocab_size, FORCED_TOKENS
     if task.ids is None:
         config = phirt.GenerationConfig(temperature=1.0, seed=1)
-        choose = Chooser(config, vocab, task.prompt.ids.tolist())
+        choose = TokenSampler(config, vocab, task.prompt.ids.tolist())
     else:
         choose, length = Forced(vocab, task.prompt, task.ids), len(task.ids)
     steps = engine.generate(
@@ -191,7 +193,7 @@ def speeds(model: phirt.Model, texts: Sequence[str], pairs: int) -> dict[str, di
                 first = bool((number + place) % 2)
                 for speculation in (first, not first):
                     # A new engine has measured nothing yet, as in a conversation that begins.
-                    engine = model.new_engine()
+                    engine = model.generator.new_engine()
                     spent[speculation] += seconds_of_decoding(model, engine, item, speculation)
             ratios.append(spent[False] / spent[True])
             plain.append(len(batch) / spent[False])

@@ -30,7 +30,7 @@ QUESTION = (
     "Which way does the ferry turn after it has left the harbour, and does it reach the island by noon?"
 )
 RESTART = """
-import json, sys
+import dataclasses, json, sys
 import phirt
 from phirt.runtime.session import LazySession
 ran = []
@@ -38,7 +38,7 @@ run = LazySession.run
 LazySession.run = lambda self, inputs: (ran.append(self), run(self, inputs))[1]
 chat = phirt.load(sys.argv[1] or None).load_chat(sys.argv[2])
 usage = chat.send("And now?", config=phirt.GenerationConfig(max_new_tokens=2)).result.usage
-print(json.dumps({"encoded": len(ran), **usage}))
+print(json.dumps({"encoded": len(ran), **dataclasses.asdict(usage)}))
 """
 
 
@@ -77,10 +77,10 @@ def second_turn(model: phirt.Model, history: int, pairs: int) -> str:
         seconds = {}
         for name in order:
             result = chats[name].send(QUESTION, config=one).result
-            seconds[name] = result.timings["first_token"]
-            tokens = result.usage["prompt_tokens"] - result.usage["cached_tokens"]
+            seconds[name] = result.timings.first_token
+            tokens = result.usage.prompt_tokens - result.usage.cached_tokens
             if name == "behind":
-                behind = f"{tokens} new of {result.usage['prompt_tokens']}"
+                behind = f"{tokens} new of {result.usage.prompt_tokens}"
         ratios.append(seconds["behind"] / seconds["alone"])
         times.append(seconds["behind"])
     low, _, high = statistics.quantiles(ratios, n=4)

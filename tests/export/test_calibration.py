@@ -71,19 +71,19 @@ def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, 
     by_route = {route: [s for s in sequences if s.route == route] for route in ROUTES}
     assert {route: len(found) for route, found in by_route.items()} == {"none": 5, "vision": 3, "speech": 2}
     picture = next(s for s in by_route["vision"] if s.media is not None)
-    media = model.prepare_media([samples.pictures()[2]], [], "low")
-    prompt = model.encode_prompt((phirt.Message("user", samples.IMAGE_PROMPT, media),), None, None)
+    media = model.generator.prepare_media([samples.pictures()[2]], [], "low")
+    prompt = model.generator.encode_prompt((phirt.Message("user", samples.IMAGE_PROMPT, media),), None, None)
     assert picture.ids == tuple(prompt.ids)
     rows = prompt.spans[0].features
     assert np.abs(picture.media.numpy() - rows).mean() < 0.05 * np.abs(rows).mean()
-    answer = model.tokenizer.encode_content("A house and the sun.")
+    answer = model.generator.tokenizer.encode_content("A house and the sun.")
     assert any(s.ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
     system, user = phirt.Message("system", "Be brief."), phirt.Message("user", "Who bakes?")
-    prompt = model.encode_prompt((system, user), None, None)
-    call = model.tokenizer.id_of("<|tool_call|>")
+    prompt = model.generator.encode_prompt((system, user), None, None)
+    call = model.generator.tokenizer.id_of("<|tool_call|>")
     ids = next(s.ids for s in by_route["none"] if call in s.ids)
     assert ids[: len(prompt.ids)] == tuple(prompt.ids) and ids.index(call) == len(ids) - 2
-    passages_of_a = [model.tokenizer.decode(s.ids) for s in by_route["none"][:2]]
+    passages_of_a = [model.generator.tokenizer.decode(s.ids) for s in by_route["none"][:2]]
     assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
 
 

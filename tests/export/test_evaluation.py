@@ -115,9 +115,13 @@ def test_text_of_the_users_own_is_scored_in_bits_per_byte(full, small, tmp_path)
     assert "rendered by the program" in report["inputs"]["images"]
     none, vision = report["routes"]["none"], report["routes"]["vision"]
     model = phirt.load(full)
-    ids = model.tokenizer.encode_content(text.read_text())[:200]
+    ids = model.generator.tokenizer.encode_content(text.read_text())[:200]
     assert none["positions"] == len(ids) - 1
-    expected = np.log2(none["reference_perplexity"]) * (len(ids) - 1) / len(model.tokenizer.decode(ids[1:]))
+    expected = (
+        np.log2(none["reference_perplexity"])
+        * (len(ids) - 1)
+        / len(model.generator.tokenizer.decode(ids[1:]))
+    )
     assert none["reference_bits_per_byte"] == pytest.approx(expected)
     assert none["candidate_perplexity"] != none["reference_perplexity"]
     assert vision["reference_bits_per_byte"] is None and vision["reference_perplexity"] is None
@@ -163,7 +167,7 @@ def test_models_with_other_tokenizers_are_refused(full, tmp_path):
     model = phirt.load(full)
     entry = dataclasses.replace(model.manifest.files["tokenizer.json"], sha256="0" * 64)
     files = {**model.manifest.files, "tokenizer.json": entry}
-    model.manifest = dataclasses.replace(model.manifest, files=files)
+    model.generator.manifest = dataclasses.replace(model.manifest, files=files)
     with pytest.raises(ConfigError, match="different tokenizers"):
         BundleReference(model, phirt.load(full))
 
@@ -175,7 +179,7 @@ def test_too_little_text_is_refused(full):
 
 def test_a_text_only_bundle_is_compared_on_text_alone(checkpoint, full):
     model = phirt.load(full)
-    model.manifest = dataclasses.replace(model.manifest, encoders={})
+    model.generator.manifest = dataclasses.replace(model.manifest, encoders={})
     assert media_cases(model, samples.pictures(), samples.clips()) == {}
 
 

@@ -32,28 +32,28 @@ def ask(model: phirt.Model, text: str, **media: list[Path]) -> phirt.Result:
 def test_text(model: phirt.Model) -> None:
     result = ask(model, "Who are you?")
     assert "nano" in result.text
-    assert (result.route, result.finish_reason) == ("none", "stop")
+    assert (result.adapter, result.finish_reason) == ("none", "stop")
 
 
 def test_text_to_a_tool_call(model: phirt.Model) -> None:
     chat = model.chat(system="Turn the request into a tool call.")
     config = phirt.GenerationConfig(max_new_tokens=80)
     (call,) = chat.send("Book a table for four at a pub in Chicago", config=config).result.tool_calls
-    assert call["name"] == "BookRestaurant"
-    assert call["arguments"]["party_size_number"] == "four"
+    assert call.name == "BookRestaurant"
+    assert call.arguments["party_size_number"] == "four"
 
 
 def test_the_example_picture(model: phirt.Model) -> None:
     result = ask(model, "How many shapes are there?", images=[EXAMPLES / "shapes.png"])
-    assert (result.text, result.route) == ("three", "vision")
+    assert (result.text, result.adapter) == ("three", "vision")
 
 
 def test_one_photo(model: phirt.Model, samples: Path) -> None:
     result = ask(model, "What piece of clothing is this?", images=[samples / "tshirt.jpg"])
     assert result.text == "t-shirt"
-    assert result.route == "vision"
-    assert result.usage["image_tokens"] == len(
-        [i for i in result.prompt_ids if i == model.manifest.encoders["vision"].placeholder]
+    assert result.adapter == "vision"
+    assert result.usage.image_tokens == len(
+        [i for i in result.prompt_token_ids if i == model.manifest.encoders["vision"].placeholder]
     )
 
 
@@ -63,7 +63,7 @@ def test_two_photos_in_one_turn(model: phirt.Model, samples: Path) -> None:
     assert ask(model, "What is in the first picture?", images=photos).text == "t-shirt"
     assert "apple" in second.text.lower()
     alone = ask(model, "What is this?", images=photos[:1])
-    assert second.usage["image_tokens"] > alone.usage["image_tokens"]
+    assert second.usage.image_tokens > alone.usage.image_tokens
 
 
 def test_a_second_photo_in_a_later_turn_is_seen(model: phirt.Model, samples: Path) -> None:
@@ -71,15 +71,17 @@ def test_a_second_photo_in_a_later_turn_is_seen(model: phirt.Model, samples: Pat
     first = chat.send("What is this?", images=[samples / "tshirt.jpg"], config=SHORT).result
     second = chat.send("What is this?", images=[samples / "apples.jpg"], config=SHORT).result
     assert first.text == "t-shirt" and "apple" in second.text.lower()
-    assert second.usage["cached_tokens"] >= len(first.prompt_ids)
-    assert second.usage["image_tokens"] > first.usage["image_tokens"]
+    assert second.usage.cached_tokens >= len(first.prompt_token_ids)
+    assert second.usage.image_tokens > first.usage.image_tokens
     # Another second photo in its place changes what comes next.
     history = chat.messages[:2]
     logits = []
     for photo in ("apples.jpg", "gull.jpg"):
-        turn = Message("user", "What is this?", model.prepare_media([samples / photo], []))
+        turn = Message("user", "What is this?", model.generator.prepare_media([samples / photo], []))
         logits.append(
-            model.new_engine().prefill_prompt(model.encode_prompt((*history, turn), None, None)).copy()
+            model.generator.new_engine()
+            .prefill_prompt(model.generator.encode_prompt((*history, turn), None, None))
+            .copy()
         )
     assert np.abs(logits[0] - logits[1]).max() > 0.1
 
@@ -88,24 +90,24 @@ def test_a_recording(model: phirt.Model, samples: Path) -> None:
     result = ask(model, TRANSCRIBE_PROMPT, audio=[samples / "seven.flac"])
     assert result.text == "seven"
     assert ask(model, TRANSCRIBE_PROMPT, audio=[EXAMPLES / "seven.flac"]).text == "seven"
-    assert result.route == "speech"
+    assert result.adapter == "speech"
     assert (
-        result.usage["audio_tokens"]
-        == result.prompt_ids.count(model.manifest.encoders["speech"].placeholder)
+        result.usage.audio_tokens
+        == result.prompt_token_ids.count(model.manifest.encoders["speech"].placeholder)
         > 0
     )
 
 
 def test_a_long_recording_is_heard_to_its_end(model: phirt.Model, samples: Path) -> None:
     result = ask(model, TRANSCRIBE_PROMPT, audio=[samples / "jfk.flac"])
-    assert result.usage["audio_tokens"] == 138  # 11 s: 1,098 frames, eight a token
+    assert result.usage.audio_tokens == 138  # 11 s: 1,098 frames, eight a token
     assert result.text.strip()
 
 
 def test_a_photo_and_a_recording(model: phirt.Model, samples: Path) -> None:
     result = ask(model, "What is said?", images=[samples / "apples.jpg"], audio=[samples / "seven.flac"])
-    assert result.route == "vision"
-    assert result.usage["image_tokens"] > 0 and result.usage["audio_tokens"] > 0
+    assert result.adapter == "vision"
+    assert result.usage.image_tokens > 0 and result.usage.audio_tokens > 0
     assert result.text == "seven"
 
 
@@ -121,8 +123,8 @@ def test_a_conversation_of_text_photo_recording_and_text(model: phirt.Model, sam
         result = chat.send(text, config=SHORT, **media).result
         assert result.finish_reason in ("stop", "length")
         texts.append(result.text)
-        routes.append(result.route)
-        cached.append(result.usage["cached_tokens"])
+        routes.append(result.adapter)
+        cached.append(result.usage.cached_tokens)
     assert routes == ["none", "vision", "vision", "vision"]
     assert texts == ["Hello! How can I help you?", "t-shirt", "seven", "You are welcome."]
     # The change of route runs the history again; after it, only new tokens are run.
@@ -131,10 +133,10 @@ def test_a_conversation_of_text_photo_recording_and_text(model: phirt.Model, sam
 
 
 def test_the_routes_differ_at_every_decode_step(model: phirt.Model) -> None:
-    ids = model.tokenizer.encode_content("The river runs through the old town and into the sea.")
+    ids = model.generator.tokenizer.encode_content("The river runs through the old town and into the sea.")
     steps: dict[str, list[np.ndarray]] = {}
     for route in ("none", "vision", "speech"):
-        engine = model.new_engine()
+        engine = model.generator.new_engine()
         steps[route] = [engine.prefill(ids[:4], route=route).copy()]
         steps[route] += [engine.decode_step(token).copy() for token in ids[4:]]
     for one, other in (("none", "vision"), ("none", "speech"), ("vision", "speech")):
@@ -143,9 +145,11 @@ def test_the_routes_differ_at_every_decode_step(model: phirt.Model) -> None:
 
 
 def test_greedy_answers_repeat_and_seeded_ones_follow_their_seed(model: phirt.Model) -> None:
-    assert ask(model, "Hello").ids == ask(model, "Hello").ids
+    assert ask(model, "Hello").token_ids == ask(model, "Hello").token_ids
     warm = [phirt.GenerationConfig(max_new_tokens=24, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
-    first, again, other = (model.chat().send("Tell me a story.", config=config).result.ids for config in warm)
+    first, again, other = (
+        model.chat().send("Tell me a story.", config=config).result.token_ids for config in warm
+    )
     assert first == again != other
 
 
@@ -157,8 +161,8 @@ def test_a_saved_conversation_goes_on_without_running_again(
     chat.save(tmp_path / "talk.phirt")
     expected = chat.send("Thanks", config=SHORT).result
     resumed = phirt.load().load_chat(tmp_path / "talk.phirt").send("Thanks", config=SHORT).result
-    assert resumed.ids == expected.ids
-    assert resumed.usage["cached_tokens"] == expected.usage["cached_tokens"] > 0
+    assert resumed.token_ids == expected.token_ids
+    assert resumed.usage.cached_tokens == expected.usage.cached_tokens > 0
 
 
 def test_the_bundle_is_small_and_has_its_card(model: phirt.Model) -> None:

@@ -49,6 +49,13 @@ def model(bundle):
     return phirt.load(bundle, threads=1)
 
 
+@pytest.fixture(autouse=True)
+def nothing_cached(request):
+    """Each test begins without what earlier ones have left in the model's engines."""
+    if "model" in request.fixturenames:
+        request.getfixturevalue("model").generator.pool.clear()
+
+
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory) -> Path:
     """A 50 x 30 PNG with a gradient."""

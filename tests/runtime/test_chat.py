@@ -15,7 +15,7 @@ from phirt.errors import BundleError, ConfigError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
 from phirt.prompt.tokenizer import Tokenizer
-from phirt.prompt.tools import parse_tool_calls, tools_to_json
+from phirt.prompt.tools import ToolCall, Tools, parse_tool_calls
 
 TOKENS = Tokens(bos=0, pad=0, eos=(0, 4))
 PLACEHOLDERS = {"image": 1, "audio": 2}
@@ -44,7 +44,7 @@ def test_a_conversation_by_hand(template, tokenizer):
     messages = [
         Message("system", "be kind"),
         Message("user", "what?", (media("image", 3), media("audio", 2))),
-        Message("assistant", "a fox", ids=(300, 301)),
+        Message("assistant", "a fox", token_ids=(300, 301)),
         Message("user", "and now?", (media("image", 1),)),
     ]
     encoded = template.encode(messages)
@@ -145,7 +145,8 @@ def test_a_template_that_loses_media_is_refused(tokenizer, source):
     ],
 )  # fmt: skip
 def test_tool_calls(text, calls):
-    assert parse_tool_calls(text) == calls
+    expected = tuple(ToolCall(call["name"], call["arguments"], False) for call in calls)
+    assert parse_tool_calls(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -162,12 +163,12 @@ def test_tool_calls(text, calls):
 )
 def test_senseless_tools_are_refused(tools):
     with pytest.raises(ConfigError, match=r"tool"):
-        tools_to_json(tools)
+        Tools.of(tools)
 
 
 def test_no_tools_are_none():
-    assert tools_to_json(None) is None
-    assert tools_to_json([]) is None
+    assert Tools.of(None) is None
+    assert Tools.of([]) is None
 
 
 @pytest.mark.parametrize(
@@ -175,12 +176,12 @@ def test_no_tools_are_none():
 )
 def test_templates_that_python_cannot_compile_are_broken(model, source):
     with pytest.raises(BundleError, match="chat template"):
-        ChatTemplate(source, model.tokenizer, model.manifest.tokens).encode([Message("user", "hi")])
+        ChatTemplate(source, model.generator.tokenizer, model.manifest.tokens).encode([Message("user", "hi")])
 
 
 def test_a_template_that_says_nothing_is_refused(model):
     with pytest.raises(BundleError, match="empty prompt"):
-        ChatTemplate("", model.tokenizer, model.manifest.tokens).encode([])
+        ChatTemplate("", model.generator.tokenizer, model.manifest.tokens).encode([])
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])

@@ -12,15 +12,16 @@ import zipfile
 
 import numpy as np
 import pytest
+from conversing import engine_of
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
 from phirt import GenerationConfig
-from phirt.errors import ConversationError
+from phirt.errors import ChatBusyError, ConversationError
 from phirt.generate.engine import Engine
 from phirt.runtime.session import LazySession
 
-SHORT = GenerationConfig(max_new_tokens=8)
+SHORT = GenerationConfig(max_new_tokens=8, seed=1)  # repeatable, as for what is drafted
 
 
 @pytest.fixture
@@ -36,10 +37,10 @@ def test_going_on_equals_never_having_stopped(model, chat, tmp_path, monkeypatch
     path = tmp_path / "talk.phirt"
     chat.save(path)
     restored = model.load_chat(path)
-    assert [(m.role, m.content, m.ids) for m in restored.messages] == [
-        (m.role, m.content, m.ids) for m in chat.messages
+    assert [(m.role, m.content, m.token_ids) for m in restored.messages] == [
+        (m.role, m.content, m.token_ids) for m in chat.messages
     ]
-    assert (restored.system, restored.tools, restored.route) == (chat.system, chat.tools, "vision")
+    assert (restored.system, restored.tools, restored.adapter) == (chat.system, chat.tools, "vision")
     expected = chat.send("go on", config=SHORT).result
     ran = []
     run = Engine._run_chunk
@@ -48,9 +49,13 @@ def test_going_on_equals_never_having_stopped(model, chat, tmp_path, monkeypatch
     )
     monkeypatch.setattr(LazySession, "run", lambda *_: pytest.fail("an encoder ran again"))
     result = restored.send("go on", config=SHORT).result
-    assert (result.ids, result.text, result.usage) == (expected.ids, expected.text, expected.usage)
-    assert sum(ran) == len(result.prompt_ids) - result.usage["cached_tokens"]
-    assert result.usage["cached_tokens"] > 59
+    assert (result.token_ids, result.text, result.usage) == (
+        expected.token_ids,
+        expected.text,
+        expected.usage,
+    )
+    assert sum(ran) == len(result.prompt_token_ids) - result.usage.cached_tokens
+    assert result.usage.cached_tokens > 59
 
 
 def test_audio_can_take_another_projector_after_restoring(model, clip, photo, tmp_path):
@@ -58,10 +63,10 @@ def test_audio_can_take_another_projector_after_restoring(model, clip, photo, tm
     chat.send("hear", audio=[clip], config=SHORT).text()
     chat.save(tmp_path / "x")
     restored = model.load_chat(tmp_path / "x")
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     expected = chat.send("see", images=[photo], config=SHORT).result
-    model.encoder.cache.clear()
-    assert restored.send("see", images=[photo], config=SHORT).result.ids == expected.ids
+    model.generator.encoder.cache.clear()
+    assert restored.send("see", images=[photo], config=SHORT).result.token_ids == expected.token_ids
 
 
 def test_an_empty_conversation_is_saved_too(model, tmp_path):
@@ -69,18 +74,21 @@ def test_an_empty_conversation_is_saved_too(model, tmp_path):
     restored = model.load_chat(tmp_path / "x")
     assert (restored.messages, restored.system) == ((), "x")
     assert (
-        restored.send("hi", config=SHORT).result.ids
-        == model.chat(system="x").send("hi", config=SHORT).result.ids
+        restored.send("hi", config=SHORT).result.token_ids
+        == model.chat(system="x").send("hi", config=SHORT).result.token_ids
     )
 
 
-def test_saving_ends_an_open_reply(model, tmp_path):
+def test_saving_ends_a_cancelled_reply_and_no_other(model, tmp_path):
     chat = model.chat()
     reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
     next(reply)
+    with pytest.raises(ChatBusyError):
+        chat.save(tmp_path / "x")
+    reply.cancel()
     chat.save(tmp_path / "x")
     assert reply.result.finish_reason == "cancelled"
-    assert model.load_chat(tmp_path / "x").messages[1].ids == reply.result.ids
+    assert model.load_chat(tmp_path / "x").messages[1].token_ids == reply.result.token_ids
 
 
 def test_turns_taken_back_are_not_in_the_file(model, photo, tmp_path):
@@ -94,7 +102,7 @@ def test_turns_taken_back_are_not_in_the_file(model, photo, tmp_path):
         document = json.loads(archive.read("conversation.json"))
     assert "secret" not in json.dumps(document)
     assert document["cache"]["ids"] == []
-    assert model.load_chat(tmp_path / "x").send("x", config=SHORT).result.usage["new_tokens"] == 8
+    assert model.load_chat(tmp_path / "x").send("x", config=SHORT).result.usage.new_tokens == 8
 
 
 def test_a_conversation_in_the_long_regime_goes_on(tmp_path):
@@ -108,11 +116,11 @@ def test_a_conversation_in_the_long_regime_goes_on(tmp_path):
     chat.send("a question that is long enough to cross the border of the rotary regime", config=SHORT).text()
     chat.save(tmp_path / "x")
     restored = model.load_chat(tmp_path / "x")
-    assert restored.engine.long_regime
+    assert engine_of(restored).long_regime
     expected = chat.send("on", config=SHORT).result
     result = restored.send("on", config=SHORT).result
-    assert (result.ids, result.usage) == (expected.ids, expected.usage)
-    assert result.usage["cached_tokens"] > 48
+    assert (result.token_ids, result.usage) == (expected.token_ids, expected.usage)
+    assert result.usage.cached_tokens > 48
 
 
 def test_a_full_context_can_be_saved_and_read(model, tmp_path):
@@ -236,7 +244,7 @@ def test_altered_documents_are_refused(model, chat, tmp_path, edit, expected):
     ],
 )
 def test_altered_inputs_of_an_encoder_are_refused(model, clip, tmp_path, inputs, expected):
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     chat = model.chat()
     chat.send("hear", audio=[clip], config=SHORT).text()
     chat.save(tmp_path / "x")
@@ -248,15 +256,15 @@ def test_altered_inputs_of_an_encoder_are_refused(model, clip, tmp_path, inputs,
 
 def test_what_a_file_says_about_media_is_believed_in_its_own_conversation_only(model, clip, photo, tmp_path):
     """Otherwise a stranger's file could give other chats of the process other pictures than they sent."""
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     chat = model.chat()
     chat.send("hear", audio=[clip], config=SHORT).text()
     chat.save(tmp_path / "x")
     other = npy(np.zeros((1, 48, 80), dtype=np.float32))
     forged = rewritten(tmp_path / "x", tmp_path / "y", arrays={"media/0/inputs/audio_embeds.npy": other})
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     model.load_chat(forged).send("see", images=[photo], config=SHORT).text()
-    found = model.encoder.prepare("audio", clip)
+    found = model.generator.encoder.prepare("audio", clip)
     assert found.inputs["audio_embeds"].any() and not found.features
 
 
@@ -270,7 +278,7 @@ def as_version_1(document: dict) -> None:
 
 def test_files_of_version_1_go_on(model, clip, photo, tmp_path):
     """Frames of a recording lay in `inputs.npy` without a batch; media were named by what they are."""
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     chat = model.chat()
     chat.send("hear", audio=[clip], config=SHORT).text()
     chat.save(tmp_path / "x")
@@ -283,11 +291,11 @@ def test_files_of_version_1_go_on(model, clip, photo, tmp_path):
         arrays={"media/0/inputs/audio_embeds.npy": None, "media/0/inputs.npy": npy(frames)},
     )
     restored = model.load_chat(old)
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     expected = chat.send("see", images=[photo], config=SHORT).result
-    model.encoder.cache.clear()
+    model.generator.encoder.cache.clear()
     result = restored.send("see", images=[photo], config=SHORT).result
-    assert (result.ids, result.usage) == (expected.ids, expected.usage)
+    assert (result.token_ids, result.usage) == (expected.token_ids, expected.usage)
 
 
 def test_altered_arrays_are_refused(model, chat, tmp_path):

@@ -161,7 +161,7 @@ def simulate(costs: RunCosts, prompt, answer, cost=usual_cost) -> tuple:
     for token in answer:
         if speculation.take(token) is None:
             sizes.append(1 + len(speculation.draft(LONGEST_RUN)))
-            costs.ran(sizes[-1], 0.01 * cost(sizes[-1]))
+            costs.record(sizes[-1], 0.01 * cost(sizes[-1]))
     assert sum(sizes) == len(sizes) + speculation.drafted
     assert len(answer) == len(sizes) + speculation.accepted
     return sizes, sum(0.01 * cost(size) for size in sizes)
@@ -197,8 +197,8 @@ def test_what_one_kind_of_match_shows_counts_for_others():
     assert copying.run_size(2, LONGEST_RUN) <= 2
     assert free.run_size(6, LONGEST_RUN) >= 4
     for _ in range(16):
-        copying.came(6, True)
-        free.came(2, False)
+        copying.update(6, True)
+        free.update(2, False)
     assert copying.run_size(2, LONGEST_RUN) >= 8
     assert free.run_size(6, LONGEST_RUN) == 1
 
@@ -239,9 +239,9 @@ def test_slow_runs_do_not_end_drafting():
     """One pause of the machine in the first run of each size."""
     prompt = list(range(10, 800))
     costs = RunCosts()
-    costs.ran(1, 0.01)
+    costs.record(1, 0.01)
     for size in RUN_SIZES[1:]:
-        costs.ran(size, 60.0)
+        costs.record(size, 60.0)
     sizes, _ = simulate(costs, prompt, prompt[50:750])
     assert sizes[-1] == LONGEST_RUN
 
@@ -256,9 +256,9 @@ def test_a_run_is_never_longer_than_allowed(length, longest, runs, came):
     costs = RunCosts()
     policy = DraftPolicy(costs.measured)
     for size, seconds in runs:
-        costs.ran(size, seconds)
+        costs.record(size, seconds)
     for match_length, true in came:
-        policy.came(match_length, true)
+        policy.update(match_length, true)
     size = policy.run_size(length, longest)
     assert size in RUN_SIZES and size <= max(1, longest)
 
@@ -277,8 +277,8 @@ def test_runs_are_timed_by_the_clock_of_their_engine():
     """Measured costs approach what runs take, in steps of one position."""
     costs = RunCosts()
     for _ in range(40):
-        costs.ran(1, 0.02)
-        costs.ran(4, 0.05)
+        costs.record(1, 0.02)
+        costs.record(4, 0.05)
     assert costs.measured(1) == pytest.approx(1.0)
     assert costs.measured(4) == pytest.approx(2.5, abs=0.05)
     assert costs.measured(8) == pytest.approx(1 + 0.5 * 7, abs=0.2)  # never run: as the others are

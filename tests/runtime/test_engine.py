@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tiny_bundle import Tiny, write_bundle
 
 from phirt.bundle.files import load_manifest
-from phirt.errors import ContextError
-from phirt.generate.engine import CancelledError, Engine
-from phirt.generate.sampling import Chooser, GenerationConfig
+from phirt.errors import ContextError, RequestCancelledError
+from phirt.generate.engine import Engine
+from phirt.generate.sampling import GenerationConfig, TokenSampler
 from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
 from phirt.runtime.session import Session, SessionConfig
 
@@ -32,8 +32,8 @@ def media_prompt(seed: int = 0, route: str = "vision", key: str = "a", rows: int
     return Prompt(ids, (MediaSpan(5, features, key),), route)
 
 
-def greedy_choice(prompt: Prompt) -> Chooser:
-    return Chooser(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
+def greedy_choice(prompt: Prompt) -> TokenSampler:
+    return TokenSampler(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
 
 
 def test_prefill_equals_the_numpy_decoder(new_engine, bundle):
@@ -256,7 +256,7 @@ def test_cancelling_stops_a_prefill_between_chunks_and_leaves_it_usable(new_engi
 
     monkeypatch.setattr(Engine, "_run_chunk", run_then_cancel)
     ids = text_ids(100)
-    with pytest.raises(CancelledError):
+    with pytest.raises(RequestCancelledError):
         engine.prefill_prompt(Prompt(ids), cancel)
     assert engine.length == 24
     monkeypatch.setattr(Engine, "_run_chunk", run)

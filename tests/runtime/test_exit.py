@@ -103,7 +103,7 @@ def test_the_main_thread_may_still_compute_while_the_program_ends(bundle):
     import atexit, sys
     @atexit.register
     def last():
-        print(len(model.chat().send("x", config=phirt.GenerationConfig(max_new_tokens=3)).result.ids))
+        print(len(model.chat().send("x", config=phirt.GenerationConfig(max_new_tokens=3)).result.token_ids))
     import phirt
     model = phirt.load(sys.argv[1], threads=1)
     """

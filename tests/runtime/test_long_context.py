@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conversing import engine_of
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
 from phirt.bundle.files import load_manifest
-from phirt.generate.engine import CancelledError, Engine
-from phirt.generate.sampling import Chooser, GenerationConfig
+from phirt.errors import RequestCancelledError
+from phirt.generate.engine import Engine
+from phirt.generate.sampling import GenerationConfig, TokenSampler
 from phirt.generate.sequence import Prompt
 from phirt.runtime.session import Session, SessionConfig
 
@@ -28,9 +30,11 @@ def model(tmp_path_factory) -> phirt.Model:
 
 def answer(model: phirt.Model, prompt: Prompt, count: int) -> list[int]:
     """What a fresh engine adds to the prompt, greedily."""
-    choose = Chooser(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
+    choose = TokenSampler(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
     return list(
-        model.new_engine().generate(prompt, choose, max_new_tokens=count, eos=model.manifest.tokens.eos)
+        model.generator.new_engine().generate(
+            prompt, choose, max_new_tokens=count, eos=model.manifest.tokens.eos
+        )
     )
 
 
@@ -48,7 +52,7 @@ def text_for(model: phirt.Model, total: int, images=(), seed: int = 0) -> str:
 
 def prompt_of(chat: phirt.Chat, messages=None) -> Prompt:
     messages = chat.messages[:1] if messages is None else messages
-    return chat.model.encode_prompt(messages, chat.system, chat.tools)
+    return chat.generator.encode_prompt(messages, chat.system, chat.tools)
 
 
 def crossing_answer(chat, text: str, images=()) -> tuple[phirt.Result, list[phirt.Progress]]:
@@ -64,9 +68,9 @@ def test_an_answer_across_the_border_equals_fresh_runs_on_both_sides(model, phot
     images = (photo,) if with_image else ()
     chat = model.chat()
     result, _ = crossing_answer(chat, text_for(model, start, images), images)
-    ids = list(result.ids)
+    ids = list(result.token_ids)
     assert len(ids) == 24
-    assert chat.engine.long_regime
+    assert engine_of(chat).long_regime
     prompt = prompt_of(chat)
     assert len(prompt.ids) == start
     assert len(prompt.spans) == len(images)
@@ -83,8 +87,8 @@ def test_short_factors_would_have_answered_otherwise(model, tmp_path):
         text = text_for(model, ORIGINAL - 4, seed=seed)
         crossed, _ = crossing_answer(model.chat(), text)
         straight, _ = crossing_answer(other.chat(), text)
-        assert crossed.ids[:5] == straight.ids[:5]
-        assert crossed.ids != straight.ids
+        assert crossed.token_ids[:5] == straight.token_ids[:5]
+        assert crossed.token_ids != straight.token_ids
 
 
 def test_progress_tells_what_is_run_again_and_why(model):
@@ -97,7 +101,7 @@ def test_progress_tells_what_is_run_again_and_why(model):
     assert [(step.done, step.total) for step in again] == [(0, 201), (128, 201), (201, 201)]
     seen.clear()
     reply = chat.send("on", config=GenerationConfig(max_new_tokens=2), on_progress=seen.append)
-    new = reply.result.usage["prompt_tokens"] - reply.result.usage["cached_tokens"]
+    new = reply.result.usage.prompt_tokens - reply.result.usage.cached_tokens
     assert {(step.reason, step.total) for step in seen} == {("prompt", new)}
     chat.rewind(2)
     seen.clear()
@@ -108,22 +112,22 @@ def test_progress_tells_what_is_run_again_and_why(model):
 def test_a_question_that_crosses_is_read_under_the_long_factors_from_its_first_chunk(model):
     chat = model.chat()
     chat.send("short", config=GenerationConfig(max_new_tokens=4)).text()
-    assert not chat.engine.long_regime
+    assert not engine_of(chat).long_regime
     result, seen = crossing_answer(chat, text_for(model, ORIGINAL + 60))
     assert seen[0].reason == "long_context"
-    assert result.usage["cached_tokens"] == 0
-    assert answer(model, prompt_of(chat, chat.messages[:3]), 24) == list(result.ids)
+    assert result.usage.cached_tokens == 0
+    assert answer(model, prompt_of(chat, chat.messages[:3]), 24) == list(result.token_ids)
 
 
 def test_rewinding_below_the_border_answers_like_a_new_conversation(model, photo):
     chat = model.chat()
     chat.send("what is this?", images=[photo], config=GenerationConfig(max_new_tokens=6)).text()
     crossing_answer(chat, text_for(model, ORIGINAL + 30))
-    assert chat.engine.long_regime
+    assert engine_of(chat).long_regime
     chat.rewind()
     result = chat.send("and now?", config=GenerationConfig(max_new_tokens=12)).result
-    assert not chat.engine.long_regime
-    assert answer(model, prompt_of(chat, chat.messages[:3]), 12) == list(result.ids)
+    assert not engine_of(chat).long_regime
+    assert answer(model, prompt_of(chat, chat.messages[:3]), 12) == list(result.token_ids)
 
 
 @pytest.mark.parametrize("way", ["fork", "save and load"])
@@ -138,19 +142,22 @@ def test_forks_and_saved_conversations_cross_as_the_original_does(model, photo, 
     else:
         chat.save(tmp_path / "talk")
         other = model.load_chat(tmp_path / "talk")
-    assert other.engine.long_regime is (not before)
+    if way == "save and load":
+        assert engine_of(other).long_regime is (not before)
     text = text_for(model, ORIGINAL - 30)
     result, _ = crossing_answer(other, text)
     expected, _ = crossing_answer(chat, text)
-    assert other.engine.long_regime
-    assert result.ids == expected.ids
-    counted = ("prompt_tokens", "cached_tokens", "new_tokens")  # not what was drafted: that follows the clock
-    assert [result.usage[name] for name in counted] == [expected.usage[name] for name in counted]
-    assert answer(model, prompt_of(other, other.messages[:-1]), 24) == list(result.ids)
+    assert engine_of(other).long_regime
+    assert result.token_ids == expected.token_ids
+    counted = ["prompt_tokens", "new_tokens"]  # not what was drafted: that follows the clock
+    if way == "save and load":  # a fork leaves its parent what it has computed
+        counted.append("cached_tokens")
+    assert [getattr(result.usage, n) for n in counted] == [getattr(expected.usage, n) for n in counted]
+    assert answer(model, prompt_of(other, other.messages[:-1]), 24) == list(result.token_ids)
     other.rewind(1 if before else 2)
     again = other.send("y", config=GenerationConfig(max_new_tokens=8)).result
-    assert not other.engine.long_regime
-    assert answer(model, prompt_of(other, other.messages[:-1]), 8) == list(again.ids)
+    assert not engine_of(other).long_regime
+    assert answer(model, prompt_of(other, other.messages[:-1]), 8) == list(again.token_ids)
 
 
 def test_cancelling_while_it_is_run_again_leaves_a_conversation_that_goes_on(model):
@@ -163,10 +170,10 @@ def test_cancelling_while_it_is_run_again_leaves_a_conversation_that_goes_on(mod
 
     reply = chat.send(text_for(model, ORIGINAL - 4), config=config, on_progress=stop_in_the_middle)
     result = reply.result
-    assert (result.finish_reason, len(result.ids)) == ("cancelled", 5)
-    assert 0 < chat.engine.length < ORIGINAL
+    assert (result.finish_reason, len(result.token_ids)) == ("cancelled", 5)
+    assert 0 < engine_of(chat).length < ORIGINAL
     following = chat.send("go on", config=config).result
-    assert answer(model, prompt_of(chat, chat.messages[:3]), 24) == list(following.ids)
+    assert answer(model, prompt_of(chat, chat.messages[:3]), 24) == list(following.token_ids)
 
 
 def test_the_published_border_of_4096(tmp_path):
@@ -176,7 +183,7 @@ def test_the_published_border_of_4096(tmp_path):
     ids = np.random.default_rng(0).integers(12, 512, 4090)
 
     def run(prompt: Prompt, count: int) -> list[int]:
-        choose = Chooser(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
+        choose = TokenSampler(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
         engine = Engine(session, manifest)
         return list(engine.generate(prompt, choose, max_new_tokens=count, eos=()))
 
@@ -191,13 +198,13 @@ def test_the_published_border_of_4096(tmp_path):
 def test_an_error_of_the_listener_leaves_the_engine_usable(model):
     def fail(step: phirt.Progress) -> None:
         if step.done:
-            raise CancelledError
+            raise RequestCancelledError("stop")
 
     ids = np.random.default_rng(1).integers(12, 512, 150)
-    engine = model.new_engine()
-    with pytest.raises(CancelledError):
+    engine = model.generator.new_engine()
+    with pytest.raises(RequestCancelledError):
         engine.prefill_prompt(Prompt(ids), on_progress=fail)
     assert engine.reusable(Prompt(ids)) == 128
     np.testing.assert_array_equal(
-        engine.prefill_prompt(Prompt(ids)), model.new_engine().prefill_prompt(Prompt(ids))
+        engine.prefill_prompt(Prompt(ids)), model.generator.new_engine().prefill_prompt(Prompt(ids))
     )

@@ -50,7 +50,7 @@ def opened(monkeypatch) -> list[Path]:
 
 
 def logits(bundle: Path, **options) -> np.ndarray:
-    return phirt.load(bundle, threads=1, **options).new_engine().prefill([5, 20, 30, 40]).copy()
+    return phirt.load(bundle, threads=1, **options).generator.new_engine().prefill([5, 20, 30, 40]).copy()
 
 
 def entries(cache: Path) -> list[Path]:
@@ -76,7 +76,7 @@ def test_answers_are_those_of_the_bundle(bundle, cache, monkeypatch, photo, clip
     def answer() -> tuple[int, ...]:
         chat = phirt.load(bundle, threads=1, on_prepare=lambda graph, _: prepared.append(graph)).chat()
         config = phirt.GenerationConfig(max_new_tokens=8)
-        return chat.send("see", images=[photo], audio=[clip], config=config).result.ids
+        return chat.send("see", images=[photo], audio=[clip], config=config).result.token_ids
 
     expected = answer()
     assert {"decoder", "vision"} <= set(prepared)

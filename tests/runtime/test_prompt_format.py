@@ -21,7 +21,7 @@ from phirt.errors import BundleError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
 from phirt.prompt.tokenizer import StreamDecoder, Tokenizer
-from phirt.prompt.tools import VISIBLE_TOKENS, parse_tool_calls, tools_to_json
+from phirt.prompt.tools import VISIBLE_TOKENS, ToolCall, Tools, parse_tool_calls
 
 PUBLISHED = {
     "<|endoftext|>": 199999, "<|endoftext10|>": 200010, "<|endoftext11|>": 200011,
@@ -123,7 +123,7 @@ CALL = '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]<|
         ),
         (
             [Message("system", "You have tools."), Message("user", "Is it warm in Paris?")],
-            tools_to_json(WEATHER),
+            Tools.of(WEATHER).json,
             '<|system|>You have tools.<|tool|>[{"name": "get_weather", "description": "°C", '
             '"parameters": {"city": {"type": "str"}}}]<|/tool|><|end|>'
             "<|user|>Is it warm in Paris?<|end|><|assistant|>",
@@ -142,12 +142,12 @@ def test_the_prompt_is_the_published_format(template, tokenizer, messages, tools
 def test_a_tools_results_come_back_as_a_turn_of_their_own(template, tokenizer):
     call_ids = [200025, *tokenizer.encode_content(CALL[13:-14]), 200026]
     assert tokenizer.decode(call_ids) == CALL
-    assert parse_tool_calls(CALL) == ({"name": "get_weather", "arguments": {"city": "Paris"}},)
+    assert parse_tool_calls(CALL) == (ToolCall("get_weather", {"city": "Paris"}, False),)
     assert template.tool_role == "tool_response"
     encoded = template.encode(
         [
             Message("user", "Is it warm in Paris?"),
-            Message("assistant", CALL, ids=tuple(call_ids)),
+            Message("assistant", CALL, token_ids=tuple(call_ids)),
             Message("tool_response", '[{"celsius": 21}]'),
         ]
     )

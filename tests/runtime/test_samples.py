@@ -77,5 +77,5 @@ def test_a_conversation_with_real_media(model, shared_data):
         ("And this?", {"audio": [samples / "seven.flac"]}, "vision"),
         ("Why?", {}, "vision"),
     ]:
-        assert chat.send(text, config=config, **media).result.route == route
-    assert model.chat().send("x", audio=[samples / "sentence.flac"], config=config).result.route == "speech"
+        assert chat.send(text, config=config, **media).result.adapter == route
+    assert model.chat().send("x", audio=[samples / "sentence.flac"], config=config).result.adapter == "speech"

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from phirt.errors import BundleError, ConfigError
 from phirt.generate import sampling
-from phirt.generate.sampling import Chooser, GenerationConfig
+from phirt.generate.sampling import GenerationConfig, TokenSampler
 
 INF = float("inf")
 LOGITS = hnp.arrays(np.float32, st.integers(1, 1200), elements=st.floats(-30, 30, width=32))
@@ -69,7 +69,7 @@ def test_temperature_keeps_ratios_of_logits():
 
 def test_a_tiny_temperature_is_greedy_without_nan():
     config = GenerationConfig(temperature=1e-30, seed=1)
-    choose = Chooser(config, 3, [])
+    choose = TokenSampler(config, 3, [])
     assert [choose(np.array([80.0, 90.0, 70.0], dtype=np.float32)) for _ in range(20)] == [1] * 20
 
 
@@ -112,13 +112,13 @@ def test_min_p_by_hand():
 
 
 def test_suppressed_ids_are_never_chosen():
-    choose = Chooser(GenerationConfig(), 4, [], suppressed=(1, 2))
+    choose = TokenSampler(GenerationConfig(), 4, [], suppressed=(1, 2))
     assert choose(np.array([1.0, 9.0, 8.0, 2.0], dtype=np.float32)) == 3
 
 
 def test_the_engines_logits_are_left_alone():
     logits = np.array([1.0, 9.0], dtype=np.float32)
-    Chooser(GenerationConfig(repetition_penalty=3.0, temperature=1.0, top_k=1), 2, [1], suppressed=(0,))(
+    TokenSampler(GenerationConfig(repetition_penalty=3.0, temperature=1.0, top_k=1), 2, [1], suppressed=(0,))(
         logits
     )
     assert logits.tolist() == [1.0, 9.0]
@@ -132,7 +132,7 @@ def test_a_seed_repeats_and_another_differs():
     logits = np.zeros(1000, dtype=np.float32)
 
     def draw(seed):
-        choose = Chooser(GenerationConfig(temperature=1.0, seed=seed), 1000, [])
+        choose = TokenSampler(GenerationConfig(temperature=1.0, seed=seed), 1000, [])
         return [choose(logits) for _ in range(20)]
 
     assert draw(5) == draw(5)
@@ -161,6 +161,6 @@ def test_processors_apply_in_their_order():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_scores_that_are_no_numbers_are_told(temperature):
-    choose = Chooser(GenerationConfig(temperature=temperature), 4, [])
+    choose = TokenSampler(GenerationConfig(temperature=temperature), 4, [])
     with pytest.raises(BundleError, match="no numbers"):
         choose(np.array([0.0, np.nan, 1.0, 2.0], np.float32))

@@ -7,13 +7,14 @@ import threading
 import numpy as np
 import pytest
 import tiny_reference
+from conversing import engine_of
 from tiny_bundle import Tiny, write_bundle
 
 from phirt import GenerationConfig
 from phirt.bundle.files import load_manifest
 from phirt.errors import ConfigError
 from phirt.generate.engine import Engine
-from phirt.generate.sampling import Chooser
+from phirt.generate.sampling import TokenSampler
 from phirt.generate.sequence import MediaSpan, Prompt
 from phirt.generate.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, RunCosts, Speculation, usual_cost
 from phirt.runtime.session import Session, SessionConfig
@@ -81,7 +82,7 @@ def prompts(count: int, length: int = 30) -> list[Prompt]:
 
 def run(engine, prompt, settings, speculation=None, **options):
     """(ids, why the answer ended, what is cached then)."""
-    choose = Chooser(GenerationConfig(**settings), 512, prompt.ids.tolist(), (1, 2))
+    choose = TokenSampler(GenerationConfig(**settings), 512, prompt.ids.tolist(), (1, 2))
     steps = engine.generate(
         prompt, choose, speculation=speculation, **{"max_new_tokens": 40, "eos": (), **options}
     )
@@ -121,7 +122,7 @@ def test_a_loop_is_drafted_and_spares_runs(new_engine):
     sizes = []
 
     class Noting(RunCosts):
-        def ran(self, positions, seconds):
+        def record(self, positions, seconds):
             sizes.append(positions)
 
     prompt = prompts(1)[0]
@@ -171,7 +172,7 @@ def test_drafts_do_not_make_the_cache_grow(new_engine, length):
     prompt = prompts(1, length)[0]
     plain = run(new_engine(), prompt, {})
     engine = new_engine()
-    choose = Chooser(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
+    choose = TokenSampler(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
     steps = engine.generate(prompt, choose, max_new_tokens=40, eos=(), speculation=Knowing(plain[0], wrong=0))
     for count, token in enumerate(steps):
         assert token == plain[0][count]
@@ -186,7 +187,7 @@ def test_an_answer_that_is_left_early_caches_what_was_read(new_engine, way, read
     prompt = prompts(2)[1]
     whole = run(new_engine(), prompt, {})[0]
     cancel, engine = threading.Event(), new_engine()
-    choose = Chooser(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
+    choose = TokenSampler(GenerationConfig(), 512, prompt.ids.tolist(), (1, 2))
     steps = engine.generate(
         prompt, choose, max_new_tokens=40, eos=(), cancel=cancel, speculation=Knowing(whole, wrong=0)
     )
@@ -234,32 +235,37 @@ def test_conversations_with_media_are_the_same(model, photo, clip, eager, settin
     results = []
     for speculation in (True, False):
         config = GenerationConfig(max_new_tokens=48, speculation=speculation, **settings)
+        model.generator.pool.clear()
         chat = model.chat()
         turns = [chat.send("the fox, the fox, the fox", images=[photo], audio=[clip], config=config).result]
         turns.append(chat.send("the fox again", config=config).result)
         results.append(turns)
     with_, without = results
-    assert [(r.ids, r.text, r.finish_reason) for r in with_] == [
-        (r.ids, r.text, r.finish_reason) for r in without
+    assert [(r.token_ids, r.text, r.finish_reason) for r in with_] == [
+        (r.token_ids, r.text, r.finish_reason) for r in without
     ]
-    assert [r.usage["cached_tokens"] for r in with_] == [r.usage["cached_tokens"] for r in without]
-    assert all(r.usage["drafted_tokens"] == r.usage["accepted_tokens"] == 0 for r in without)
-    assert sum(r.usage["drafted_tokens"] for r in with_) > 0
-    assert all(r.usage["drafted_tokens"] >= r.usage["accepted_tokens"] for r in with_)
+    assert [r.usage.cached_tokens for r in with_] == [r.usage.cached_tokens for r in without]
+    assert all(r.usage.drafted_tokens == r.usage.accepted_tokens == 0 for r in without)
+    assert sum(r.usage.drafted_tokens for r in with_) > 0
+    assert all(r.usage.drafted_tokens >= r.usage.accepted_tokens for r in with_)
 
 
 def test_a_stop_string_may_come_in_a_draft(model, eager, monkeypatch):
     """The answer's text, its ids and what is cached are those of an answer without drafts."""
-    spoken = model.tokenizer.encode_content("one two three four, one two three four, one two STOP three four")
+    spoken = model.generator.tokenizer.encode_content(
+        "one two three four, one two three four, one two STOP three four"
+    )
     ends = []
     for speculation in (True, False):
         answer = iter(spoken)
-        monkeypatch.setattr(Chooser, "__call__", lambda self, logits, answer=answer: next(answer))
+        monkeypatch.setattr(TokenSampler, "__call__", lambda self, logits, answer=answer: next(answer))
         chat = model.chat()
         config = GenerationConfig(stop=("three four, one two S",), speculation=speculation)
         result = chat.send("one two STOP three", config=config).result
-        ends.append((result.text, result.ids, result.finish_reason, chat.engine.cached.ids.tolist()))
-        assert (result.usage["accepted_tokens"] > 0) is speculation
+        ends.append(
+            (result.text, result.token_ids, result.finish_reason, engine_of(chat).cached.ids.tolist())
+        )
+        assert (result.usage.accepted_tokens > 0) is speculation
     assert ends[0] == ends[1]
     assert ends[0][::2] == ("one two three four, one two ", "stop")
 
@@ -276,13 +282,13 @@ def test_what_speculation_did_is_counted(model, monkeypatch):
 
     monkeypatch.setattr(Engine, "_run_tokens", counted)
     loop = iter([20, 21, 22, 23] * 10)
-    monkeypatch.setattr(Chooser, "__call__", lambda self, logits: next(loop))
-    monkeypatch.setattr("phirt.chat.chat.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(TokenSampler, "__call__", lambda self, logits: next(loop))
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     result = chat.send("go on", config=GenerationConfig(max_new_tokens=40)).result
-    assert result.ids == (20, 21, 22, 23) * 10
-    assert result.usage["drafted_tokens"] == sum(sizes) - len(sizes) > 0
-    assert result.usage["accepted_tokens"] == 39 - len(sizes)
-    assert result.timings["decode"] == len(sizes) < 39
+    assert result.token_ids == (20, 21, 22, 23) * 10
+    assert result.usage.drafted_tokens == sum(sizes) - len(sizes) > 0
+    assert result.usage.accepted_tokens == 39 - len(sizes)
+    assert result.timings.decode == len(sizes) < 39
     assert result.tokens_per_second == pytest.approx(39 / len(sizes))
 
 
@@ -303,10 +309,11 @@ def test_seeded_answers_are_run_alike_whatever_the_clock_says(model, monkeypatch
             sizes.append(len(ids))
             run_tokens(self, ids)
             now[0] += 1.0
-            self._costs.ran(len(ids), 1.0 if len(ids) == 1 else slower)
+            self._costs.record(len(ids), 1.0 if len(ids) == 1 else slower)
 
         monkeypatch.setattr(Engine, "_run_tokens", timed)
+        model.generator.pool.clear()
         result = model.chat().send("the fox, the fox, the fox", config=config).result
-        seen.append((result.ids, result.usage, sizes))
+        seen.append((result.token_ids, result.usage, sizes))
     assert seen[0] == seen[1]
     assert max(seen[0][2]) > 1

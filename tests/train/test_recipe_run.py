@@ -68,9 +68,9 @@ def test_the_checkpoint_answers_through_the_runtime(finished: Path, tmp_path: Pa
     config = phirt.GenerationConfig(max_new_tokens=4)
     picture = Image.new("RGB", (50, 40), "red")
     result = model.chat().send("What is this?", images=[picture], config=config).result
-    assert result.route == "vision"
-    assert result.usage["image_tokens"] == 2 * 2 + 2 + 1 + 4 + 2
-    assert len(result.ids) <= 4
+    assert result.adapter == "vision"
+    assert result.usage.image_tokens == 2 * 2 + 2 + 1 + 4 + 2
+    assert len(result.token_ids) <= 4
 
 
 def test_the_table_names_every_stage_with_its_held_out_figures(finished: Path) -> None:

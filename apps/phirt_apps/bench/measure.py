@@ -74,7 +74,7 @@ def measure(folder: Path, request: Request, out: Output) -> Report:
         model = phirt.load(folder, threads=threads)
         media = _media(model, request, busy)
         model.release_encoders()
-        engine, prompts = model.new_engine(), speed.Prompts(manifest)
+        engine, prompts = model.generator.new_engine(), speed.Prompts(manifest)
         prefills, decodes = [], []
         for count in plan.prompt_tokens:
             busy.wait(f"prefill of {count} tokens")

@@ -150,7 +150,7 @@ def _main() -> None:
         threads=int(sys.argv[2]) or None,
         on_prepare=lambda graph, weights: prepared.append(graph),
     )
-    engine = model.new_engine()
+    engine = model.generator.new_engine()
     ready = time.perf_counter()
     assert engine.length == 0
     figures = {

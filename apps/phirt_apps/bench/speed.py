@@ -220,7 +220,7 @@ def encode(model: phirt.Model, modality: Modality, path: Path | None, repeats: i
     source = made if path is None else path
     own = f"a {'picture' if modality == 'image' else 'clip'} made by the program"
     what = own if path is None else str(path)
-    encoder = model.encoder
+    encoder = model.generator.encoder
     prepared, encoded, count = [], [], 0
     for _ in range(1 + repeats):
         encoder.cache.clear()

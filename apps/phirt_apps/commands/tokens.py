@@ -78,7 +78,7 @@ def count_tokens(
         "audio": list(count.audio),
     }
     if as_json:
-        out.json({**parts, "route": count.route})
+        out.json({**parts, "route": count.adapter})
         return
     table = plain_table("part", "#tokens", "what")
     table.add_row("text", str(count.text), "the message and its frame")
@@ -86,5 +86,5 @@ def count_tokens(
         for number, path in zip(counts, paths, strict=True):
             table.add_row(kind, str(number), media_name(path))
     context = model.manifest.geometry.context
-    table.add_row("total", str(count.total), f"of {context} in the context; route {count.route}")
+    table.add_row("total", str(count.total), f"of {context} in the context; route {count.adapter}")
     out.table(table)

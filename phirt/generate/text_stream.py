@@ -1,0 +1,163 @@
+"""An answer as its reader has it: an iterator over pieces of text, in threads or in asyncio.
+
+Knows a generation and a place in its pieces. Knows nothing of engines or conversations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
+
+from phirt.generate.generation import Generation
+from phirt.generate.results import Result
+
+_T = TypeVar("_T")
+
+
+class TextStream(Iterator[str]):
+    """Iterate it for pieces of text. Nothing runs until the first piece, or the result, is asked for.
+
+    Any thread may read it; each piece is given once. Pieces that were made while somebody else ran the answer
+    to its end are kept for the reader.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._given = 0
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        generation = self._generation
+        generation.is_read = True
+        while True:
+            ended = generation.has_ended  # asked first: an end comes after its last piece
+            with self._lock:
+                if self._given < len(generation.pieces):
+                    self._given += 1
+                    return generation.pieces[self._given - 1]
+            if ended and generation.failure is not None:
+                raise generation.failure
+            if ended:
+                raise StopIteration
+            generation.advance()
+
+    def __del__(self) -> None:
+        # A plain note and no lock: the garbage collector may come here in the midst of anything.
+        generation = getattr(self, "_generation", None)
+        if generation is not None and generation.is_read and not generation.has_ended:
+            generation.is_dropped = True
+
+    def __repr__(self) -> str:
+        generation = self._generation
+        state: str
+        if generation.outcome is not None:
+            state = generation.outcome.finish_reason
+        elif generation.failure is not None:
+            state = f"failed: {type(generation.failure).__name__}"
+        else:
+            state = "half-read" if generation.is_read else "not begun"
+        return f"<phirt.{type(self).__name__} {state}: {_shortened(''.join(generation.pieces))}>"
+
+    def cancel(self) -> None:
+        """Stops the answer within one step; it keeps what it has. Safe from any thread, at any time."""
+        self._generation.cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is finished, cancelled or failed."""
+        return self._generation.has_ended
+
+    @property
+    def result(self) -> Result:
+        """The finished answer; runs to the end if it has not yet. Pieces that were not read stay readable."""
+        generation = self._generation
+        generation.is_read = True
+        while not generation.has_ended:
+            generation.advance()
+        if generation.failure is not None:
+            raise generation.failure
+        assert generation.outcome is not None
+        return generation.outcome
+
+    def text(self) -> str:
+        """The whole answer; runs to the end if it has not yet."""
+        return self.result.text
+
+    def finish(self) -> None:
+        """Runs to the end if it has not yet. What was not read stays readable, a failure too."""
+        self._generation.finish()
+
+
+class AsyncTextStream(AsyncIterator[str]):
+    """The same for asyncio: `async for piece in stream`, then `await stream.result()`.
+
+    Everything runs in the event loop's own worker threads, one step at a time, and nothing before the first
+    piece is asked for. Cancelling the task that waits for a piece stops the answer within a step, and reading
+    and encoding media before the next picture or recording.
+    """
+
+    def __init__(self, start: Callable[[threading.Event], TextStream]) -> None:
+        self._start = start
+        self._cancel = threading.Event()
+        self._lock = threading.Lock()
+        self._stream: TextStream | None = None
+
+    def __aiter__(self) -> AsyncTextStream:
+        return self
+
+    async def __anext__(self) -> str:
+        piece = await self._in_thread(self._next_piece)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def __repr__(self) -> str:
+        return f"<phirt.{type(self).__name__} {'not begun' if self._stream is None else self._stream}>"
+
+    def cancel(self) -> None:
+        """Stops the answer within one step; it keeps what it has. Safe from any thread, at any time."""
+        self._cancel.set()
+
+    async def result(self) -> Result:
+        """The finished answer; runs to the end if it has not yet."""
+        return await self._in_thread(lambda: self._begun().result)
+
+    async def text(self) -> str:
+        """The whole answer; runs to the end if it has not yet."""
+        return (await self.result()).text
+
+    async def aclose(self) -> None:
+        """Stops the answer and waits until it has: for readers who leave before the end."""
+        self.cancel()
+        stream = self._stream
+        if stream is not None:
+            await self._in_thread(stream.finish)
+
+    def _begun(self) -> TextStream:
+        with self._lock:
+            if self._stream is None:
+                self._stream = self._start(self._cancel)
+            return self._stream
+
+    def _next_piece(self) -> str | None:
+        stream = self._begun()
+        piece = next(stream, None)
+        if self._cancel.is_set():  # perhaps nobody comes back, so what the answer holds is given back here
+            stream.finish()
+        return piece
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.to_thread(work)
+        except asyncio.CancelledError:
+            self.cancel()  # the thread's step goes on to its end, and is the last
+            raise
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "…")
