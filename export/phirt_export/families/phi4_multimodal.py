@@ -11,6 +11,7 @@ from phirt_export.containers import read_json
 from phirt_export.published.decoder import flag, fused_parts
 from phirt_export.published.layout import Layout, Part, Published
 from phirt_export.published.phi4mm import (
+    MAX_SECONDS,
     POOL,
     VISION_EPS,
     WINDOW_TOKENS,
@@ -129,6 +130,7 @@ def _native_audio(sizes: _Sizes) -> AudioConfig:
         kernel_size=sizes.integer("kernel_size", 64),
         bias_max_distance=sizes.integer("bias_max_distance", 1 << 16),
         window_tokens=WINDOW_TOKENS,
+        max_seconds=MAX_SECONDS,
         subsampling=sizes.integer("time_reduction", 64),
     )
 

@@ -14,6 +14,7 @@ from phirt.fields import Fields
 from phirt_export.containers import read_json
 from phirt_export.published.layout import Layout, Published
 from phirt_export.published.phi4mm import (
+    MAX_SECONDS,
     POOL,
     TOWER,
     VISION_EPS,
@@ -97,6 +98,7 @@ def _original_audio(config: Fields) -> AudioConfig:
         kernel_size=config.integer("kernel_size", 1, 64),
         bias_max_distance=bias.integer("t5_bias_max_distance", 1, 1 << 16),
         window_tokens=WINDOW_TOKENS,
+        max_seconds=MAX_SECONDS,
         subsampling=config.integer("time_reduction", 1, 64),
     )
 

@@ -19,6 +19,7 @@ from phirt_export.reference.config import AdapterConfig, AudioConfig, ModelConfi
 TOWER = "model.embed_tokens_extend.image_embed.img_processor."
 VISION_EPS, POOL = 1e-6, 2  # of SigLIP so400m
 WINDOW_TOKENS = 500  # of the audio encoder's attention
+MAX_SECONDS = 1800.0  # the longest recordings that its speech summaries were trained on (technical report)
 # Behind the layer whose output is taken; never computed.
 _IDLE_TOWER = ("post_layernorm.", "head.")
 _MAX_CROPS = 36
