@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from phirt.bundle.files import load_manifest, require_intact
+from phirt.bundle.limits import with_limits
 from phirt.bundle.manifest import Manifest
 from phirt.chat.chat import Chat
 from phirt.encoders.audio_file import AudioSource
@@ -99,6 +100,7 @@ def load(
     verify: bool = False,
     on_prepare: OnPrepare | None = None,
     cache_limits: CacheLimits = _DEFAULT_LIMITS,
+    limits: Mapping[str, float] | None = None,
 ) -> Model:
     """Loads a bundle; None is the embedded one.
 
@@ -107,13 +109,15 @@ def load(
     time on this machine it is prepared for it, and kept in the user's cache folder (the environment variable
     PHIRT_CACHE names another, or is `off`): `on_prepare` is called before, with the graph's name and the
     bytes of its weights. `cache_limits` bounds the keys and values that are kept for conversations to go on
-    with. Raises BundleError, ProviderError, ConfigError.
+    with. `limits` lowers or raises what the bundle says a request may cost: `image_pixels`,
+    `audio_seconds`, `media_bytes`, and `context` up to what its decoder can do. Raises BundleError,
+    ProviderError, ConfigError.
     """
     config = SessionConfig(
         providers=resolve_providers(providers), threads=check_threads(threads), on_prepare=on_prepare
     )
     folder = embedded_bundle() if path is None else Path(path)
-    manifest = load_manifest(folder)
+    manifest = with_limits(load_manifest(folder), limits)
     if verify:
         require_intact(folder)
     return Model(Generator(manifest, config, cache_limits))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def why_cut(result: phirt.Result, context: int) -> str | None:
     """Why the answer is not whole, and what helps; None where the model ended it or a user stopped it."""
     if result.finish_reason == "length":
-        return f"cut at {result.usage['new_tokens']} new tokens; --max-new-tokens N allows more"
+        return f"cut at {result.usage.new_tokens} new tokens; --max-new-tokens N allows more"
     if result.finish_reason == "context":
         what = "cut" if result.text else "empty"
         return (

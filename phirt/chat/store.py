@@ -284,7 +284,7 @@ class _Reader:
             shape = (tokens, self._manifest.geometry.hidden_size)
             features[projector] = self._array(f"media/{index}/{projector}.npy", shape)
             features[projector].flags.writeable = False
-        inputs = self._inputs(index, fields, spec.graph)
+        inputs = self._inputs(index, fields, name)
         try:
             return self._generator.encoder.restore(name, key, tokens, inputs or None, features)
         except ValueError as error:
@@ -300,15 +300,15 @@ class _Reader:
             raise fields.refusal(f"the bundle takes no {kind}")
         return names[0]
 
-    def _inputs(self, index: int, fields: Fields, graph: str) -> dict[str, Array]:
-        """What the encoder's graph takes, as far as it was saved."""
+    def _inputs(self, index: int, fields: Fields, encoder: str) -> dict[str, Array]:
+        """What the encoder prepares, as far as it was saved."""
         if self._version == 1:
             frames = fields.integer("frames", 0)
             if not frames:
                 return {}
-            mels = self._manifest.graphs[graph].inputs[0].shape[-1]
-            return {"audio_embeds": self._array(f"media/{index}/inputs.npy", (frames, int(mels)))[None]}
-        dtypes = {tensor.name: tensor.dtype for tensor in self._manifest.graphs[graph].inputs}
+            ((name, (_, shape)),) = self._generator.encoder.input_specs(encoder).items()
+            return {name: self._array(f"media/{index}/inputs.npy", (frames, shape[-1] or 0))[None]}
+        dtypes = {key: dtype for key, (dtype, _) in self._generator.encoder.input_specs(encoder).items()}
         shapes = fields.read("inputs", _Shapes)
         if unknown := set(shapes) - set(dtypes):
             raise fields.refusal(f"inputs {', '.join(sorted(unknown))} are none of the encoder's")

@@ -24,7 +24,7 @@ import phirt_export.families
 from phirt import GenerationConfig
 from phirt.bundle.files import load_manifest
 from phirt.bundle.manifest import Rule
-from phirt.encoders.fixed_image import process
+from phirt.encoders.fixed_image import FixedImageConstants, process
 from phirt.encoders.whisper_audio import log_mel
 from phirt_export.exporter import export_bundle
 
@@ -111,6 +111,12 @@ def wav(samples: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def features_of(model: phirt.Model, source: object, modality: str = "image") -> np.ndarray:
+    """What the decoder is given for a picture or a clip."""
+    encoder = model.generator.encoder
+    return encoder.features(encoder.prepare(modality, source), model.manifest.rules[-1])
+
+
 def test_the_manifest_names_kinds_with_their_constants_and_the_rules(model):
     manifest = model.manifest
     assert {name: spec.kind for name, spec in manifest.encoders.items()} == {
@@ -126,40 +132,36 @@ def test_the_manifest_names_kinds_with_their_constants_and_the_rules(model):
 
 
 def test_features_are_those_of_the_torch_modules(model, modules, picture):
-    toy_picture = model.encoder.prepare("image", picture)
-    rule = model.manifest.rules[-1]
+    half = (0.5, 0.5, 0.5)
     with Image.open(picture) as opened, torch.no_grad():
-        constants = model.encoder._encoders["eyes"].constants
-        expected = modules["eyes"](torch.from_numpy(process(opened.convert("RGB"), constants)[None]))
-    np.testing.assert_allclose(model.encoder.features(toy_picture, rule), expected, atol=1e-5)
+        pixels = process(opened.convert("RGB"), FixedImageConstants(56, 16, half, half))
+        expected = modules["eyes"](torch.from_numpy(pixels[None]))
+    np.testing.assert_allclose(features_of(model, picture), expected, atol=1e-5)
     samples = sound(31.0)
-    clip = model.encoder.prepare("audio", wav(samples))
-    assert clip.num_tokens == 75 + 3
+    windows = [torch.from_numpy(log_mel(part, 80)[None]) for part in (samples[:480000], samples[480000:])]
     with torch.no_grad():
-        windows = [modules["ears"](torch.from_numpy(log_mel(part, 80)[None]))
-                   for part in (samples[:480000], samples[480000:])]  # fmt: skip
-    expected = torch.cat(windows)[:78]
-    np.testing.assert_allclose(model.encoder.features(clip, rule), expected, atol=1e-5)
+        expected = torch.cat([modules["ears"](window) for window in windows])[:78]
+    np.testing.assert_allclose(features_of(model, wav(samples), "audio"), expected, atol=1e-5)
 
 
 def test_a_conversation_sees_hears_and_goes_on(model, picture, tmp_path):
     clip = wav(sound(2.0))
     chat = model.chat(system="Be brief.")
     first = chat.send("What is it?", images=[picture], config=SHORT).result
-    assert first.route == "none"
-    assert (first.usage["image_tokens"], first.prompt_ids.count(IMAGE)) == (16, 16)
+    assert first.adapter == "none"
+    assert (first.usage.image_tokens, first.prompt_token_ids.count(IMAGE)) == (16, 16)
     second = chat.send("And this?", audio=[clip], config=SHORT).result
-    assert (second.usage["audio_tokens"], second.prompt_ids.count(AUDIO)) == (5, 5)
-    assert second.usage["cached_tokens"] >= len(first.prompt_ids)  # no adapter changes, nothing runs again
-    assert model.encoder.open_graphs == ("eyes", "ears")
+    assert (second.usage.audio_tokens, second.prompt_token_ids.count(AUDIO)) == (5, 5)
+    assert second.usage.cached_tokens >= len(first.prompt_token_ids)  # no adapter changes, nothing runs again
+    assert model.generator.encoder.open_graphs == ("eyes", "ears")
     other = model.chat(system="Be brief.").send("What is it?", config=SHORT).result
-    assert other.prompt_ids.count(IMAGE) == 0
+    assert other.prompt_token_ids.count(IMAGE) == 0
     assert model.count_tokens("What is it?", images=[picture], audio=[clip]).images == (16,)
     chat.save(tmp_path / "talk")
     restored = model.load_chat(tmp_path / "talk")
     expected = chat.send("Go on", config=SHORT).result
     result = restored.send("Go on", config=SHORT).result
-    assert (result.ids, result.usage["cached_tokens"]) == (expected.ids, expected.usage["cached_tokens"])
+    assert (result.token_ids, result.usage) == (expected.token_ids, expected.usage)
 
 
 def test_the_decoder_reads_the_features(model, picture, source):
@@ -167,16 +169,13 @@ def test_the_decoder_reads_the_features(model, picture, source):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     result = model.chat().send("What is it?", images=[picture], config=SHORT).result
-    rule = model.manifest.rules[-1]
-    features = torch.from_numpy(model.encoder.features(model.encoder.prepare("image", picture), rule).copy())
+    features = torch.from_numpy(features_of(model, picture).copy())
     config = json.loads((source / "config.json").read_text()) | {"model_type": "llama"}
     llama = LlamaForCausalLM(LlamaConfig(**config)).eval()
-    llama.load_state_dict(
-        {k: v for k, v in load_file(source / "model.safetensors").items() if k.startswith("model.")},
-        strict=False,
-    )
+    stored = load_file(source / "model.safetensors")
+    llama.load_state_dict({k: v for k, v in stored.items() if k.startswith("model.")}, strict=False)
     llama.tie_weights()
-    ids = torch.tensor([result.prompt_ids])
+    ids = torch.tensor([result.prompt_token_ids])
     embedded = llama.get_input_embeddings()(ids)
     embedded[ids == IMAGE] = features
     found: list[int] = []
@@ -189,13 +188,12 @@ def test_the_decoder_reads_the_features(model, picture, source):
                 break
             found.append(token)
             embedded = torch.cat([embedded, llama.get_input_embeddings()(torch.tensor([[token]]))], dim=1)
-    assert list(result.ids) == found
+    assert list(result.token_ids) == found
 
 
 def test_quantized_encoders_stay_close(source, picture, tmp_path, model):
-    rule = model.manifest.rules[-1]
     small = phirt.load(export_bundle(source, tmp_path / "small", bits=8, block_size=16), threads=1)
-    features = [m.encoder.features(m.encoder.prepare("image", picture), rule) for m in (model, small)]
+    features = [features_of(one, picture) for one in (model, small)]
     assert 0 < np.abs(features[0] - features[1]).max() < 0.05 * np.abs(features[0]).max()
 
 
@@ -226,15 +224,11 @@ def test_adding_a_kind_is_one_module_and_adding_its_family_another(tmp_path, mon
     tensors = {"colours.projector.weight": weight, "colours.projector.bias": bias}
     folder = checkpoint(tmp_path / "c", "toy_colours", tensors, image_token_id=IMAGE)
     model = phirt.load(export_bundle(folder, tmp_path / "b", bits=32), threads=1)
-    prepared = model.encoder.prepare("image", picture)
     colour = np.asarray(Image.open(picture), dtype=np.float32).mean((0, 1)) / 255
-    np.testing.assert_allclose(
-        model.encoder.features(prepared, model.manifest.rules[-1])[0],
-        weight.numpy() @ colour + bias.numpy(),
-        atol=1e-4,
-    )
+    expected = weight.numpy() @ colour + bias.numpy()
+    np.testing.assert_allclose(features_of(model, picture)[0], expected, atol=1e-4)
     result = model.chat().send("What is it?", images=[picture], config=SHORT).result
-    assert result.usage["image_tokens"] == result.prompt_ids.count(IMAGE) == 1
+    assert result.usage.image_tokens == result.prompt_token_ids.count(IMAGE) == 1
     with pytest.raises(phirt.BundleError, match="takes no audio, accepted: text, images"):
         model.chat().send("x", audio=[wav(sound(1.0))])
     broken = dataclasses.replace(model.manifest.encoders["colours"], constants={"white": 0})

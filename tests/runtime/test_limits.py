@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+import phirt
 from phirt.bundle.files import load_manifest
 from phirt.bundle.limits import with_limits
 from phirt.encoders.media_encoder import MediaEncoder
@@ -30,6 +31,22 @@ def test_limits_can_be_lowered_and_raised(bundle, photo, clip):
     high = with_limits(manifest, {"audio_seconds": 3600, "media_bytes": 1 << 30})
     assert (high.limits.audio_seconds, high.limits.media_bytes) == (3600.0, 1 << 30)
     assert high.limits.image_pixels == manifest.limits.image_pixels
+
+
+def test_loading_sets_limits(bundle, photo, clip):
+    with phirt.load(bundle, threads=1, limits={"image_pixels": 100, "context": 64}) as model:
+        assert model.manifest.geometry.context == 64
+        with pytest.raises(MediaError, match="the limit is 100"):
+            model.chat().send("x", images=[photo])
+        with pytest.raises(phirt.ContextError, match="context has 64"):
+            model.chat().send("x " * 70)
+        result = model.chat().send("hi", max_new_tokens=100).result
+        assert (result.finish_reason, len(result.token_ids) + len(result.prompt_token_ids)) in (
+            ("context", 65),
+            ("stop", len(result.token_ids) + len(result.prompt_token_ids)),
+        )
+    with pytest.raises(ConfigError, match="'pixels' is not known here"):
+        phirt.load(bundle, limits={"pixels": 5})
 
 
 def test_a_limited_context_is_the_decoder_s_own_from_then_on(bundle):

@@ -105,11 +105,12 @@ def command(
         _interactive(model, talk, out, image, audio, setup)
         return
     request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
-    talk = open_chat(load(bundle, out, provider, threads), conversation, system, tool_specs)
+    model = load(bundle, out, provider, threads)
+    talk = open_chat(model, conversation, system, tool_specs)
     answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
     if json:
         out.json(as_object(answer.result))
-    cut = why_cut(answer.result, talk.model.manifest.geometry.context)
+    cut = why_cut(answer.result, model.manifest.geometry.context)
     if cut is not None:
         out.hint(cut)
     if stats:
