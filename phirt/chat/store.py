@@ -1,5 +1,5 @@
 """One file for one conversation: turns, media features and the cache, so that it goes on without running
-anything again.
+anything again. And the place of such a file, kept for one process at a time.
 
 Knows the file's layout and distrusts it. A zip without compression: conversation.json (texts, ids, what the
 arrays are) and arrays as .npy. Never pickle. Written beside its place and moved there, so an older
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, get_args
 
@@ -38,8 +39,11 @@ FORMAT = "phirt-conversation"
 ACCEPTED_VERSIONS = (1, 2)
 
 _DOCUMENT = "conversation.json"
+_STAGED_PREFIX = ".phirt-"
 _KEY_LENGTH = 64  # hex sha256
+_MAX_NAME_BYTES = 255  # of most file systems
 _MAX_MEDIA = 4096
+_MAX_DIRECTORY_BYTES = 2 << 20  # of some 100 bytes for each part
 _MAX_MESSAGES = 1 << 16
 # What reading a zip archive with a damaged directory can raise, and what the system refuses.
 _DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
@@ -98,13 +102,56 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
             ) from error
 
 
+@contextlib.contextmanager
+def reserve(
+    path: str | Path, *, wait: bool = False, on_wait: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Keeps the place of a conversation for this process until the block ends, after trying whether it can be
+    saved there: to be entered before the conversation is read and answered.
+
+    Where another process has it, raises ConversationError, or waits; `on_wait` is called before that. An
+    empty file beside the place, named after it with a dot in front and `.lock` behind, carries the lock and
+    stays. Raises ConversationError also for a folder that does not exist or cannot be written to, and for a
+    file that is no saved conversation.
+    """
+    from filelock import FileLock, Timeout  # 40 ms, for this only
+
+    path = Path(path)
+    if not _may_replace(path):
+        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
+    try:
+        with tempfile.TemporaryFile(prefix=_STAGED_PREFIX, dir=path.parent):
+            pass
+        lock = FileLock(_lock_place(path), thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            if not wait:
+                raise ConversationError(
+                    f"{path} is being used by another phirt; wait until it has ended, or name another file"
+                ) from error
+            if on_wait is not None:
+                on_wait()
+            lock.acquire()
+    except (OSError, ValueError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConversationError(
+            f"a conversation cannot be saved to {path}: {reason}; choose another place"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def load(generator: Generator, path: str | Path) -> Conversation:
     """Restores a conversation with the bundle that it was held with. Raises ConversationError."""
     path = Path(path)
     try:
         if not path.is_file():
             raise ConversationError(f"{path} is no file; name a saved conversation")
-        with zipfile.ZipFile(path) as archive:
+        with _BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
+            stream.limit = None
             return _Reader(generator, archive, path).read()
     except (*_DAMAGED, EOFError) as error:
         raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
@@ -178,6 +225,30 @@ def _max_document_bytes(manifest: Manifest) -> int:
     return (1 << 20) + 128 * manifest.geometry.context
 
 
+def _lock_place(path: Path) -> Path:
+    """Beside the conversation, so that whoever sees the one sees the other."""
+    name = f".{path.name}.lock"
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.lock"
+    return path.with_name(name)
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file of which at most `limit` bytes are read at once: the directory of a zip archive is, and a forged
+    one of gigabytes takes minutes to understand.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.limit: int | None = _MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file. Raises ValueError beyond the limit."""
+        if self.limit is not None and size is not None and size > self.limit:
+            raise ValueError(f"its directory has {size} bytes, at most {self.limit} are read")
+        return super().read(size)
+
+
 def _may_replace(path: Path) -> bool:
     """Whether nothing is there, or a saved conversation."""
     try:
@@ -185,7 +256,7 @@ def _may_replace(path: Path) -> bool:
             return True
         if not (path.is_file() and zipfile.is_zipfile(path)):
             return False
-        with zipfile.ZipFile(path) as archive:
+        with _BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
             return _DOCUMENT in archive.namelist()
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
@@ -195,7 +266,7 @@ def _may_replace(path: Path) -> bool:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes `path`'s place when all went well and vanishes otherwise."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_STAGED_PREFIX, suffix=".tmp", dir=path.parent)
     staged = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -386,6 +457,8 @@ class _Reader:
             expected, {"descr": kind.newbyteorder("<").str, "fortran_order": False, "shape": shape}
         )
         try:
+            if self._archive.getinfo(name).file_size < size:
+                raise self._refusal(f"{name} is no {dtype} array of {shape}")
             with self._archive.open(name) as stream:
                 # Only one header is right, so it is compared and not parsed.
                 if stream.read(len(expected.getvalue())) != expected.getvalue():
