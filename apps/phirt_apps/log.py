@@ -32,3 +32,6 @@ def show_log() -> None:
     logger = logging.getLogger(LOGGER)
     logger.setLevel(level)
     logger.addHandler(_Notices(level))
+    logging.getLogger("PIL").addHandler(
+        logging.NullHandler()
+    )  # what it says of a picture, the error says too
