@@ -1,6 +1,4 @@
-"""Configurations and tensor names of Phi-4-multimodal: the original layout, and how transformers renames it
-(spec sections B to D).
-"""
+"""Configurations and tensor names of Phi-4-multimodal: the original layout, and how transformers renames it."""
 
 from __future__ import annotations
 

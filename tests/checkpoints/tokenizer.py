@@ -1,5 +1,4 @@
-"""Builds tokenizer.json from a list of byte-pair ranks, with Phi-4-multimodal's special tokens (spec section
-E).
+"""Builds tokenizer.json from a list of byte-pair ranks, with Phi-4-multimodal's special tokens.
 
 A rank list says which byte strings are tokens and in which order they were learned, not which pair each was
 made of. That pair is what the encoding itself leaves when it encodes the token with earlier ranks alone, so

@@ -16,7 +16,7 @@ MULTIMODAL = ("phi4mm", "phi4_multimodal")
 FAMILIES = (*MULTIMODAL, *text.SMALL)
 SCALES = ("small", "904m", "full")
 
-# The published format (spec section E): role, content, end; tools in the system turn.
+# The published format: role, content, end; tools in the system turn.
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' ~ message['role'] ~ '|>' ~ message['content'] }}"
     "{% if message['role'] == 'system' and message['tools'] %}"

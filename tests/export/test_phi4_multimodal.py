@@ -49,7 +49,7 @@ def ways(folders, tmp_path_factory) -> ThreeWays:
 
 
 def fused(base, adapter):
-    """A copy of transformers' model with base + 2 · B·A, the published scale (spec section D)."""
+    """A copy of transformers' model with base + 2 · B·A, the published scale."""
     model = copy.deepcopy(base)
     state = load_file(adapter / "adapter_model.safetensors")
     for name, a in state.items():
@@ -209,7 +209,7 @@ def test_transformers_leaves_routing_to_its_user_and_the_specification_wins(ways
 
 def test_padded_recordings_differ_in_transformers_and_the_specification_wins(ways):
     # transformers adds its boolean mask to the bias; the original excludes padding, so that a clip in a
-    # padded batch comes out as it does alone (spec section C).
+    # padded batch comes out as it does alone.
     oracle = ways.oracles["none"].model.embed_tokens_extend.audio_embed.encoder
     ours = ways.reference.audio_embed.encoder
     short, long = Clip(80).frames, Clip(240).frames

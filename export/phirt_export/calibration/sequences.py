@@ -130,10 +130,15 @@ class _Encoder:
     def route_of(self, sample: Sample) -> Route:
         """The route that the sample takes; refuses media that the model does not take."""
         if sample.images and self._image is None:
-            raise ConfigError(f"{sample.images[0]}: the checkpoint takes no images; leave them out")
+            raise ConfigError(f"{sample.images[0]}: {self._refusal('image', 'images')}; leave them out")
         if sample.audio and self._audio is None:
-            raise ConfigError(f"{sample.audio[0]}: the checkpoint takes no recordings; leave them out")
+            raise ConfigError(f"{sample.audio[0]}: {self._refusal('audio', 'recordings')}; leave them out")
         return "vision" if sample.images else "speech" if sample.audio else "none"
+
+    def _refusal(self, modality: Modality, what: str) -> str:
+        if modality in self._encoder_of:
+            return f"{what} cannot be calibrated with for the checkpoint's kind of encoder"
+        return f"the checkpoint takes no {what}"
 
     def text_turns(self, samples: Items[Sample], route_tokens: int) -> Iterator[_Turn]:
         """Passages and turns without media, spread over all of the text."""

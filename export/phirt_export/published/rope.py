@@ -129,7 +129,7 @@ def _yarn(plain: _Plain) -> RopeConfig:
 
 
 def _longrope(plain: _Plain) -> RopeConfig:
-    """LongRoPE (spec section A): two lists of factors, one for each regime."""
+    """LongRoPE (arXiv 2402.13753): two lists of factors, one for each regime."""
     short, long = (plain.scaling.numbers(f"{key}_factor", 1e-6, _LARGEST_FACTOR) for key in ("short", "long"))
     magnitude = plain.number("attention_factor") if plain.scaling.has("attention_factor") else None
     for key in ("short_mscale", "long_mscale"):

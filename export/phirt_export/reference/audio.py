@@ -1,8 +1,8 @@
 """The audio tower of the reference model: log-mel frames in, one row per 80 ms out.
 
-Knows spec section C after feature extraction: subsampling, conformer blocks, window folding, the two
-projectors. Knows nothing of recordings or sample rates. Masked frames are excluded with -inf, as in the
-original implementation.
+Knows what follows feature extraction: subsampling, conformer blocks, window folding, the two projectors, as
+`speech_conformer_encoder.py` beside Phi-4-multimodal's weights has them. Knows nothing of recordings or
+sample rates. Masked frames are excluded with -inf, as in that original.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The decoder of the reference model, in torch: the oracle for the decoder graph, and what is trained.
 
 Knows embeddings in, hidden states out, and the LoRA branches of a route. Knows nothing of images, audio or
-text, and keeps no KV cache: a step of the oracle is a forward pass over the whole sequence. Module names
-follow the original Phi-4-multimodal checkpoint (spec section D), so a state dict is a checkpoint.
+text, and keeps no KV cache: a step of the reference is a forward pass over the whole sequence. Module names
+follow the original Phi-4-multimodal checkpoint, so a state dict is a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ def rope_tables(rope: RopeConfig, length: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two float32 tensors [length, rotary_dim / 2]. The long factors apply to every position once `length`
-        exceeds `original_context`; the magnitude factor multiplies both tables in both regimes (spec section
-        A).
+        exceeds `original_context`; the magnitude factor multiplies both tables in both regimes.
     """
     long = rope.has_long_regime and length > rope.original_context
     factors = torch.tensor(rope.long_factor if long else rope.short_factor, dtype=torch.float64)

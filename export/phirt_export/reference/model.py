@@ -21,7 +21,7 @@ Route = Literal["none", "vision", "speech"]
 
 
 class RouteChoice(NamedTuple):
-    """What a route switches on (spec section D)."""
+    """What a route switches on, as `modeling_phi4mm.py` beside Phi-4-multimodal's weights has it."""
 
     adapter: str | None
     audio_projector: str

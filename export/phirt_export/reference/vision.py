@@ -1,7 +1,8 @@
 """The vision tower of the reference model: crops in, one run of decoder-width rows per image out.
 
-Knows spec section B after preprocessing: position buckets, masks, SigLIP layers, pooling, assembly,
-projection. Knows nothing of image files or of how crops were cut.
+Knows what follows preprocessing: position buckets, masks, SigLIP layers, pooling, assembly, projection, as
+`vision_siglip_navit.py` and `modeling_phi4mm.py` beside Phi-4-multimodal's weights have them. Knows nothing
+of image files or of how crops were cut.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def position_buckets(patch_mask: Tensor, grid: int) -> Tensor:
     differ.
 
     A valid patch at row i of n_h valid rows falls into the bucket that counts the boundaries k/grid (k =
-    1..grid-1) at or below i/n_h, and likewise for columns; masked patches get id 0 (spec section B).
+    1..grid-1) at or below i/n_h, and likewise for columns; masked patches get id 0.
     """
     boundaries = torch.arange(1, grid, device=patch_mask.device, dtype=torch.float64) / grid
     side = torch.arange(patch_mask.shape[1], device=patch_mask.device, dtype=torch.float64)
@@ -183,7 +184,7 @@ class ImageEmbed(nn.Module):
         )
 
     def assemble(self, pooled: Tensor, crop_grid: tuple[int, int], feature_grid: tuple[int, int]) -> Tensor:
-        """Rows [U·V + U + 1 + g² + g, hidden] of one image before projection (order sub_glb, spec section B).
+        """Rows [U·V + U + 1 + g² + g, hidden] of one image before projection (order sub_glb).
 
         Args:
             pooled: [1 + h·w, g, g, hidden], global view first, then crops row by row.
