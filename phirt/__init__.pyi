@@ -10,6 +10,7 @@ from .errors import ConfigError as ConfigError
 from .errors import ContextError as ContextError
 from .errors import ConversationError as ConversationError
 from .errors import MediaError as MediaError
+from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import PhirtError as PhirtError
 from .errors import ProviderError as ProviderError
 from .errors import RequestCancelledError as RequestCancelledError

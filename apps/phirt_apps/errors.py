@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import typer
 
-from phirt.errors import PhirtError
+from phirt.errors import PhirtError, out_of_memory
 
 from .output import Output, one_line
 
@@ -52,6 +52,7 @@ def report(error: Exception, out: Output) -> int:
     """Prints the one line that a user needs about the exception; returns the exit status."""
     if os.environ.get("PHIRT_DEBUG") == "1":
         traceback.print_exception(error)
+    error = out_of_memory(error) or error
     if isinstance(error, UsageError):
         out.error(str(error))
         return WRONG_USAGE
@@ -67,9 +68,6 @@ def report(error: Exception, out: Output) -> int:
         command = getattr(context, "command_path", None) or "phirt"
         out.error(f"{one_line(describe()).rstrip('.')} (see: {command} --help)")
         return WRONG_USAGE
-    if isinstance(error, MemoryError):
-        out.error("not enough memory: close other programs, or use shorter or smaller input")
-        return FAILED
     detail = str(error) or "no details"
     out.error(f"{type(error).__name__}: {detail} (a fault in phirt; PHIRT_DEBUG=1 shows where)")
     return FAILED

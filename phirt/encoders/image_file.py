@@ -22,7 +22,7 @@ from phirt.encoders.formats import jpeg, png, tiff
 from phirt.encoders.formats.signatures import HEAD, FileType, identify
 from phirt.encoders.formats.sound import DamagedError
 from phirt.encoders.source import FileSource, content_key, read_source
-from phirt.errors import MediaError
+from phirt.errors import MediaError, out_of_memory
 
 
 @runtime_checkable
@@ -147,13 +147,11 @@ def _guarded(work: Callable[[], T], name: str) -> T:
     """What `work` returns. Decoders raise OSError, SyntaxError, struct.error and more on damaged data."""
     try:
         return work()
-    except MemoryError:
-        raise
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} has more pixels than Pillow allows ({error}); scale it down") from error
     except Exception as error:
-        if "out of memory" in str(error) or "cannot allocate" in str(error).lower():
-            raise MemoryError(str(error)) from error
+        if lacking := out_of_memory(error, f"decode {name}"):
+            raise lacking from error
         reason = _ADDRESS.sub("the file", str(error)) or type(error).__name__
         what = reason if isinstance(error, DamagedError) else f"its decoder says: {reason}"
         raise MediaError(f"{name} is damaged or incomplete: {what}; give a complete picture") from error

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phirt.bundle.manifest import Geometry, TensorSpec
-from phirt.errors import BundleError
+from phirt.errors import BundleError, out_of_memory
 from phirt.runtime.session import empty_array, ort_value
 
 _FIRST_CAPACITY = 256
@@ -139,11 +139,11 @@ class KVCache:
     def _allocate(self, capacity: int) -> None:
         try:
             self._grow(capacity)
-        except BaseException:  # out of memory, or Ctrl-C: an empty cache is whole, half a cache is not
+        except BaseException as error:  # out of memory, or Ctrl-C: an empty cache is whole, half a one is not
             self.length = 0
             self._arrays, self._values = {}, {}
             self._grow(min(_FIRST_CAPACITY, self.context))
-            raise
+            raise out_of_memory(error, f"keep keys and values of {capacity} tokens") or error from None
 
     def _grow(self, capacity: int) -> None:
         old = self._arrays

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as _Tokenizer
 from tokenizers.models import BPE
 
 from phirt.annotations import has_surrogate
-from phirt.errors import BundleError
+from phirt.errors import BundleError, out_of_memory
 
 # What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space; Python's str.strip takes more.
 WHITESPACE = "".join(
@@ -77,7 +77,9 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and its panics are none
-            raise BundleError(f"{path} is not a usable tokenizer: {error}; {_REMEDY}") from error
+            raise out_of_memory(error, "read the tokenizer") or BundleError(
+                f"{path} is not a usable tokenizer: {error}; {_REMEDY}"
+            ) from error
         self._content.no_padding()
         self._content.no_truncation()
         if highest >= vocab_size:

@@ -26,7 +26,7 @@ import onnxruntime as ort
 from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
 from phirt.bundle.manifest import GraphSpec, Manifest
-from phirt.errors import BundleError, ConfigError, ProviderError
+from phirt.errors import BundleError, ConfigError, PhirtError, ProviderError, not_enough_memory, out_of_memory
 from phirt.runtime import prepared as prepacked
 from phirt.runtime import system as memory
 from phirt.runtime.native_calls import native_calls
@@ -143,6 +143,9 @@ class Session:
     def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
         self.spec = manifest.graphs[graph]
         self.graph = graph
+        # Weights are mapped at least; a library that gets no memory may end the process.
+        if not memory.has_address_space(sum(manifest.files[name].size for name in self.spec.data)):
+            raise not_enough_memory(f"open the {graph} graph")
         self._run_options = ort.RunOptions()
         native_calls.register(self)
         if not config.repeated:
@@ -153,7 +156,7 @@ class Session:
             try:
                 self._session = _open(path, config)
             except Exception as error:  # onnxruntime's types derive from Exception alone
-                raise BundleError(
+                raise out_of_memory(error, f"open the {graph} graph") or BundleError(
                     f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
                     "weights are damaged: run 'phirt verify', then export the bundle again or fetch a fresh "
                     "copy"
@@ -211,8 +214,8 @@ class Session:
         """Has runs that are under way fail soon, and all later ones: the program ends."""
         self._run_options.terminate = True
 
-    def _failure(self, error: Exception) -> BundleError:
-        return BundleError(
+    def _failure(self, error: Exception) -> PhirtError:
+        return out_of_memory(error, f"run the {self.graph} graph") or BundleError(
             f"the {self.graph} graph failed while running: {_first_line(error)}; run 'phirt verify' on the "
             "bundle"
         )

@@ -1,21 +1,37 @@
-"""Memory that a process holds although it is done with it: given back to the system.
+"""Memory as the system counts it: whether there is room, and what a process holds though it is done with it.
 
 onnxruntime maps weights from their files, reads them once to pack them, and keeps some of the mappings (those
 of matrices inside an If): their pages cost nothing when memory is short, but count as the process's own until
-then. And the C library keeps what was freed in case it is asked for again. Knows Linux and its C library;
-elsewhere nothing happens.
+then. And the C library keeps what was freed in case it is asked for again. Both are given back. Knows Linux
+and its C library; elsewhere nothing happens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+_NO_PERMISSIONS = 0  # PROT_NONE
 _DONT_NEED = 4  # MADV_DONTNEED, <asm-generic/mman-common.h>
 _TABLE = Path("/proc/self/smaps")
+
+
+def has_address_space(nbytes: int) -> bool:
+    """Whether this process may map so many bytes more (`ulimit -v`); what is physically there is not asked.
+
+    Told before work whose libraries end the process where they get no memory.
+    """
+    if sys.platform != "linux" or nbytes <= 0:
+        return True
+    try:  # without permissions the pages are nobody's, and cost nothing
+        mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, _NO_PERMISSIONS).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def give_back_mapped(files: Collection[Path]) -> None:

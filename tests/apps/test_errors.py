@@ -44,7 +44,8 @@ def failing(error: BaseException) -> typer.Typer:
         (
             MemoryError(),
             1,
-            "error: not enough memory: close other programs, or use shorter or smaller input\n",
+            "error: not enough memory to go on: close other programs, give this one more, or use a smaller "
+            "model or smaller input\n",
         ),
         (ValueError("odd"), 1, "error: ValueError: odd (a fault in phirt; PHIRT_DEBUG=1 shows where)\n"),
         (
