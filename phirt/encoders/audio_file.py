@@ -33,7 +33,7 @@ from phirt.encoders.formats.sound import (
 )
 from phirt.encoders.samples import MonoMix, SampleSource, from_arrays
 from phirt.encoders.source import FileSource, content_key, open_source, read_source
-from phirt.errors import MediaError
+from phirt.errors import MediaError, not_enough_memory
 from phirt.runtime.native_calls import native_calls
 
 AudioSource = FileSource | SampleSource
@@ -126,6 +126,8 @@ class AudioReader:
 
         try:
             return guarded() if self._worker is None else self._worker.submit(guarded).result()
+        except MemoryError as error:
+            raise not_enough_memory(f"decode {self.name}") from error
         except DamagedError as error:
             raise MediaError(
                 f"{self.name} {error}; it is damaged or incomplete: save or record it again"
