@@ -1,5 +1,8 @@
-"""`python -m phirt`: the command line, for whom the script `phirt` is not on the path."""
+"""`python -m phirt`: the command line, for whom the script `phirt` is not on the path.
 
-from phirt_apps.__main__ import main  # noqa: TID251 - only this file, which nothing imports, leads outwards
+Hands over by name: the runtime imports no outer layer.
+"""
 
-main()
+import runpy
+
+runpy.run_module("phirt_apps", run_name="__main__", alter_sys=True)

@@ -22,7 +22,8 @@ from rich.text import Text
 from phirt.errors import PhirtError
 
 from .interrupts import interrupts
-from .rendering.display import AnswerDisplay, answer_display, printable
+from .rendering.controls import printable
+from .rendering.display import AnswerDisplay, answer_display
 
 
 class OutputError(PhirtError):

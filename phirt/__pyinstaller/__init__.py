@@ -1,4 +1,4 @@
-"""Tells PyInstaller where the hook for phirt lies, so that a program that embeds phirt freezes without options.
+"""Tells PyInstaller where phirt's hook lies, so that a program that embeds phirt freezes without options.
 
 Found through the entry point `pyinstaller40`; nothing of the runtime imports it.
 """

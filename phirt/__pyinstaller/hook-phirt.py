@@ -1,5 +1,5 @@
-"""What a frozen program needs of phirt beyond what its imports show: names are fetched from their modules when
-they are first used, and the embedded bundle is data.
+"""What a frozen program needs of phirt beyond what its imports show: names are fetched from their modules
+when they are first used, and the embedded bundle is data.
 """
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules, copy_metadata

@@ -1,6 +1,6 @@
-"""Files that earlier versions wrote keep working: the embedded bundle of version 1 and a conversation held with it.
+"""Files that earlier versions wrote keep working: the embedded bundle of version 1, a conversation with it.
 
-`conversation_version_1.phirt` was saved by phirt 0.1.0 as it was before the runtime's rooms were laid out anew: one
+`conversation_version_1.phirt` was saved by phirt 0.1.0 before the runtime's rooms were laid out anew: one
 question, its answer, and their keys and values.
 """
 
@@ -21,5 +21,5 @@ def test_a_conversation_of_the_first_version_goes_on_where_it_stopped(tmp_path: 
     assert [message.role for message in chat.messages] == ["user", "assistant"]
     assert chat.messages[0].content == "Say hello."
     result = chat.send("And then?", config=GREEDY).result
-    assert list(result.ids) == [44, 88, 622, 25]  # as the version that saved it went on
-    assert result.usage["cached_tokens"] == 12
+    assert list(result.token_ids) == [44, 88, 622, 25]  # as the version that saved it went on
+    assert result.usage.cached_tokens == 12

@@ -6,13 +6,12 @@ Knows streams, terminals and the environment's wishes. Does not know what an ans
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
+from .controls import printable
+
 _DEFAULT_COLUMNS = 80
-# C0 and C1 controls except tab and newline: what a terminal could take as a command.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class AnswerDisplay(Protocol):
@@ -99,11 +98,6 @@ def columns(stream: TextIO) -> int:
         said = os.environ.get("COLUMNS", "")
         width = int(said) if said.isdecimal() and 0 < int(said) < 10_000 else _DEFAULT_COLUMNS
     return width
-
-
-def printable(text: str) -> str:
-    """The text without the control characters that a terminal would obey (tab and newline stay)."""
-    return _CONTROLS.sub("", text)
 
 
 def _lacks_escape_sequences() -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .code import CodeColours
-from .display import printable
+from .controls import printable
 from .inline import Theme, must_wait, styled
 from .table import is_delimiter_row, layout
 from .wrapping import Span, WordWrapper, last_break
