@@ -1,4 +1,4 @@
-"""Configurations and tensor names of Phi-4-multimodal: the original layout, and how transformers renames it."""
+"""Configurations and tensor names of Phi-4-multimodal: the original layout, and transformers' renamed one."""
 
 from __future__ import annotations
 
