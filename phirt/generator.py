@@ -30,7 +30,7 @@ from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.engine_pool import NOBODY, CacheLimits, CacheOwner, EnginePool
 from phirt.generate.generation import AnswerOptions, Generation, Request, Runtime
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, LogitsProcessor, Sampler
-from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.generate.text_stream import AsyncTextStream, TextStream
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message, Role
@@ -206,7 +206,7 @@ class Generator:
                 features = self.encoder.features(item, rule)
                 spans.append(MediaSpan(start, features, self.encoder.span_key(item, rule)))
         _check(cancel)
-        return Prompt(encoded.ids, tuple(spans), adapters.adapter_name(rule))
+        return Prompt(encoded.ids, tuple(spans), Adapter(adapters.adapter_name(rule)))
 
     def count_tokens(
         self,

@@ -63,7 +63,7 @@ class CheckpointReference:
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
         """Logits along a case; see `phirt_quant.evaluation.Reference`."""
-        route: Route = prompt.route  # type: ignore[assignment]
+        route: Route = prompt.adapter.name  # type: ignore[assignment]
         ids = [int(i) for i in prompt.ids]
         with torch.no_grad():
             media = self._features(case)

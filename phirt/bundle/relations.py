@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from phirt.bundle.adapters import first_fitting
-from phirt.bundle.lora import DECODER, LORA_DECODER, input_names, projections
+from phirt.bundle.lora import ACTIVE_INPUT, DECODER, LORA_DECODER, input_names, projections
 from phirt.bundle.manifest import NO_ADAPTER, GraphSpec, Manifest, Rule, TensorSpec
 
 _MAX_PART = 200  # of a file's path, in characters
@@ -98,6 +98,8 @@ def _decoder(manifest: Manifest, name: str) -> Iterator[str]:
 
 def _adapter_inputs(manifest: Manifest, taken: Mapping[str, TensorSpec]) -> Iterator[str]:
     """What the graph for a user's own adapter lacks of its inputs."""
+    if (problem := misfit(taken, ACTIVE_INPUT, ("bool",), (1,))) is not None:
+        yield f"graphs[{LORA_DECODER!r}]: {problem}"
     for layer in range(manifest.geometry.num_layers):
         for projection in projections(manifest.geometry):
             a, b = input_names(layer, projection)

@@ -30,7 +30,7 @@ from phirt.errors import ContextError, ConversationError
 from phirt.fields import Fields, Length, Range, parse_json
 from phirt.generate.engine import Engine
 from phirt.generate.engine_pool import CacheOwner
-from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt, common_prefix
 from phirt.generator import Generator
 from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tools import Tools
@@ -196,7 +196,7 @@ def _describe(
         ],
         "cache": {
             "ids": cached.ids.tolist(),
-            "route": cached.route,
+            "route": cached.adapter.name,
             "long": engine is not None and engine.long_regime,
             "spans": [{"start": span.start, "media": first_places[span.key]} for span in cached.spans],
         },
@@ -210,14 +210,14 @@ def _prompt_of(generator: Generator, conversation: Conversation) -> Prompt:
     try:
         return generator.encode_prompt(conversation.messages, conversation.system, conversation.tools)
     except ContextError:
-        return Prompt(np.zeros(0, dtype=np.int64), (), generator.route_of(conversation.messages))
+        return Prompt(np.zeros(0, dtype=np.int64), (), Adapter(generator.route_of(conversation.messages)))
 
 
 def _useful_part(engine: Engine | None, wanted: Prompt) -> Prompt:
     """The part of a cache that a conversation can go on from: turns taken back are not written."""
     length = 0 if engine is None else common_prefix(engine.cached, wanted)
     spans = tuple(span for span in wanted.spans if span.start < length)
-    return Prompt(wanted.ids[:length], spans, wanted.route)
+    return Prompt(wanted.ids[:length], spans, wanted.adapter)
 
 
 def _max_document_bytes(manifest: Manifest) -> int:
@@ -435,7 +435,7 @@ class _Reader:
             name: self._array(f"cache/{name}.npy", shape, engine.cache.dtype.name)
             for name in engine.cache.names
         }
-        engine.restore(Prompt(ids, spans, route), arrays, long_regime=fields.raw("long") is True)
+        engine.restore(Prompt(ids, spans, Adapter(route)), arrays, long_regime=fields.raw("long") is True)
         return engine
 
     def _span(self, fields: Fields, media: list[Media], rule: Rule) -> MediaSpan:

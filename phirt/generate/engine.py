@@ -1,8 +1,8 @@
 """Runs the decoder graph: prefill in chunks, one decode step, a generation loop, reuse of what is cached.
 
-Knows token ids, media feature rows and routes. Knows nothing of text, templates, images or sound.
+Knows token ids, media feature rows and adapters. Knows nothing of text, templates, images or sound.
 
-A cached position is valid for one route and one rotary regime only (short or long LongRoPE factors, spec
+A cached position is valid for one adapter and one rotary regime only (short or long LongRoPE factors, spec
 section A), so both are part of the cache's state: when either changes, everything is run again from the
 start.
 """
@@ -22,14 +22,25 @@ from phirt.errors import ContextError, RequestCancelledError
 from phirt.generate.decoder_io import DecoderIO
 from phirt.generate.kv_cache import KVCache, Layer
 from phirt.generate.results import FinishReason
-from phirt.generate.sequence import Ids, MediaSpan, Prompt, Rows, common_prefix, extended, feature_rows
+from phirt.generate.sequence import (
+    BASE_WEIGHTS,
+    Adapter,
+    Ids,
+    MediaSpan,
+    Prompt,
+    Rows,
+    common_prefix,
+    extended,
+    feature_rows,
+)
 from phirt.generate.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session, ort_value
 
 # onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
 PREFILL_CHUNK = 128
 
-Reason = Literal["prompt", "long_context", "short_context", "route"]
+Reason = Literal["prompt", "long_context", "short_context", "adapter"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Progress:
 
     `reason` says why they are run: "prompt" for positions that are new; "long_context" where the sequence has
     outgrown `rope.original_context`, so that what was cached under the short rotary factors is run again
-    under the long ones; "short_context" for the way back; "route" where another adapter has become active.
+    under the long ones; "short_context" for the way back; "adapter" where another one has become active.
     """
 
     reason: Reason
@@ -61,6 +72,7 @@ class Engine:
         session: Session,
         manifest: Manifest,
         *,
+        loras: LoraInputs | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         run_costs: RunCosts | None = None,
     ) -> None:
@@ -72,7 +84,8 @@ class Engine:
         self._cache = KVCache.of_graph(session.spec.inputs, geometry)
         self._ids = np.zeros(256, dtype=np.int64)
         self._spans: tuple[MediaSpan, ...] = ()
-        self._route = "none"
+        self._loras = loras or LoraInputs(session.spec, geometry)
+        self._adapter = BASE_WEIGHTS
         self._long = False
         self._aligned = 0  # leading positions that were run in whole chunks, as every prefill runs them
         self._decode_bindings: dict[int, Any] = {}  # by the ids of a run
@@ -85,9 +98,9 @@ class Engine:
         return self._cache.length
 
     @property
-    def route(self) -> str:
-        """The route under which the cache was filled."""
-        return self._route
+    def adapter(self) -> Adapter:
+        """The adapter under which the cache was filled."""
+        return self._adapter
 
     @property
     def cache(self) -> KVCache:
@@ -96,10 +109,10 @@ class Engine:
 
     @property
     def cached(self) -> Prompt:
-        """What the cache holds: ids, the media under them, the route."""
+        """What the cache holds: ids, the media under them, the adapter."""
         length = self._cache.length
         spans = tuple(span for span in self._spans if span.start < length)
-        return Prompt(self._ids[:length].copy(), spans, self._route)
+        return Prompt(self._ids[:length].copy(), spans, self._adapter)
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -119,11 +132,11 @@ class Engine:
         """An independent engine on the same session with a copy of the first `length` cached positions, by
         default all.
         """
-        other = Engine(self._session, self._manifest, prefill_chunk=self._chunk)
+        other = Engine(self._session, self._manifest, loras=self._loras, prefill_chunk=self._chunk)
         other._cache = self._cache.copy(length)
         other._ids = self._ids.copy()
         other._spans = tuple(span for span in self._spans if span.start < other._cache.length)
-        other._route, other._long = self._route, self._long
+        other._adapter, other._long = self._adapter, self._long
         other._aligned = self._whole_chunks(min(self._aligned, other._cache.length))
         return other
 
@@ -137,14 +150,14 @@ class Engine:
         self.reset()
         self._cache.restore(arrays, len(cached.ids))
         self._store_ids(0, cached.ids)
-        self._spans, self._route = cached.spans, cached.route
+        self._spans, self._adapter = cached.spans, cached.adapter
         self._long = long_regime
 
     def reusable(self, prompt: Prompt) -> int:
         """How many positions of `prompt` need not be run. At least its last one is always run, for its
         logits.
         """
-        if prompt.route != self._route or self._is_long(len(prompt.ids)) != self._long:
+        if prompt.adapter != self._adapter or self._is_long(len(prompt.ids)) != self._long:
             return 0
         return min(common_prefix(self.cached, prompt), len(prompt.ids) - 1)
 
@@ -179,7 +192,9 @@ class Engine:
             )
         keep, reason = self.reusable(prompt), self._reason(prompt)
         self.truncate(keep)
-        self._spans, self._route, self._long = prompt.spans, prompt.route, self._is_long(total)
+        if prompt.adapter.lora != self._adapter.lora:
+            self._decode_bindings.clear()  # its matrices are bound in them
+        self._spans, self._adapter, self._long = prompt.spans, prompt.adapter, self._is_long(total)
         self._reserve(total)
         for start in range(keep, total, self._chunk):
             if on_progress is not None:
@@ -199,7 +214,7 @@ class Engine:
         self,
         ids: Sequence[int] | Ids,
         media_features: Rows | None = None,
-        route: str = "none",
+        adapter: Adapter = BASE_WEIGHTS,
         *,
         cancel: threading.Event | None = None,
         on_progress: OnProgress | None = None,
@@ -207,11 +222,12 @@ class Engine:
         """Appends `ids` to what is cached; `media_features` [M, hidden] are the rows of their placeholders,
         in order.
 
-        Another route than the cached one runs everything again. Returns the logits [vocab] after the last id.
+        Another adapter than the cached one runs everything again. Returns the logits [vocab] after the last
+        id.
         """
         new = np.asarray(ids, dtype=np.int64)
         rows = self._io.no_media if media_features is None else media_features
-        prompt = extended(self.cached, new, rows, self._manifest.placeholders, route)
+        prompt = extended(self.cached, new, rows, self._manifest.placeholders, adapter)
         return self.prefill_prompt(prompt, cancel, on_progress)
 
     def decode_step(
@@ -229,7 +245,7 @@ class Engine:
                 f"the context of {self._geometry.context} positions is full; start a new conversation"
             )
         if self._is_long(total) != self._long:  # every cached key was rotated by factors that no longer hold
-            return self.prefill([token], route=self._route, cancel=cancel, on_progress=on_progress)
+            return self.prefill([token], adapter=self._adapter, cancel=cancel, on_progress=on_progress)
         self._reserve(total)
         self._run_tokens([token])
         return self._io.row(0)
@@ -338,8 +354,8 @@ class Engine:
     def _reason(self, prompt: Prompt) -> Reason:
         """Why `prompt` has positions to run."""
         if self._cache.length:
-            if prompt.route != self._route:
-                return "route"
+            if prompt.adapter != self._adapter:
+                return "adapter"
             if self._is_long(len(prompt.ids)) != self._long:
                 return "short_context" if self._long else "long_context"
         return "prompt"
@@ -378,13 +394,15 @@ class Engine:
 
     def _bind(self, ids: Any, media: Any, num_logits: int) -> Any:
         """A binding of `ids` and `media` with the engine's own lengths, logits and cache buffers."""
-        self._io.route[0] = adapter_id(self._manifest, self._route)
+        self._io.route[0] = adapter_id(self._manifest, self._adapter.name)
         binding = self._session.binding()
         binding.bind_ortvalue_input("input_ids", ids)
         binding.bind_ortvalue_input("media_features", media)
         for name, value in self._io.values.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output("logits", self._io.logits_value(num_logits))
+        for name, value in self._loras.values(self._adapter.lora):
+            binding.bind_ortvalue_input(name, value)
         for past, present, value in self._cache.bindings():
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)

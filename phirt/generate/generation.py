@@ -186,7 +186,7 @@ class Generation:
             text=text,
             token_ids=tuple(state.token_ids),
             prompt_token_ids=tuple(request.prompt.ids.tolist()),
-            adapter=request.prompt.route,
+            adapter=request.prompt.adapter.name,
             finish_reason=reason,
             usage=Usage(
                 prompt_tokens=len(request.prompt.ids),

@@ -1,4 +1,4 @@
-"""What a decoder sequence means: ids, the media behind placeholders, the route; where two sequences agree.
+"""What a decoder sequence means: ids, the media behind placeholders, the adapter; where two sequences agree.
 
 Knows positions, features and content keys. Knows nothing of sessions, caches or text.
 """
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from phirt.bundle.manifest import NO_ADAPTER
 
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
@@ -43,15 +45,28 @@ class MediaSpan:
         return (self.start, self.stop, self.key) == (other.start, other.stop, other.key)
 
 
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What is added to the base weights: the bundle's own adapter by its name ("none" for none), and beside
+    it a user's LoRA by the digest of what it computes.
+    """
+
+    name: str = NO_ADAPTER
+    lora: str | None = None
+
+
+BASE_WEIGHTS = Adapter()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
     """A whole sequence to be cached: ids int64 [T], the media behind its placeholders in order, and the
-    route.
+    adapter under which it is run.
     """
 
     ids: Ids
     spans: tuple[MediaSpan, ...] = ()
-    route: str = "none"
+    adapter: Adapter = BASE_WEIGHTS
 
 
 def common_prefix(old: Prompt, new: Prompt) -> int:
@@ -76,12 +91,12 @@ def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Row
     return np.concatenate(parts) if parts else empty
 
 
-def extended(known: Prompt, ids: Ids, rows: Rows, placeholders: Sequence[int], route: str) -> Prompt:
+def extended(known: Prompt, ids: Ids, rows: Rows, placeholders: Sequence[int], adapter: Adapter) -> Prompt:
     """`known`, which may end inside a medium, and then `ids` with the feature rows of their placeholders."""
     length = len(known.ids)
     spans = tuple(span.before(length) for span in known.spans)
     spans += _anonymous_spans(ids, rows, placeholders, length)
-    return Prompt(np.concatenate([known.ids, ids]), spans, route)
+    return Prompt(np.concatenate([known.ids, ids]), spans, adapter)
 
 
 def _anonymous_spans(ids: Ids, rows: Rows, placeholders: Sequence[int], offset: int) -> tuple[MediaSpan, ...]:

@@ -79,7 +79,7 @@ class BundleReference:
         """See `Reference`."""
         engine = self._model.generator.new_engine()
         own = encode(self._model, case)
-        if not np.array_equal(own.ids, prompt.ids) or own.route != prompt.route:
+        if not np.array_equal(own.ids, prompt.ids) or own.adapter != prompt.adapter:
             raise ConfigError(
                 "the two bundles turn the same request into different prompts, so their predictions cannot "
                 "be compared; compare bundles of one checkpoint"
@@ -113,7 +113,7 @@ def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case],
     meter, count = FidelityMeter(), 0
     for case in cases:
         prompt, engine = encode(candidate, case), candidate.generator.new_engine()
-        assert prompt.route == route
+        assert prompt.adapter.name == route
         logits, token = engine.prefill_prompt(prompt), -1
         for step, leading in enumerate(reference.follow(case, prompt)):
             if step:

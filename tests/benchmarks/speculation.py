@@ -93,7 +93,7 @@ def margin(model: phirt.Model, question: Question, ids: Sequence[int]) -> float:
     )
     prompt = model.generator.encode_prompt(messages, None, None)
     logits = model.generator.new_engine().prefill_prompt(
-        Prompt(np.concatenate([prompt.ids, np.array(ids, dtype=np.int64)]), prompt.spans, prompt.route)
+        Prompt(np.concatenate([prompt.ids, np.array(ids, dtype=np.int64)]), prompt.spans, prompt.adapter)
     )
     second, first = np.partition(logits, -2)[-2:]
     return float(first - second)

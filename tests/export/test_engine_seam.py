@@ -11,7 +11,7 @@ from small_models import IMAGE
 
 from phirt.bundle.files import load_manifest
 from phirt.generate.engine import Engine
-from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.runtime.session import Session, SessionConfig
 
 
@@ -21,7 +21,7 @@ def test_greedy_ids_equal_the_reference(exported, route):
     engine = Engine(Session(manifest, "decoder", SessionConfig(threads=1)), manifest, prefill_chunk=8)
     rows = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
     ids = [5, 9, *[IMAGE] * 6, 7, 20, 30]
-    prompt = Prompt(np.array(ids, np.int64), (MediaSpan(2, rows, "picture"),), route)
+    prompt = Prompt(np.array(ids, np.int64), (MediaSpan(2, rows, "picture"),), Adapter(route))
     # 45 new tokens carry the model with two regimes across its original context of 40.
     answer = list(engine.generate(prompt, lambda logits: choose(logits), max_new_tokens=45, eos=()))
     for token in answer:

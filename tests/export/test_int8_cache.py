@@ -167,9 +167,7 @@ def test_every_kind_of_attention_can_keep_int8(tmp_path, ranks, family):
     ]
     models = [phirt.load(bundle) for bundle in bundles]
     ids = np.array(models[0].generator.tokenizer.encode_content(samples.SENTENCES[0]), dtype=np.int64)
-    expected, found = (
-        m.generator.new_engine().prefill_prompt(Prompt(ids, (), "none")).copy() for m in models
-    )
+    expected, found = (m.generator.new_engine().prefill_prompt(Prompt(ids)).copy() for m in models)
     assert 0 < np.abs(found - expected).mean() < 0.05 * expected.std()
 
 

@@ -15,7 +15,7 @@ from checkpoints.write import write_checkpoint
 
 from phirt.bundle.files import load_manifest
 from phirt.generate.engine import Engine
-from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.runtime.session import Session, SessionConfig
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
@@ -143,4 +143,4 @@ def _prompt(pieces: list[int | Media], route: str) -> tuple[Prompt, list[Media]]
         else:
             ids.append(piece)
     media = [piece for piece in pieces if isinstance(piece, Media)]
-    return Prompt(np.array(ids, np.int64), tuple(spans), route), media
+    return Prompt(np.array(ids, np.int64), tuple(spans), Adapter(route)), media

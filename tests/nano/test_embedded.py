@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import phirt
+from phirt.generate.sequence import Adapter
 from phirt.model import TRANSCRIBE_PROMPT
 from phirt.prompt.messages import Message
 
@@ -137,7 +138,7 @@ def test_the_routes_differ_at_every_decode_step(model: phirt.Model) -> None:
     steps: dict[str, list[np.ndarray]] = {}
     for route in ("none", "vision", "speech"):
         engine = model.generator.new_engine()
-        steps[route] = [engine.prefill(ids[:4], route=route).copy()]
+        steps[route] = [engine.prefill(ids[:4], adapter=Adapter(route)).copy()]
         steps[route] += [engine.decode_step(token).copy() for token in ids[4:]]
     for one, other in (("none", "vision"), ("none", "speech"), ("vision", "speech")):
         for a, b in zip(steps[one], steps[other], strict=True):

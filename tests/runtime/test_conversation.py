@@ -255,7 +255,7 @@ def test_transcribe_asks_on_the_speech_route(model, clip, monkeypatch):
     )
     text = model.transcribe(clip, config=SHORT)
     assert text == text.strip()
-    assert (seen[0].route, len(seen[0].spans)) == ("speech", 1)
+    assert (seen[0].adapter.name, len(seen[0].spans)) == ("speech", 1)
 
 
 def test_a_text_bundle_refuses_media(tmp_path, photo, clip):

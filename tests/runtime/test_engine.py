@@ -15,7 +15,7 @@ from phirt.bundle.files import load_manifest
 from phirt.errors import ContextError, RequestCancelledError
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import GenerationConfig, TokenSampler
-from phirt.generate.sequence import MediaSpan, Prompt, common_prefix
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt, common_prefix
 from phirt.runtime.session import Session, SessionConfig
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -29,7 +29,7 @@ def media_prompt(seed: int = 0, route: str = "vision", key: str = "a", rows: int
     """Five ids, `rows` image placeholders, four ids."""
     features = np.random.default_rng(seed + 99).standard_normal((rows, 32)).astype(np.float32)
     ids = np.concatenate([text_ids(5, seed), np.full(rows, 1), text_ids(4, seed + 1)])
-    return Prompt(ids, (MediaSpan(5, features, key),), route)
+    return Prompt(ids, (MediaSpan(5, features, key),), Adapter(route))
 
 
 def greedy_choice(prompt: Prompt) -> TokenSampler:
@@ -52,7 +52,7 @@ def test_every_decode_step_equals_the_numpy_decoder_on_every_route(new_engine, b
 def test_routes_differ_at_every_decode_step(new_engine):
     ids = text_ids(20)
     engines = {route: new_engine() for route in ("none", "vision", "speech")}
-    logits = {route: engine.prefill(ids, route=route).copy() for route, engine in engines.items()}
+    logits = {route: engine.prefill(ids, adapter=Adapter(route)).copy() for route, engine in engines.items()}
     for token in text_ids(16, seed=3):
         for one, other in (("none", "vision"), ("none", "speech"), ("vision", "speech")):
             assert np.abs(logits[one] - logits[other]).max() > 1e-2
@@ -89,19 +89,19 @@ def test_the_cache_grows_while_decoding_without_changing_anything(new_engine):
 def test_low_level_prefill_appends_and_places_media(new_engine):
     prompt = media_prompt()
     engine = new_engine()
-    engine.prefill(prompt.ids[:3], route="vision")
-    engine.prefill(prompt.ids[3:8], prompt.spans[0].features[:3], route="vision")
-    logits = engine.prefill(prompt.ids[8:], prompt.spans[0].features[3:], route="vision")
+    engine.prefill(prompt.ids[:3], adapter=Adapter("vision"))
+    engine.prefill(prompt.ids[3:8], prompt.spans[0].features[:3], adapter=Adapter("vision"))
+    logits = engine.prefill(prompt.ids[8:], prompt.spans[0].features[3:], adapter=Adapter("vision"))
     np.testing.assert_allclose(logits, new_engine().prefill_prompt(prompt), atol=1e-5)
 
 
 def test_a_route_change_runs_everything_again(new_engine):
     ids = text_ids(30)
     engine = new_engine()
-    engine.prefill(ids[:20], route="none")
-    logits = engine.prefill(ids[20:], route="speech")
-    assert engine.route == "speech"
-    np.testing.assert_allclose(logits, new_engine().prefill(ids, route="speech"), atol=1e-5)
+    engine.prefill(ids[:20], adapter=Adapter("none"))
+    logits = engine.prefill(ids[20:], adapter=Adapter("speech"))
+    assert engine.adapter == Adapter("speech")
+    np.testing.assert_allclose(logits, new_engine().prefill(ids, adapter=Adapter("speech")), atol=1e-5)
 
 
 @given(
@@ -128,7 +128,7 @@ def test_reuse_stops_at_a_picture_that_differs(new_engine):
     assert engine.reusable(media_prompt(key="a")) == 15
     assert engine.reusable(media_prompt(key="b")) == 5
     other = media_prompt(key="b")
-    changed = Prompt(other.ids, (MediaSpan(5, other.spans[0].features * 2, "b"),), "vision")
+    changed = Prompt(other.ids, (MediaSpan(5, other.spans[0].features * 2, "b"),), Adapter("vision"))
     np.testing.assert_allclose(
         engine.prefill_prompt(changed), new_engine().prefill_prompt(changed), atol=1e-5
     )
@@ -334,8 +334,8 @@ def test_a_prefill_after_a_cut_inside_a_picture_runs_the_ids_it_is_given(new_eng
     prompt, engine, more = media_prompt(), new_engine(), text_ids(3, seed=7)
     engine.prefill_prompt(prompt)
     engine.truncate(8)  # after three of seven rows
-    after = engine.prefill(more, route="vision").copy()
+    after = engine.prefill(more, adapter=Adapter("vision")).copy()
     whole = new_engine().prefill(
-        np.concatenate([prompt.ids[:8], more]), prompt.spans[0].features[:3], "vision"
+        np.concatenate([prompt.ids[:8], more]), prompt.spans[0].features[:3], Adapter("vision")
     )
     np.testing.assert_allclose(after, whole, **CLOSE)

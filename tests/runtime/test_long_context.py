@@ -39,7 +39,7 @@ def answer(model: phirt.Model, prompt: Prompt, count: int) -> list[int]:
 
 
 def after(prompt: Prompt, ids: list[int]) -> Prompt:
-    return Prompt(np.array([*prompt.ids, *ids]), prompt.spans, prompt.route)
+    return Prompt(np.array([*prompt.ids, *ids]), prompt.spans, prompt.adapter)
 
 
 def text_for(model: phirt.Model, total: int, images=(), seed: int = 0) -> str:

@@ -15,7 +15,7 @@ from phirt.bundle.files import load_manifest
 from phirt.errors import ConfigError
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import TokenSampler
-from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.generate.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, RunCosts, Speculation, usual_cost
 from phirt.runtime.session import Session, SessionConfig
 
@@ -76,7 +76,7 @@ def prompts(count: int, length: int = 30) -> list[Prompt]:
             rows = rng.standard_normal((5, 32)).astype(np.float32)
             ids[10:15] = 1 if route == "vision" else 2
             spans = (MediaSpan(10, rows, f"media {seed}"),)
-        made.append(Prompt(ids, spans, route))
+        made.append(Prompt(ids, spans, Adapter(route)))
     return made
 
 
@@ -111,7 +111,7 @@ def test_the_numpy_decoder_agrees(new_engine, bundle):
     numbers = {"none": 0, "vision": 1, "speech": 2}
     for prompt in prompts(3):
         features = prompt.spans[0].features if prompt.spans else None
-        expected = tiny_reference.greedy(bundle, prompt.ids, 32, features, numbers[prompt.route])
+        expected = tiny_reference.greedy(bundle, prompt.ids, 32, features, numbers[prompt.adapter.name])
         known = Knowing(expected)
         assert run(new_engine(), prompt, {}, known, max_new_tokens=32)[0] == expected
         assert known.accepted > 5
@@ -200,7 +200,7 @@ def test_an_answer_that_is_left_early_caches_what_was_read(new_engine, way, read
     known = engine.cached
     assert known.ids.tolist() == [*prompt.ids, *produced[:-1]]
     assert [span.key for span in known.spans] == ["media 1"]
-    following = Prompt(np.array([*prompt.ids, *produced, 77, 78]), prompt.spans, prompt.route)
+    following = Prompt(np.array([*prompt.ids, *produced, 77, 78]), prompt.spans, prompt.adapter)
     assert engine.reusable(following) == len(prompt.ids) + read - 1
     np.testing.assert_allclose(
         engine.prefill_prompt(following), new_engine().prefill_prompt(following), atol=1e-5

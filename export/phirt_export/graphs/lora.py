@@ -20,10 +20,10 @@ instead of 21 ms at Phi-4-mini's width, 8 layers). A branch's own matrices belon
 depth.
 
 The inputs for a user's adapter are in a decoder graph of their own beside the plain one, over the same
-weights. Taking them costs a run 1 to 2 % at Phi-4-mini's width even where nothing is fed (8 layers, int4: an
-If at each projection 0.5 to 2.5 % of a decode step and 1.3 % of a prefill, a product with matrices of rank
-zero 1 and 3 %), and more of a narrow model's step under an adapter of its own, which needs one If or two more
-at each projection. Whoever brings no adapter opens the plain graph and pays nothing.
+weights. Taking them costs even where nothing is fed: at Phi-4-mini's width 1 to 2 % of a run (8 layers, int4:
+an If at each projection 0.5 to 2.5 % of a decode step and 1.5 % of a prefill, a product with matrices of rank
+zero 1 and 3 %), and in nano 4 % of a decode step under no adapter and 30 % under its own, where one If or two
+more stand at each projection. Whoever brings no adapter opens the plain graph and pays nothing.
 """
 
 from __future__ import annotations
