@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 import phirt
+from phirt.bundle.adapters import choose_rule
+from phirt.bundle.manifest import Modality
 from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.image_file import ImageSource
 from phirt.errors import ConfigError
@@ -157,19 +159,18 @@ def passages(model: phirt.Model, texts: Sequence[str], limit: int) -> list[Case]
 def media_cases(
     model: phirt.Model, images: Sequence[ImageSource], audio: Sequence[AudioSource]
 ) -> dict[str, list[Case]]:
-    """User turns for the routes that the bundle has and that media are given for: each picture and each clip
-    alone, and the first of both together.
+    """User turns for the media that the bundle takes and that are given: each picture and each clip alone,
+    and the first of both together. They are named by the adapter that they take, or by what they are where
+    that is none.
     """
-    seen = (
-        [Case(IMAGE_PROMPT, images=(image,)) for image in images]
-        if "image" in model.manifest.modalities
-        else []
-    )
-    heard = (
-        [Case(TRANSCRIBE_PROMPT, audio=(clip,)) for clip in audio]
-        if "audio" in model.manifest.modalities
-        else []
-    )
-    if seen and heard:
+    manifest = model.manifest
+    seen = [Case(IMAGE_PROMPT, images=(image,)) for image in images]
+    heard = [Case(TRANSCRIBE_PROMPT, audio=(clip,)) for clip in audio]
+    if seen and heard and len(manifest.modalities) > 1:
         seen.append(Case(BOTH_PROMPT, images=(images[0],), audio=(audio[0],)))
-    return {route: cases for route, cases in (("vision", seen), ("speech", heard)) if cases}
+    cases: dict[Modality, list[Case]] = {"image": seen, "audio": heard}
+    named = {}
+    for modality in manifest.modalities:
+        adapter = choose_rule(manifest, {modality}).adapter
+        named[adapter or modality] = cases[modality]
+    return {name: of for name, of in named.items() if of}

@@ -156,8 +156,8 @@ def test_a_manifest_that_is_none(broken_bundle: Path, refused, content: bytes) -
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("decoder.onnx", "the decoder graph"),
-        ("vision.onnx", "the vision graph"),
+        ("decoder.onnx", "decoder.onnx is no graph"),
+        ("vision.onnx", "vision.onnx is no graph"),
         ("tokenizer.json", "tokenizer.json"),
         ("chat_template.jinja", "the chat template"),
     ],
@@ -172,6 +172,38 @@ def test_a_file_of_garbage_with_a_right_hash(
     entry = {"size": len(garbage), "sha256": hashlib.sha256(garbage).hexdigest()}
     _edit(broken_bundle, lambda m: m["files"].update({name: entry}))
     assert told in refused("chat", "-m", broken_bundle, "--image", examples / "shapes.png", "hi")
+
+
+@pytest.mark.parametrize("name", ["\ud800", "<|end|>\udfff"])
+def test_a_control_token_that_is_no_text(broken_bundle: Path, refused, name: str) -> None:
+    """attack/05: its files are whole, but no terminal can show such a token and no tokenizer hold it."""
+    import hashlib
+
+    path = broken_bundle / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["added_tokens"][4]["content"] = name
+    path.write_text(json.dumps(document))
+    raw = path.read_bytes()
+    entry = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    _edit(broken_bundle, lambda m: m["files"].update({"tokenizer.json": entry}))
+    for command in (["chat", "-m", broken_bundle, "hi"], ["tokens", "-m", broken_bundle, "hi"]):
+        assert "lone surrogate" in refused(*command)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m.update(name="\ud800"),
+        lambda m: m.update(description="\udcff"),
+        lambda m: m["adapters"].update({"\ud800": {"id": 9}}),
+        lambda m: m["graphs"]["decoder"]["inputs"][0].update(name="\ud800"),
+        lambda m: m["encoders"]["vision"].update(kind="\ud800"),
+    ],
+)
+def test_a_name_in_the_manifest_that_is_no_text(broken_bundle: Path, refused, edit) -> None:
+    _edit(broken_bundle, edit)
+    for command in (("chat", "-m", broken_bundle, "hi"), ("inspect", broken_bundle)):
+        assert "manifest.json" in refused(*command)
 
 
 def test_no_bundle_there(tmp_path: Path, refused) -> None:
