@@ -58,9 +58,9 @@ MAX_DIMENSION = 1 << 24  # generous for any length, width or vocabulary; keeps p
 
 
 def parse_json(raw: bytes, where: str, error: type[PhirtError], remedy: str) -> object:
-    """Decodes strict JSON (no NaN, no Infinity). Raises `error` naming `where`."""
+    """Decodes strict JSON (no NaN), without its byte order mark. Raises `error` naming `where`."""
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as cause:
         raise error(f"{where} is not valid JSON: {cause}; {remedy}") from cause
 

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: where the shared data lies, and no cache in the user's folders."""
+"""Fixtures for all tests: where the shared data lies; no cache and no settings of the user's."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 os.environ["PHIRT_CACHE"] = "off"
+os.environ["PHIRT_CONFIG"] = str(Path(__file__).with_name("no-settings.toml"))  # nobody's own defaults
+os.environ.pop("PHIRT_MODEL", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

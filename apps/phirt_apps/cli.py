@@ -21,11 +21,11 @@ from .errors import WRONG_USAGE
 from .interrupts import interrupts
 from .log import show_log
 from .output import Output
+from .settings import Defaults
 
 app = typer.Typer(
     name="phirt",
     cls=CommandGroup,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -75,6 +75,8 @@ def root(
     Exit status: 0 done, 1 the request failed (stderr says why in one line), 2 wrong usage, 130 stopped with
     Ctrl-C. PHIRT_DEBUG=1 shows where an error comes from; NO_COLOR is respected.
     """
+    defaults = Defaults()
+    context.default_map = {name: defaults for name, _ in all_commands()}
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(WRONG_USAGE)

@@ -5,6 +5,7 @@ Knows how the library runs commands. Does not know any command.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -18,8 +19,10 @@ from phirt.errors import PhirtError
 
 from .commands import SECTIONS, all_commands
 from .errors import BROKEN_PIPE, INTERRUPTED, UsageError, report
+from .help_text import write_parameters
 from .interrupts import interrupts
 from .output import Output, abandon
+from .settings import Defaults
 
 # `-5 + 3`, `- milk`, `-m is what?`, `--- a/x`: a blank where no option's value could begin, or a ruled line.
 _READS_AS_TEXT = re.compile(r"-\w*\s|--[^=]*\s|---")
@@ -49,6 +52,11 @@ class CommandGroup(TyperGroup):
         except Exception as error:
             status = report(error, Output())
         sys.exit(status)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the options that hold for all commands, then the commands."""
+        write_parameters(ctx, self.get_params(ctx), formatter)
+        self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes the list of commands, a section at a time."""
@@ -85,10 +93,20 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            hint = self._hint_at(error, given)
+            hint = self._hint_at(error, given) or _environment_hint(error, ctx)
             if hint is None:
                 raise
             raise UsageError(hint) from error
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. Raises ConfigError where the user's settings, which it needs, cannot be read."""
+        if isinstance(ctx.default_map, Defaults) and ctx.default_map.error is not None:
+            raise ctx.default_map.error
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes what the arguments and options are."""
+        write_parameters(ctx, self.get_params(ctx), formatter)
 
     def _hint_at(self, error: Exception, words: list[str]) -> str | None:
         """What helps against a mistake that the library has found, where its own words do not."""
@@ -121,6 +139,18 @@ class Command(TyperCommand):
             f"{shown!r} is no option of 'phirt {self.name}'; a text or file name that begins with a dash "
             f"goes behind --: phirt {self.name} -- {shlex.quote(shown)}"
         )
+
+
+def _environment_hint(error: Exception, ctx: Any) -> str | None:
+    """A bad value of an environment variable under its own name; the library knows that of the option."""
+    param = getattr(error, "param", None)
+    variable = getattr(param, "envvar", None)
+    if param is None or variable is None or not os.environ.get(variable):
+        return None
+    source = ctx.get_parameter_source(param.name)
+    return (
+        f"{variable}: {getattr(error, 'message', error)}" if source and source.name == "ENVIRONMENT" else None
+    )
 
 
 def _outcome(error: BaseException) -> BaseException:

@@ -1,6 +1,6 @@
-"""The model that a command works with: where its bundle lies, and loading it.
+"""The model that a command works with: by the name under which a user knows it or by its folder; loading it.
 
-Knows folders and the runtime's `load`. Does not know commands.
+Knows folders, the names in the user's settings, and the runtime's `load`. Does not know commands.
 """
 
 from __future__ import annotations
@@ -8,46 +8,87 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phirt.bundle.files import load_manifest
+from phirt.errors import BundleError
 
-from .output import Output, size
+from .output import Output, one_line, size
+from .settings import load_settings
 
 if TYPE_CHECKING:
     import phirt
 
+EMBEDDED = "nano"
+MANIFEST = "manifest.json"
 # Up to this size every file is hashed before a bundle is used: about a fifth of a second. Larger ones: `phirt
 # verify`.
 HASHED_BEFORE_USE = 256_000_000
+
+
+def resolve(model: Path | None) -> Path | None:
+    """The folder of a model that is given by its folder or its name; None is the embedded one.
+
+    A folder that holds a bundle goes before a name. Raises BundleError for what is neither.
+    """
+    if model is None:
+        return None
+    folder, name = _home(model), str(model)
+    if (folder / MANIFEST).is_file():
+        return folder
+    if name == EMBEDDED:
+        return None
+    models = load_settings().models
+    if name in models:
+        registered = Path(models[name])
+        if not registered.is_dir():
+            raise BundleError(
+                f"the model {name} is no longer at {registered}; 'phirt remove {name}' forgets it, 'phirt "
+                "add' names it again"
+            )
+        return registered
+    if folder.exists() or len(model.parts) > 1:
+        return folder  # whoever reads it says what is wrong there
+    known = ", ".join([EMBEDDED, *map(one_line, models)])
+    raise BundleError(f"{one_line(name)} is not a folder, nor the name of a model; names: {known}")
+
+
+def _home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~someone who has no home here
+        return path
+
+
+def bundle_folder(model: Path | None) -> Path:
+    """The same, with the folder of the embedded bundle for None."""
+    folder = resolve(model)
+    if folder is not None:
+        return folder
+    from phirt.model import embedded_bundle
+
+    return embedded_bundle()
 
 
 def small_enough_to_hash(folder: Path | None) -> bool:
     """Whether checking every byte before use costs next to nothing. The embedded bundle (None) always is."""
     if folder is None:
         return True
+    from phirt.bundle.files import load_manifest
+
     return sum(entry.size for entry in load_manifest(folder).files.values()) <= HASHED_BEFORE_USE
 
 
-def bundle_folder(bundle: Path | None) -> Path:
-    """The folder of a bundle; None is the embedded one."""
-    if bundle is not None:
-        return bundle
-    from phirt.model import embedded_bundle
-
-    return embedded_bundle()
-
-
 def load(
-    bundle: Path | None, out: Output, provider: str | None = None, threads: int | None = None
+    model: Path | None, out: Output, provider: str | None = None, threads: int | None = None
 ) -> phirt.Model:
     """The loaded model, with a spinner meanwhile. A small bundle is checked byte by byte before."""
+    folder = resolve(model)
     with out.busy("loading the model"):
         import phirt  # takes a moment
 
         return phirt.load(
-            bundle,
+            folder,
             providers=None if provider is None else [provider],
             threads=threads,
-            verify=small_enough_to_hash(bundle),
+            verify=small_enough_to_hash(folder),
             on_prepare=lambda graph, weights: out.hint(
                 f"preparing the {graph} graph for this machine, once ({size(weights)} of weights)"
             ),

@@ -1,6 +1,6 @@
 """The options that several commands share, and the settings of an export, each spelled and explained once.
 
-Knows names, ranges and help texts. Does nothing.
+Knows names, ranges and help texts.
 """
 
 from __future__ import annotations
@@ -10,14 +10,49 @@ from typing import Annotated, Literal
 
 import typer
 
+from phirt.errors import PhirtError
+
+from .settings import load_settings, variable
+
+
+def names(incomplete: str) -> list[str]:
+    """The names of models that begin so, for the Tab key; none where the settings cannot be read."""
+    try:
+        models = ["nano", *load_settings().models]
+    except PhirtError:
+        return []
+    return [name for name in models if name.startswith(incomplete)]
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether an option stands on the command line; otherwise its value is a default of some kind."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 Bundle = Annotated[
     Path | None,
     typer.Option(
-        "-m", "--bundle", metavar="BUNDLE", help="Folder of an exported model. Default: the embedded one."
+        "-m",
+        "--model",
+        "--bundle",
+        autocompletion=names,
+        envvar=variable("model"),
+        show_envvar=False,
+        metavar="MODEL",
+        help="A model: its folder, or a name that 'phirt list' shows. Default: see 'phirt list'.",
     ),
 ]
 BundleArgument = Annotated[
-    Path | None, typer.Argument(metavar="BUNDLE", show_default=False, help="Folder of an exported model.")
+    Path | None,
+    typer.Argument(
+        metavar="MODEL",
+        autocompletion=names,
+        envvar=variable("model"),
+        show_envvar=False,
+        show_default=False,
+        help="A model: its folder, or a name that 'phirt list' shows.",
+    ),
 ]
 Images = Annotated[
     list[Path] | None, typer.Option("--image", metavar="FILE", help="An image to look at. May be repeated.")
@@ -26,6 +61,9 @@ ImageDetail = Annotated[
     Literal["low", "auto", "high"],
     typer.Option(
         "--image-detail",
+        metavar="LEVEL",
+        envvar=variable("image_detail"),
+        show_envvar=False,
         help="How closely to look: low one crop of each image, auto up to 12, high the model's maximum (for "
         "Phi-4-multimodal up to 545, 3537 or 10065 tokens).",
     ),
@@ -44,17 +82,34 @@ Plain = Annotated[
 Provider = Annotated[
     str | None,
     typer.Option(
-        "--provider", metavar="NAME", help="What computes, as listed by 'phirt devices'. Default: the CPU."
+        "--provider",
+        envvar=variable("provider"),
+        show_envvar=False,
+        metavar="NAME",
+        help="What computes, as listed by 'phirt devices'. Default: the CPU.",
     ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, max=1024, metavar="N", help="CPU threads. Default: one per physical core."
+        "--threads",
+        envvar=variable("threads"),
+        show_envvar=False,
+        min=1,
+        max=1024,
+        metavar="N",
+        help="CPU threads. Default: one per physical core.",
     ),
 ]
 System = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="Instructions for the whole conversation.")
+    str | None,
+    typer.Option(
+        "--system",
+        envvar=variable("system"),
+        show_envvar=False,
+        metavar="TEXT",
+        help="Instructions for the whole conversation.",
+    ),
 ]
 Tools = Annotated[
     Path | None,
@@ -71,31 +126,77 @@ Conversation = Annotated[
 MaxNewTokens = Annotated[
     int,
     typer.Option(
-        "--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.", show_default=True
+        "--max-new-tokens",
+        envvar=variable("max_new_tokens"),
+        show_envvar=False,
+        min=1,
+        metavar="N",
+        help="Longest answer, in tokens.",
+        show_default=True,
     ),
 ]
 Temperature = Annotated[
     float,
     typer.Option(
-        "--temperature", min=0.0, metavar="X", help="0 takes the likeliest token; higher varies more."
+        "--temperature",
+        envvar=variable("temperature"),
+        show_envvar=False,
+        min=0.0,
+        metavar="X",
+        help="0 takes the likeliest token; higher varies more.",
     ),
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", metavar="X", help="Choose among the likeliest tokens that make up this share."),
+    typer.Option(
+        "--top-p",
+        envvar=variable("top_p"),
+        show_envvar=False,
+        metavar="X",
+        help="Choose among the likeliest tokens that make up this share.",
+    ),
 ]
 TopK = Annotated[
-    int, typer.Option("--top-k", min=0, metavar="N", help="Choose among the N likeliest tokens; 0: all.")
+    int,
+    typer.Option(
+        "--top-k",
+        envvar=variable("top_k"),
+        show_envvar=False,
+        min=0,
+        metavar="N",
+        help="Choose among the N likeliest tokens; 0: all.",
+    ),
 ]
 MinP = Annotated[
     float,
-    typer.Option("--min-p", metavar="X", help="Drop tokens less likely than X times the likeliest; 0: none."),
+    typer.Option(
+        "--min-p",
+        envvar=variable("min_p"),
+        show_envvar=False,
+        metavar="X",
+        help="Drop tokens less likely than X times the likeliest; 0: none.",
+    ),
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option("--repetition-penalty", metavar="X", help="Above 1 discourages repeating; 1: off.")
+    float,
+    typer.Option(
+        "--repetition-penalty",
+        envvar=variable("repetition_penalty"),
+        show_envvar=False,
+        metavar="X",
+        help="Above 1 discourages repeating; 1: off.",
+    ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, metavar="N", help="Makes sampled answers repeatable.")
+    int | None,
+    typer.Option(
+        "--seed",
+        envvar=variable("seed"),
+        show_envvar=False,
+        min=0,
+        metavar="N",
+        help="Makes sampled answers repeatable.",
+    ),
 ]
 Stop = Annotated[
     list[str] | None,

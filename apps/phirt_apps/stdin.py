@@ -15,7 +15,6 @@ A pipe is a pipeline's where a process of this session that did not start phirt 
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import io
 import os
@@ -28,21 +27,13 @@ from pathlib import Path
 from phirt.errors import ConfigError
 
 from .output import Output
+from .text_files import decode
 
 GIVE_UP_SECONDS = 6.0
 NOTICE_SECONDS = 1.0
 _CHUNK_BYTES = 1 << 16
 _POLL_SECONDS = 0.02
 _WAITING = "waiting for standard input; </dev/null goes on without"
-
-# The longer marks first: that of UTF-32 begins with that of UTF-16.
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 
 
 def is_terminal() -> bool:
@@ -81,23 +72,10 @@ def read_text(out: Output, max_bytes: int, *, required: bool) -> str | None:
     data = read_bytes(out, max_bytes, required=required)
     if data is None:
         return None
-    return decode(data, "standard input").removesuffix("\n").removesuffix("\r")
-
-
-def decode(data: bytes, name: str) -> str:
-    """The text of a file: UTF-8, or what its byte order mark says. Raises ConfigError."""
-    mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
-    encoding = _MARKS.get(mark, "utf-8")
     try:
-        text = data[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{name} is not {encoding.upper()} (byte {error.start + len(mark)}); convert text to UTF-8, "
-            "and give a picture with --image -, a recording with --audio -"
-        ) from error
-    if text.count("\0") * 8 > len(text):  # a log may hold a few
-        raise ConfigError(f"{name} is binary, or UTF-16 without a byte order mark; convert it to UTF-8")
-    return text
+        return decode(data, "standard input").removesuffix("\n").removesuffix("\r")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a picture goes with --image -, a recording with --audio -") from error
 
 
 def _bounded(data: bytes, max_bytes: int) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from phirt.errors import ConfigError
-from phirt_apps import stdin
+from phirt_apps import text_files
 from phirt_apps.cli import app
 
 ENTRY = "from phirt_apps.__main__ import main; main()"
@@ -59,7 +59,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(encoding: str) -> None:
     """Case 17, and what Windows' tools write."""
     mark = "\ufeff".encode(encoding) if encoding.endswith(("le", "be")) else b""  # the others write their own
     data = mark + "Grüße 🎉\r\n".encode(encoding)
-    assert stdin.decode(data, "x") == "Grüße 🎉\r\n"
+    assert text_files.decode(data, "x") == "Grüße 🎉\r\n"
     assert _count(input=data) == _count("Grüße 🎉")
 
 
@@ -74,13 +74,13 @@ def test_the_cases_of_the_byte_order_mark(shared_data: Path) -> None:
 )
 def test_what_is_no_text_is_refused(data: bytes) -> None:
     with pytest.raises(ConfigError, match="UTF-8"):
-        stdin.decode(data, "standard input")
+        text_files.decode(data, "standard input")
     done = CliRunner().invoke(app, ["tokens", "hi"], input=data)
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
 
 
 def test_a_stray_zero_is_text() -> None:
-    assert stdin.decode(b"a line of a log\0and another", "x") == "a line of a log\0and another"
+    assert text_files.decode(b"a line of a log\0and another", "x") == "a line of a log\0and another"
 
 
 def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

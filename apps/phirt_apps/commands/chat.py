@@ -27,6 +27,7 @@ SECTION = "Use a model"
 
 
 def command(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to say to the model.")
     ] = None,
@@ -91,6 +92,8 @@ def command(
     )
     tool_specs = tool_list(tools)
     system = None if system is None else valid_text(system)
+    if conversation is not None and conversation.exists() and not options.is_given(context, "system"):
+        system = None  # that of the settings is for new conversations
     inputs = gather(prompt, image, audio, out)
     if inputs.text is None and json:
         raise UsageError("--json needs a PROMPT, or text on stdin; an interactive session has no one answer")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from phirt_apps import options
+from phirt_apps.models import bundle_folder
 from phirt_apps.output import Output
 
 SUMMARY = "Measure how far a bundle is from its checkpoint or another bundle."
@@ -18,15 +19,13 @@ SECTION = "Make a model"
 
 
 def command(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", show_default=False, help="Folder of an exported model.")
-    ],
     against: Annotated[
         Path,
         typer.Option(
-            "--against", metavar="FOLDER", help="The checkpoint (needs the export extra), or another bundle."
+            "--against", metavar="FOLDER", help="The checkpoint (needs the export extra), or another model."
         ),
     ],
+    bundle: options.BundleArgument = None,
     text: Annotated[
         Path | None,
         typer.Option("--text", metavar="FILE", help="Text to predict. Default: the program's sentences."),
@@ -38,7 +37,7 @@ def command(
     audio: options.Audio = None,
     json: options.Json = False,
 ) -> None:
-    """Compares the predictions of BUNDLE with those of its checkpoint, or of another bundle, on each route.
+    """Compares the predictions of MODEL with those of its checkpoint, or of another bundle, on each route.
 
     Text is predicted token by token; after an image or a recording the reference's answer is. KL is in nats,
     of the reference's distribution to the bundle's. Bits a weight count codes, scales and padding. A
@@ -53,4 +52,4 @@ def command(
     from phirt_apps import evaluation
 
     inputs = evaluation.Inputs(text, tokens, image or (), audio or ())
-    evaluation.evaluate(bundle, against, inputs, Output(), as_json=json)
+    evaluation.evaluate(bundle_folder(bundle), bundle_folder(against), inputs, Output(), as_json=json)

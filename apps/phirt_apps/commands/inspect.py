@@ -21,9 +21,9 @@ SECTION = "Models"
 
 
 def command(bundle: options.BundleArgument = None, json: options.Json = False) -> None:
-    """Shows what BUNDLE is made of: sizes, graphs, files, quantization, encoders, adapters, limits.
+    """Shows what MODEL is made of: sizes, graphs, files, quantization, encoders, adapters, limits.
 
-    Without BUNDLE: the embedded one.
+    Without MODEL: the default one.
 
     \b
       phirt inspect

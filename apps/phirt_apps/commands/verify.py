@@ -18,9 +18,9 @@ SECTION = "Models"
 
 
 def command(bundle: options.BundleArgument = None, json: options.Json = False) -> None:
-    """Hashes every file of BUNDLE and compares it with the manifest. Exit status 1 when a file is bad.
+    """Hashes every file of MODEL and compares it with the manifest. Exit status 1 when a file is bad.
 
-    Without BUNDLE: the embedded one.
+    Without MODEL: the default one.
 
     \b
       phirt verify phi4-int4
