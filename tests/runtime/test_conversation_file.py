@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conversing import engine_of
+from conversing import engine_of, npy, rewritten
 from tiny_bundle import Tiny, write_bundle
 
 import phirt
@@ -171,34 +171,6 @@ def test_another_bundle_is_refused(model, chat, tmp_path, bundle):
     (other / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(ConversationError, match="was held with another bundle than 'tiny'"):
         phirt.load(other, threads=1).load_chat(tmp_path / "x")
-
-
-def rewritten(source, target, *, document=None, arrays=None, compression=zipfile.ZIP_STORED):
-    """A copy of a saved conversation with parts changed: `document` edits the JSON, `arrays` maps names
-    to bytes or None.
-    """
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name == "conversation.json" and document:
-                content = json.loads(data)
-                document(content)
-                data = json.dumps(content).encode()
-            if arrays and name in arrays:
-                if arrays[name] is None:
-                    continue
-                data = arrays[name]
-            new.writestr(name, data)
-        for name, data in (arrays or {}).items():
-            if data is not None and name not in old.namelist():
-                new.writestr(name, data)
-    return target
-
-
-def npy(array, **options) -> bytes:
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, array, **options)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize(
