@@ -6,9 +6,8 @@ text, or of why an engine is asked for.
 Which positions of a cache may serve a prompt is the engine's to say: equal adapter, token ids and media. What
 is added here is whose they are. An engine remembers the conversation that used it last, which may overwrite
 what it no longer needs, while another one takes a copy of what both have in common. Between strangers that is
-only what is equal to the last bit to what a run without a cache gives: no answer depends on what others have
-asked before. And some conversations share with their own forks only: those that came from a file, for what a
-file claims to be cached must reach nobody else.
+only what is equal to the last bit to what a run without a cache gives. And some conversations share with
+their own forks only: those that came from a file, for what a file claims to be cached must reach nobody else.
 """
 
 from __future__ import annotations
@@ -101,13 +100,14 @@ class _Entry:
             return 0
         return self.engine.reusable_to_the_bit(prompt)
 
-    def tail_is_wanted(self, owner: CacheOwner, shared: int) -> bool:
-        """Whether somebody else than `owner` may come back for what lies behind the `shared` positions."""
-        if self.owner.is_same_as(owner):
+    def is_wanted_beside(self, prompt: Prompt, owner: CacheOwner) -> bool:
+        """Whether somebody else than `owner` may come back for what the prompt would overwrite here."""
+        if self.owner.is_same_as(owner) or self.owner.is_gone:
             return False
-        if self.owner.conversation is None:
-            return self.engine.aligned_length > shared
-        return not self.owner.is_gone and self.engine.length > shared
+        if self.owner.conversation is not None:
+            return self.engine.length > self.shared_with(prompt, owner)
+        # Nobody in particular takes whole chunks only, and those that the prompt has too come back with it.
+        return self.engine.aligned_length > self.engine.reusable(prompt) + 1
 
 
 class EnginePool:
@@ -225,7 +225,7 @@ class EnginePool:
         entry = self._best(prompt, owner)
         if entry is not None:
             shared = entry.shared_with(prompt, owner)
-            if entry.tail_is_wanted(owner, shared) and self._can_make_room(entry, shared):
+            if entry.is_wanted_beside(prompt, owner) and self._can_make_room(entry, shared):
                 entry = _Entry(entry.engine.fork(shared), owner)
             entry.engine.truncate(shared)
         else:

@@ -53,15 +53,7 @@ class TextStream(Iterator[str]):
             generation.is_dropped = True
 
     def __repr__(self) -> str:
-        generation = self._generation
-        state: str
-        if generation.outcome is not None:
-            state = generation.outcome.finish_reason
-        elif generation.failure is not None:
-            state = f"failed: {type(generation.failure).__name__}"
-        else:
-            state = "half-read" if generation.is_read else "not begun"
-        return f"<phirt.{type(self).__name__} {state}: {_shortened(''.join(generation.pieces))}>"
+        return f"<phirt.{type(self).__name__} {_state(self._generation)}>"
 
     def cancel(self) -> None:
         """Stops the answer within one step; it keeps what it has. Safe from any thread, at any time."""
@@ -102,30 +94,45 @@ class AsyncTextStream(AsyncIterator[str]):
     """
 
     def __init__(self, start: Callable[[threading.Event], TextStream]) -> None:
-        self._start = start
-        self._cancel = threading.Event()
-        self._lock = threading.Lock()
-        self._stream: TextStream | None = None
+        self._work = _Work(start)
+        self._given = 0
 
     def __aiter__(self) -> AsyncTextStream:
         return self
 
     async def __anext__(self) -> str:
-        piece = await self._in_thread(self._next_piece)
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
+        work = self._work
+        while True:
+            generation = work.generation
+            if generation is not None:
+                generation.is_read = True
+                ended = generation.has_ended  # asked first: an end comes after its last piece
+                if self._given < len(generation.pieces):
+                    self._given += 1
+                    return generation.pieces[self._given - 1]
+                if ended and generation.failure is not None:
+                    raise generation.failure
+                if ended:
+                    raise StopAsyncIteration
+            await _in_thread(work, work.advance)
+
+    def __del__(self) -> None:
+        work = getattr(self, "_work", None)
+        if work is not None and work.generation is not None and not work.generation.has_ended:
+            work.generation.is_dropped = work.generation.is_read
 
     def __repr__(self) -> str:
-        return f"<phirt.{type(self).__name__} {'not begun' if self._stream is None else self._stream}>"
+        generation = self._work.generation
+        state = "not begun" if generation is None else _state(generation)
+        return f"<phirt.{type(self).__name__} {state}>"
 
     def cancel(self) -> None:
         """Stops the answer within one step; it keeps what it has. Safe from any thread, at any time."""
-        self._cancel.set()
+        self._work.cancel.set()
 
     async def result(self) -> Result:
-        """The finished answer; runs to the end if it has not yet."""
-        return await self._in_thread(lambda: self._begun().result)
+        """The finished answer; runs to the end if it has not yet. Pieces that were not read stay readable."""
+        return await _in_thread(self._work, self._work.result)
 
     async def text(self) -> str:
         """The whole answer; runs to the end if it has not yet."""
@@ -134,29 +141,64 @@ class AsyncTextStream(AsyncIterator[str]):
     async def aclose(self) -> None:
         """Stops the answer and waits until it has: for readers who leave before the end."""
         self.cancel()
-        stream = self._stream
-        if stream is not None:
-            await self._in_thread(stream.finish)
+        await _in_thread(self._work, self._work.finish)
 
-    def _begun(self) -> TextStream:
+
+class _Work:
+    """What the worker threads of an asynchronous stream do. They know this and not the stream, which is
+    dropped when its reader drops it and not when a thread is done with it.
+    """
+
+    def __init__(self, start: Callable[[threading.Event], TextStream]) -> None:
+        self.cancel = threading.Event()
+        self.generation: Generation | None = None
+        self._start = start
+        self._lock = threading.Lock()
+
+    def begun(self) -> Generation:
+        """The generation, which is made by the first call."""
         with self._lock:
-            if self._stream is None:
-                self._stream = self._start(self._cancel)
-            return self._stream
+            if self.generation is None:
+                self.generation = self._start(self.cancel)._generation
+            return self.generation
 
-    def _next_piece(self) -> str | None:
-        stream = self._begun()
-        piece = next(stream, None)
-        if self._cancel.is_set():  # perhaps nobody comes back, so what the answer holds is given back here
-            stream.finish()
-        return piece
+    def advance(self) -> None:
+        """Runs until the next piece or the end."""
+        generation = self.begun()
+        generation.is_read = True
+        generation.advance()
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        try:
-            return await asyncio.to_thread(work)
-        except asyncio.CancelledError:
-            self.cancel()  # the thread's step goes on to its end, and is the last
-            raise
+    def result(self) -> Result:
+        """Runs to the end."""
+        return TextStream(self.begun()).result
+
+    def finish(self) -> None:
+        """Runs to the end what has begun."""
+        with self._lock:
+            generation = self.generation
+        if generation is not None:
+            generation.finish()
+
+
+async def _in_thread(work: _Work, act: Callable[[], _T]) -> _T:
+    try:
+        return await asyncio.to_thread(act)
+    except asyncio.CancelledError:
+        # The thread's step goes on to its end, and is the last. Perhaps nobody comes back, so another thread
+        # gives back what the answer holds.
+        work.cancel.set()
+        asyncio.get_running_loop().run_in_executor(None, work.finish)
+        raise
+
+
+def _state(generation: Generation) -> str:
+    if generation.outcome is not None:
+        state: str = generation.outcome.finish_reason
+    elif generation.failure is not None:
+        state = f"failed: {type(generation.failure).__name__}"
+    else:
+        state = "half-read" if generation.is_read else "not begun"
+    return f"{state}: {_shortened(''.join(generation.pieces))}"
 
 
 def _shortened(text: str) -> str:
