@@ -46,6 +46,7 @@ class Model:
         return self.generator.manifest
 
     def __enter__(self) -> Model:
+        self.generator.pool.require_open()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

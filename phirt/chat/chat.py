@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import threading
 import time
 import weakref
@@ -56,6 +57,24 @@ class Chat:
         self._owner = CacheOwner(weakref.ref(self), lineage=object())
         self._turn = threading.Lock()  # held while a turn is begun or taken back
         self._history = threading.Lock()  # held for a moment around `_messages` and `_pending`
+
+    def __repr__(self) -> str:
+        turns = self._messages
+        state = f"{len(turns)} turns, the last by {turns[-1].role}" if turns else "no turns"
+        return f"<phirt.Chat with {self.generator.manifest.name!r}: {state}>"
+
+    def _repr_html_(self) -> str:
+        """The conversation in a notebook; whatever was said is shown and never interpreted."""
+        turns = self._messages if self.system is None else (Message("system", self.system), *self._messages)
+        rows = []
+        for turn in turns:
+            media = "".join(f"[{item.modality}: {item.num_tokens} tokens] " for item in turn.media)
+            said = html.escape(media + turn.content)
+            rows.append(
+                f'<tr><th style="text-align: left; vertical-align: top">{html.escape(turn.role)}</th>'
+                f'<td style="text-align: left; white-space: pre-wrap">{said}</td></tr>'
+            )
+        return f"<table>{''.join(rows)}</table>"
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -189,6 +208,7 @@ class Chat:
     @classmethod
     def load(cls, generator: Generator, path: str | Path) -> Chat:
         """A conversation that `save` wrote, ready to go on. Raises ConversationError."""
+        generator.pool.require_open()
         restored = store.load(generator, path)
         chat = cls(generator, restored.system, restored.tools)
         chat._messages = restored.messages
@@ -222,6 +242,7 @@ class Chat:
         """Holds the turn when the earlier answer has ended. Raises ChatBusyError where that would disturb its
         reader and it is not to `wait`; RequestCancelledError where `cancel` is set meanwhile.
         """
+        self.generator.pool.require_open()
         pending = self._pending
         if pending is not None and pending.runs_in_this_thread:
             raise ChatBusyError("this chat is in the middle of an answer, which calls it; send after its end")
