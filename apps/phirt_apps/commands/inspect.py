@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from phirt.bundle.adapters import adapter_id, adapter_name
-from phirt.bundle.files import load_manifest
-from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt_apps import options
 from phirt_apps.models import bundle_folder
 from phirt_apps.output import Output, one_line, plain_table, size
+
+if TYPE_CHECKING:
+    from phirt.bundle.manifest import GraphSpec, Manifest
 
 SUMMARY = "Show what a bundle is made of."
 SECTION = "Models"
@@ -34,6 +34,8 @@ def command(bundle: options.BundleArgument = None, json: options.Json = False) -
 
 def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     """Writes what the manifest says: geometry, graphs, files, quantization, encoders, adapters, limits."""
+    from phirt.bundle.files import load_manifest
+
     manifest = load_manifest(folder)
     if as_json:
         out.json(_as_object(manifest))
@@ -84,6 +86,8 @@ def _encoders(manifest: Manifest) -> Any:
 
 
 def _rules(manifest: Manifest) -> Any:
+    from phirt.bundle.adapters import adapter_id, adapter_name
+
     table = plain_table("conversation with", "adapter", "#id", "projectors")
     for rule in manifest.rules:
         adapter = adapter_name(rule)

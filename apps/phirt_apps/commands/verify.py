@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phirt.bundle.files import verify_bundle
 from phirt.errors import BundleError
 from phirt_apps import options
 from phirt_apps.models import bundle_folder
@@ -30,6 +29,8 @@ def command(bundle: options.BundleArgument = None, json: options.Json = False) -
 
 def verify(folder: Path, out: Output, *, as_json: bool) -> None:
     """Hashes every file and writes ok or bad for each. Raises BundleError when one is bad."""
+    from phirt.bundle.files import verify_bundle
+
     with out.busy(f"hashing {folder.name}"):
         report = verify_bundle(folder)
     bad = [name for name, detail in report if detail != "ok"]
