@@ -115,6 +115,15 @@ Tools = Annotated[
     Path | None,
     typer.Option("--tools", metavar="FILE", help="JSON list of tools that the model may call."),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="LoRA adapter that PEFT has saved for the model; it adds to the bundle's own.",
+        show_default=False,
+    ),
+]
 Conversation = Annotated[
     Path | None,
     typer.Option(
