@@ -259,6 +259,30 @@ KV = Annotated[
         "behind long prompts, which themselves take longer: it needs --calibration.",
     ),
 ]
+MaxImagePixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-image-pixels",
+        metavar="N",
+        help="Pixels of the largest image that the bundle takes. Default: the model's.",
+    ),
+]
+MaxAudioSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-audio-seconds",
+        metavar="SECONDS",
+        help="The longest recording that the bundle takes. Default: the model's.",
+    ),
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context",
+        metavar="TOKENS",
+        help="The longest conversation that the bundle takes. Default: the model's.",
+    ),
+]
 Calibration = Annotated[
     list[Path] | None,
     typer.Option(

@@ -50,6 +50,9 @@ def command(
     bits_per_weight: options.BitsPerWeight = None,
     kv: options.KV = "float32",
     calibration: options.Calibration = None,
+    max_image_pixels: options.MaxImagePixels = None,
+    max_audio_seconds: options.MaxAudioSeconds = None,
+    max_context: options.MaxContext = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
@@ -85,13 +88,22 @@ def command(
         bits_per_weight=bits_per_weight,
         kv=kv,
         calibration=calibration or (),
+        limits=(max_image_pixels, max_audio_seconds, max_context),
         name=name,
         as_json=json,
     ):
         raise typer.Exit(INTERRUPTED)
 
 
-def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **settings: Any) -> bool:
+def export(
+    checkpoint: Path,
+    output: Path,
+    out: Output,
+    *,
+    limits: tuple[int | None, float | None, int | None],
+    as_json: bool,
+    **settings: Any,
+) -> bool:
     """Writes the checkpoint as a bundle, and the bundle's folder to stdout; or one JSON object, in which the
     error of each tensor stands. False when it was interrupted.
 
@@ -100,7 +112,9 @@ def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **sett
     keeps what is finished; a later call with the same settings continues.
     """
     with needs_extra("export"):
+        from phirt_export.bundle import LimitOptions
         from phirt_export.exporter import export_bundle
+    settings["limits"] = LimitOptions(*limits)
     errors: list[PartError] = []
     try:
         with interrupts.patient(), _progress(out) as report:
