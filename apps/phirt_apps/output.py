@@ -35,6 +35,22 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def keep_stdout_for_answers() -> None:
+    """From now on only this program's own stdout leads there: what native code writes to the descriptor 1,
+    such as a decoder's warnings, goes to stderr. For the process's main program; a terminal stays as it is.
+    """
+    if sys.stdout.isatty():
+        return
+    try:
+        answers = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), 1)
+    except (OSError, ValueError):
+        return  # not files of the system: nothing native writes there
+    encoding = sys.stdout.encoding
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(answers, "w", encoding=encoding, errors="replace", buffering=1)
+
+
 def abandon(stream: TextIO) -> None:
     """Points the stream at nothing, so that the interpreter's last flush cannot fail a second time."""
     try:

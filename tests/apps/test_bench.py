@@ -25,6 +25,7 @@ from phirt_apps.bench import opening, peaks, speed
 from phirt_apps.bench.spread import Spread
 from phirt_apps.bench.work import decoder_work
 from phirt_apps.cli import app
+from phirt_apps.extras import install_line
 from phirt_export.exporter import export_bundle
 
 SHORT = ["--prompt-tokens", "16,40", "--depth", "8,40", "--new-tokens", "4", "--repeats", "2"]
@@ -103,7 +104,7 @@ def test_the_table_says_what_is_left_out(
     shown = CliRunner().invoke(app, ["bench", "-m", str(text_bundle), *SHORT])
     assert shown.exit_code == 0
     assert "load is warm only: this system cannot drop files" in shown.stdout
-    assert 'pip install "phirt[export]"' in shown.stdout and "of int8 peak" not in shown.stdout
+    assert install_line("export") in shown.stdout and "of int8 peak" not in shown.stdout
     assert "encoder" not in shown.stdout  # the bundle has none
     lines = shown.stdout.splitlines()
     assert any(line.split()[:1] == ["40"] and line.endswith("%") for line in lines)

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from phirt.errors import ConfigError
 from phirt_apps import evaluation, options
-from phirt_apps.errors import INTERRUPTED, needs_extra
+from phirt_apps.errors import INTERRUPTED
+from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line, plain_table
 
