@@ -373,7 +373,7 @@ class _Reader:
                 f"{self._path}: version {version!r} is not known, accepted: {accepted}; update phirt"
             )
         self._version = version
-        if root.text("bundle") != self._manifest.fingerprint:
+        if root.text("bundle") not in (self._manifest.fingerprint, *self._manifest.continues):
             raise ConversationError(
                 f"{self._path} was held with another bundle than {self._manifest.name!r}; "
                 "load the bundle that it was saved with"

@@ -136,11 +136,11 @@ def _folded(specs: Any) -> list[Any]:
     """The tensors with those of the layers reduced to layer 0, whose row then stands for all."""
     kept = []
     for spec in specs:
-        first, layer, *rest = [*spec.name.split("."), "", ""]
-        if rest[0] and layer.isdigit():
-            if int(layer) > 0:
+        parts = spec.name.split(".")
+        if len(parts) > 2 and parts[1].isdigit():
+            if int(parts[1]) > 0:
                 continue
-            of_layer, of_all = f"{first}.{layer}.", f"{first}.*."
+            of_layer, of_all = f"{parts[0]}.{parts[1]}.", f"{parts[0]}.*."
             shape = tuple(str(dimension).replace(of_layer, of_all) for dimension in spec.shape)
             spec = dataclasses.replace(spec, name=spec.name.replace(of_layer, of_all), shape=shape)
         kept.append(spec)
