@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -175,6 +175,16 @@ class Output:
         finally:
             display.stop()
 
+    @contextlib.contextmanager
+    def bars(self, *columns: ProgressColumn, transient: bool = True) -> Iterator[Progress]:
+        """Bars of the caller's own columns on stderr; only where `notices_on_terminal`."""
+        interrupts.displays(True)
+        try:
+            with Progress(*columns, console=self._console, transient=transient) as progress:
+                yield progress
+        finally:
+            interrupts.displays(False)
+
 
 class Busy:
     """What a person sees while waiting: a spinner, or a bar where it is known how far things are.
@@ -197,7 +207,7 @@ class Busy:
             self._spinner.start()
 
     def advance(self, label: str, done: int, total: int) -> None:
-        """Shows a bar, and takes it away when all is done."""
+        """Shows a bar under the label, and takes it away when all is done."""
         if not self._shown:
             return
         if self._bar is None:
@@ -207,7 +217,7 @@ class Busy:
             self._bar.add_task(one_line(label), total=total)
             interrupts.displays(True)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        self._bar.update(self._bar.task_ids[0], completed=done, description=one_line(label))
         if done >= total:
             self.stop()
 

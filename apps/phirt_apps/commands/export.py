@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 
 from phirt.errors import ConfigError
 from phirt_apps import evaluation, options
@@ -112,7 +112,7 @@ def export(
     quantization has cost the weights and, given calibration data, the predictions. An interrupted export
     keeps what is finished; a later call with the same settings continues.
     """
-    with needs_extra("export"):
+    with needs_extra("export"), out.busy("loading torch"):
         from phirt_export.bundle import LimitOptions
         from phirt_export.exporter import export_bundle
     settings["limits"] = LimitOptions(*limits)
@@ -170,7 +170,7 @@ def _progress(out: Output) -> Iterator[Callable[[Step], None]]:
         yield _LogLines(out, figures)
         return
     columns = (BarColumn(), TextColumn("{task.fields[figures]}"), TextColumn("{task.description}"))
-    with Progress(*columns, console=out.console, transient=True) as bars:
+    with out.bars(*columns) as bars:
         task = bars.add_task("", total=None, figures="")
 
         def report(step: Step) -> None:
