@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
+import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -24,26 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from phirt.errors import ConfigError
+from phirt.runtime.atomic_file import sync_file, sync_folder
+from phirt_train.objective import Objective
+from phirt_train.optimizers import learning_rate, make_optimizers, moment_keys
 from phirt_train.progress import Progress, Report
-from phirt_train.recipe import Schedule, StageConfig
+from phirt_train.stage import StageConfig
 
-
-class Objective(Protocol):
-    """What a stage minimises. `head` holds parameters of the stage alone; they are trained and then
-    dropped.
-    """
-
-    @property
-    def head(self) -> nn.Module: ...
-
-    @property
-    def unit(self) -> str: ...
-
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Loss of the batch of this step, and how many units (tokens, pictures, clips) it held."""
-
-    def validate(self) -> dict[str, float]:
-        """Figures on held-out data, by name."""
+_REPORT_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +45,7 @@ class StageResult:
     units: int
     unit: str
     loss: float
-    figures: dict[str, float]
+    figures: Mapping[str, float]
     digest: str
 
 
@@ -66,93 +53,16 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
     """The stage was asked to stop and its state is on disk."""
 
 
-def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
-    """Rate at `step` of `steps`: linear warm-up, then a cosine down to `final_ratio`·peak."""
-    if step < schedule.warmup_steps:
-        return schedule.peak * (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-    low = schedule.final_ratio
-    return schedule.peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically: temporary file, fsync, rename."""
+    """Write a safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".partial")
     save_file(
         {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, staging, metadata
     )
-    with staging.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(staging)
     staging.replace(path)
-
-
-class HiddenMuon(torch.optim.Muon):
-    """Muon for hidden matrices and for convolutions, a convolution taken as the matrix of its flattened
-    filters.
-
-    Its updates are scaled to AdamW's root mean square (Liu et al. 2025), so that one rate serves both.
-    """
-
-    MIN_INPUTS = 16
-
-    def __init__(self, sources: list[nn.Parameter], schedule: Schedule) -> None:
-        self.sources = sources
-        self.matrices = [nn.Parameter(source.detach().flatten(1)) for source in sources]
-        assert all(m.data_ptr() == s.data_ptr() for m, s in zip(self.matrices, sources, strict=True))
-        super().__init__(
-            self.matrices,
-            lr=schedule.peak,
-            weight_decay=schedule.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-
-    @classmethod
-    def suits(cls, name: str, parameter: nn.Parameter) -> bool:
-        """Whether a parameter maps a hidden vector to another: no table, no head, no depthwise filter."""
-        if name.startswith("head.") or "embed_tokens." in name or "position_embedding" in name:
-            return False
-        if parameter.dim() < 2 or parameter.shape[0] == 1 or "bias_values" in name:
-            return False
-        return parameter[0].numel() >= cls.MIN_INPUTS
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for source, matrix in zip(self.sources, self.matrices, strict=True):
-            matrix.grad = None if source.grad is None else source.grad.flatten(1)
-        torch.optim.Muon.step(self, closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the parameters and of their matrices."""
-        super().zero_grad(set_to_none)
-        for source in self.sources:
-            source.grad = None
-
-
-def _optimizers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
-    hidden = [p for n, p in parameters.items() if schedule.muon and HiddenMuon.suits(n, p)]
-    taken = {id(p) for p in hidden}
-    rest = [p for p in parameters.values() if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = []
-    if rest:
-        optimizers.append(
-            torch.optim.AdamW(groups, lr=schedule.peak, betas=(0.9, schedule.beta2), fused=True)
-        )
-    if hidden:
-        optimizers.append(HiddenMuon(hidden, schedule))
-    return optimizers
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    """Each parameter of the model with the one that the optimiser keeps its moments under."""
-    if isinstance(optimizer, HiddenMuon):
-        return list(zip(optimizer.sources, optimizer.matrices, strict=True))
-    return [(p, p) for group in optimizer.param_groups for p in group["params"]]
+    sync_folder(path.parent)
 
 
 class StageRun:
@@ -166,10 +76,10 @@ class StageRun:
         self.seed, self.digest = seed, digest
         self.model, self.objective, self.stage = model, objective, stage
         self.state_path = folder / "state.safetensors"
-        self.parameters = _select(model, stage.trains)
+        self.parameters = _select(model, stage)
         self.parameters |= {f"head.{n}": p for n, p in objective.head.named_parameters()}
         self.buffers = {n: b for n, b in model.named_buffers() if n.startswith(stage.trains)}
-        self.optimizers = _optimizers(self.parameters, stage.schedule)
+        self.optimizers = make_optimizers(self.parameters, stage.schedule)
         # Running statistics of batch norm belong to the weights that they were measured with: averaged too.
         self.averaged: dict[str, Tensor] = {}
         if stage.ema:
@@ -201,7 +111,7 @@ class StageRun:
                 self.averages[name].copy_(tensors[f"average.{name}"])
         names = {parameter: name for name, parameter in self.parameters.items()}
         for optimizer in self.optimizers:
-            for parameter, key in _moments(optimizer):
+            for parameter, key in moment_keys(optimizer):
                 prefix = f"moment.{names[parameter]}/"
                 optimizer.state[key] = {
                     moment.removeprefix(prefix): tensor.to(parameter.device)
@@ -215,7 +125,7 @@ class StageRun:
         states = {
             parameter: optimizer.state.get(key, {})
             for optimizer in self.optimizers
-            for parameter, key in _moments(optimizer)
+            for parameter, key in moment_keys(optimizer)
         }
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter
@@ -241,6 +151,7 @@ class StageRun:
                 group["lr"] = rate
         torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout draws from the global generator
         loss, units = self.objective.loss(self.step)
+        self._check(loss)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm)
         for optimizer in self.optimizers:
@@ -255,6 +166,19 @@ class StageRun:
         self.units += units
         self.step += 1
 
+    def _check(self, loss: Tensor) -> None:
+        stage = self.stage
+        if not loss.requires_grad:
+            raise ConfigError(
+                f"stage {stage.name} trains {', '.join(stage.trains)}, which its data do not reach (text "
+                "alone takes no adapter, for one); train other parameters, or give other data"
+            )
+        if not math.isfinite(loss.item()):
+            raise ConfigError(
+                f"the loss of stage {stage.name} is no number at step {self.step}; lower schedule.peak "
+                f"({stage.schedule.peak:g}), or look at the data"
+            )
+
     def _request_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self._stop = True
 
@@ -264,7 +188,10 @@ class StageRun:
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; the state was written after the step in hand.
         """
-        handlers = {kind: signal.signal(kind, self._request_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+        # Only the main thread is told of signals; elsewhere whoever started the thread ends it.
+        is_main = threading.current_thread() is threading.main_thread()
+        kinds = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        handlers = {kind: signal.signal(kind, self._request_stop) for kind in kinds}
         try:
             self._steps(report)
         finally:
@@ -274,7 +201,9 @@ class StageRun:
             for name, average in self.averages.items():
                 self.averaged[name].copy_(average)
         self.model.eval()
-        figures = self.objective.validate()
+        report(Progress(self.stage.name, self.step, self.stage.steps, "steps", "measuring"))
+        measured = self.objective.validate()
+        figures = {name: value for name, value in measured.items() if math.isfinite(value)}
         stage = self.stage
         return StageResult(
             stage.name,
@@ -290,7 +219,8 @@ class StageRun:
     def _steps(self, report: Report) -> None:
         for module in self.model.modules():  # frozen parts neither drop out nor move their running statistics
             module.training = any(p.requires_grad for p in module.parameters())
-        saved = shown = begun = time.monotonic()
+        saved = begun = time.monotonic()
+        shown = begun - _REPORT_SECONDS
         first_step, first_units, spent = self.step, self.units, self.seconds
         while self.step < self.stage.steps:
             self._one_step()
@@ -303,7 +233,7 @@ class StageRun:
                 raise Interrupted(
                     f"stopped at step {self.step} of stage {self.stage.name}; start again to continue"
                 )
-            if now - shown > 2.0 or self.step == self.stage.steps:
+            if now - shown >= _REPORT_SECONDS or self.step == self.stage.steps:
                 shown = now
                 per_step = (now - begun) / (self.step - first_step)
                 rate = (self.units - first_units) / (now - begun)
@@ -321,25 +251,29 @@ class StageRun:
                 )
 
 
-def _select(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """The parameters whose names begin with (or, written with a leading `*`, contain) one of the patterns.
-
-    All others are frozen.
+def trained_names(names: Iterable[str], stage: StageConfig) -> list[str]:
+    """The names that begin with (or, written with a leading `*`, contain) one of the stage's patterns.
 
     Raises:
-        ConfigError: a pattern fits no parameter.
+        ConfigError: a pattern fits no name.
     """
 
     def fits(name: str, pattern: str) -> bool:
         return pattern[1:] in name if pattern.startswith("*") else name.startswith(pattern)
 
-    names = [name for name, _ in model.named_parameters()]
-    idle = [pattern for pattern in patterns if not any(fits(name, pattern) for name in names)]
-    if idle:
-        raise ConfigError(f"no parameter fits {', '.join(idle)}; names are like {names[0]} and {names[-1]}")
-    chosen = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fits(name, pattern) for pattern in patterns))
-        if parameter.requires_grad:
-            chosen[name] = parameter
-    return chosen
+    known = list(names)
+    if idle := [pattern for pattern in stage.trains if not any(fits(name, pattern) for name in known)]:
+        raise ConfigError(
+            f"stage {stage.name}: no parameter fits {', '.join(idle)}; names are like {known[0]} and "
+            f"{known[-1]}"
+        )
+    return [name for name in known if any(fits(name, pattern) for pattern in stage.trains)]
+
+
+def _select(model: nn.Module, stage: StageConfig) -> dict[str, nn.Parameter]:
+    """The parameters that the stage trains, by name; all others are frozen."""
+    parameters = dict(model.named_parameters())
+    chosen = trained_names(parameters, stage)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in chosen)
+    return {name: parameters[name] for name in chosen}

@@ -1,6 +1,7 @@
 """Recipes: a TOML file that says which stages run, on what data, with which sizes and schedules.
 
-Knows the file's fields and checks them once. Knows nothing of tensors or of how a stage is carried out.
+Knows the file's tables and checks all of them once. What an objective learns from is the objective's own
+matter, as are the numbers of a model. Knows nothing of tensors or of how a stage is carried out.
 """
 
 from __future__ import annotations
@@ -9,266 +10,308 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
+
+import jinja2
+import jinja2.sandbox
 
 from phirt.errors import ConfigError
-from phirt_export.reference.config import (
+from phirt.fields import Fields, Length, Matching, Range, read_dataclass
+from phirt_export.chat_files import read_template
+from phirt_export.checkpoint import Checkpoint
+from phirt_export.reference import (
     AdapterConfig,
     AudioConfig,
     DecoderConfig,
     ModelConfig,
-    RopeConfig,
     TokenConfig,
     VisionConfig,
 )
-from phirt_train.options import STAGE_DATA, StageData
+from phirt_train.chat_format import CHAT_TEMPLATE, SPECIAL_TOKENS, SpecialTokens
+from phirt_train.objectives import find_objective
+from phirt_train.stage import StageConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Learning rate over the steps: linear warm-up, then a cosine from `peak` to `final_ratio`·peak.
-
-    `muon` orthogonalises the updates of hidden matrices and convolutions; everything else takes AdamW.
-    """
-
-    peak: float
-    warmup_steps: int = 100
-    final_ratio: float = 0.05
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    beta2: float = 0.98
-    muon: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class StageConfig:
-    """One stage: what it starts from, what it trains, on what, for how long.
-
-    Attributes:
-        name: folder of the stage under the run folder.
-        objective: registered name (`phirt_train.objectives`).
-        starts_from: stages whose weights are taken; empty for fresh weights.
-        trains: beginnings of the names of the parameters that are trained, or, with a leading `*`, any part
-            of them; all others stay frozen.
-        steps, batch: length and items of a step.
-        data: what the objective learns from (`phirt_train.options`).
-        ema: decay of the averaged weights that the stage ends with; 0 keeps the last weights.
-        quantize_aware: train the decoder's base weights on the int4 grid with this block size; 0 for off.
-        compile: let torch compile the forward pass, where the objective can and a compiler is at hand.
-    """
-
-    name: str
-    objective: str
-    starts_from: tuple[str, ...]
-    trains: tuple[str, ...]
-    steps: int
-    batch: int
-    schedule: Schedule
-    data: StageData
-    ema: float = 0.0
-    quantize_aware: int = 0
-    compile: bool = False
+RECIPE_NAME = "recipe.toml"
+_MAX_BYTES = 1 << 20
+_REMEDY = "correct the recipe"
+_RESERVED = ("cache", "checkpoint", "prepared")  # what else lies in a run's folder
+_Name = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, . - and _")]
+_Module = Annotated[
+    str, Matching("[A-Za-z_][A-Za-z0-9_]*[.]py", "the name of a Python file beside the recipe")
+]
+_Seed = Annotated[int, Range(0, (1 << 31) - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The byte-level BPE tokenizer: vocabulary size, and the files and conversations it learns from.
+    """The byte-level BPE tokenizer that is learnt.
 
-    At most `max_bytes` characters of each file of `sources` and `max_chats` conversations of each source in
-    `chats`.
+    Attributes:
+        vocab_size: tokens, special ones included; the decoder's vocab_size.
+        sources: files of JSON lines whose texts it learns from; by default all that the stages read.
+        max_characters: most characters of each file.
+        special: the special tokens and what they mean.
     """
 
-    vocab_size: int
-    sources: tuple[str, ...]
-    max_bytes: int
-    chats: tuple[str, ...]
-    max_chats: int
+    vocab_size: Annotated[int, Range(260, 1 << 22)]
+    sources: Annotated[tuple[str, ...], Length(0, 1024)] = ()
+    max_characters: Annotated[int, Range(1, 1 << 40)] = 10_000_000
+    special: SpecialTokens = SPECIAL_TOKENS
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < (least := 256 + len(self.special.tokens)):
+            raise ValueError(f"vocab_size is {self.vocab_size}; bytes and special tokens alone are {least}")
 
 
 @dataclasses.dataclass(frozen=True)
+class PreparationConfig:
+    """Code that comes with a recipe and writes its data: a Python file beside the recipe, and its options."""
+
+    module: _Module
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Other values for a whole recipe: of the tables of that name, and for every stage (of `data`, those that
+    the stage has). Steps are multiplied by `step_scale`.
+    """
+
+    step_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prepare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole training run."""
+    """A whole training run.
+
+    Attributes:
+        name: what the run is called.
+        seed: what all randomness comes from.
+        folder: the recipe's, which relative names start from.
+        base: a checkpoint folder that is trained further; None for fresh weights.
+        model: the model's sizes.
+        tokenizer: the tokenizer to learn; None for the base's own.
+        chat_template: a jinja template, as the bundle will have it.
+        prepare: code that writes the data; None where the data are files already.
+        stages: in the order in which they run.
+    """
 
     name: str
     seed: int
+    folder: Path
+    base: Path | None
     model: ModelConfig
-    tokenizer: TokenizerConfig
-    stages: tuple[StageConfig, ...]
+    tokenizer: TokenizerConfig | None
     chat_template: str
+    prepare: PreparationConfig | None
+    stages: tuple[StageConfig, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for stage in self.stages:
+            if stage.name in seen or stage.name in _RESERVED:
+                raise ConfigError(
+                    f"two stages are called {stage.name}; give each a name of its own"
+                    if stage.name in seen
+                    else f"a stage is called {stage.name}, as a folder of every run is; choose another name"
+                )
+            if later := [name for name in stage.starts_from if name not in seen]:
+                raise ConfigError(
+                    f"stage {stage.name} starts from {', '.join(later)}, which no earlier stage provides"
+                )
+            seen.add(stage.name)
 
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|endoftext10|>",
-    "<|endoftext11|>",
-    "<|assistant|>",
-    "<|end|>",
-    "<|user|>",
-    "<|system|>",
-    "<|tool|>",
-    "<|/tool|>",
-    "<|tool_call|>",
-    "<|/tool_call|>",
-    "<|tool_response|>",
-)
-TOKEN_IDS = TokenConfig(bos=0, pad=0, eos=(0, SPECIAL_TOKENS.index("<|end|>")), image=1, audio=2)
+@dataclasses.dataclass(frozen=True)
+class _Document:
+    """The tables of the file; what is inside of those left open is read with more knowledge."""
+
+    name: _Name
+    stage: Annotated[tuple[Mapping[str, Any], ...], Length(1, 256)]
+    seed: _Seed = 0
+    base: str | None = None
+    chat_template: str | None = None
+    model: Mapping[str, Any] | None = None
+    tokenizer: TokenizerConfig | None = None
+    prepare: PreparationConfig | None = None
 
 
-TOP_LEVEL = {"name", "seed", "chat_template", "model", "tokenizer", "stage"}
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """The table `model`: as ModelConfig, without the token ids."""
+
+    decoder: DecoderConfig
+    vision: VisionConfig | None = None
+    audio: AudioConfig | None = None
+    adapters: Mapping[str, AdapterConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        towers = {"vision": self.vision, "speech": self.audio}
+        for name in self.adapters:
+            if towers.get(name) is None:
+                raise ConfigError(
+                    f"adapters has {name!r:.80}; accepted: vision beside model.vision, speech beside "
+                    "model.audio"
+                )
 
 
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the nested values of `changes` in place."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _build(cls: type, raw: Any, where: str) -> Any:
-    """A dataclass from a table, nested ones too; unknown, missing and mistyped fields are named."""
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where} is {raw!r}; accepted: a table")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = set(raw) - set(fields)
-    missing = {
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-        and name not in raw
-    }
-    if unknown or missing:
-        raise ConfigError(
-            f"{where}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}; "
-            f"known: {sorted(fields)}"
-        )
-    hints = get_type_hints(cls)
-    values = {name: _value(value, hints[name], f"{where}: {name}") for name, value in raw.items()}
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _value(value: Any, hint: Any, where: str) -> Any:
-    """A TOML value as the type of its field."""
-    if dataclasses.is_dataclass(value):
-        return value
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
-    origin = get_origin(hint)
-    if origin is tuple and isinstance(value, list | tuple):
-        inner = get_args(hint)
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        if len(kinds) == len(value):
-            return tuple(_value(v, k, where) for v, k in zip(value, kinds, strict=True))
-    if origin is Mapping and isinstance(value, Mapping):
-        kind = get_args(hint)[1]
-        return {name: _value(item, kind, f"{where}.{name}") for name, item in value.items()}
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise ConfigError(f"{where} is {value!r}; accepted: {getattr(hint, '__name__', None) or hint}")
-
-
-def _model(raw: Mapping[str, Any]) -> ModelConfig:
-    decoder = dict(raw["decoder"])
-    rope = dict(decoder.pop("rope"))
-    pairs = rope["rotary_dim"] // 2
-    rope.setdefault("short_factor", [1.0] * pairs)
-    rope.setdefault("long_factor", [1.0] * pairs)
-    return ModelConfig(
-        decoder=_build(
-            DecoderConfig,
-            {**decoder, "rope": _build(RopeConfig, rope, "model.decoder.rope")},
-            "model.decoder",
-        ),
-        tokens=TOKEN_IDS,
-        vision=_build(VisionConfig, raw["vision"], "model.vision"),
-        audio=_build(AudioConfig, raw["audio"], "model.audio"),
-        adapters={
-            name: _build(AdapterConfig, branch, f"model.adapters.{name}")
-            for name, branch in raw["adapters"].items()
-        },
-    )
-
-
-def _stage(raw: Mapping[str, Any], step_scale: float) -> StageConfig:
-    where = f"stage {raw.get('name', '?')}"
-    kind = raw.get("objective")
-    if kind is not None and kind not in STAGE_DATA:
-        raise ConfigError(f"{where}: objective is {kind!r}; accepted: {', '.join(STAGE_DATA)}")
-    fields = dict(raw)
-    if kind is not None and "data" in fields:
-        fields["data"] = _build(STAGE_DATA[kind], fields["data"], f"{where}: data")
-    stage: StageConfig = _build(StageConfig, fields, where)
-    if stage.steps < 1 or stage.batch < 1:
-        raise ConfigError(f"{where}: steps is {stage.steps} and batch {stage.batch}; accepted: from 1")
-    return dataclasses.replace(stage, steps=max(1, round(stage.steps * step_scale)))
-
-
-def _scaled(stage: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage with a scale's values in place; of `data`, only what the stage itself names."""
-    known = stage.get("data", {})
-    data = {name: value for name, value in changes.get("data", {}).items() if name in known}
-    return _merge(stage, {**changes, "data": data})
+def find_recipe(path: Path) -> Path:
+    """The recipe's file: `path`, or recipe.toml in a folder of that name."""
+    return path / RECIPE_NAME if path.is_dir() else path
 
 
 def load_recipe(path: Path, scale: str | None = None) -> Recipe:
     """Read a recipe; `scale` names one of its `[scale.NAME]` tables, whose values replace the recipe's own.
 
-    A scale table may hold `model` (nested sizes), `tokenizer`, `step_scale` and `stage` (values for every
-    stage; of `data`, those that the stage has).
-
     Raises:
         ConfigError: the file is missing, is no TOML, or holds unknown, missing or contradicting values.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    scales = raw.pop("scale", {})
-    if scale is not None and scale not in scales:
-        raise ConfigError(f"{path} has no scale {scale!r}; it has: {', '.join(sorted(scales)) or 'none'}")
-    changes = dict(scales[scale]) if scale else {}
-    step_scale = float(changes.pop("step_scale", 1.0))
-    stage_changes = changes.pop("stage", {})
-    raw = _merge(raw, changes)
-    unknown = set(raw) - TOP_LEVEL
-    if unknown:
-        raise ConfigError(f"{path}: unknown fields {sorted(unknown)}; known: {sorted(TOP_LEVEL)}")
-    try:
-        stages = tuple(_stage(_scaled(stage, stage_changes), step_scale) for stage in raw["stage"])
-        recipe = Recipe(
-            name=raw["name"] if scale is None else f"{raw['name']}-{scale}",
-            seed=raw["seed"],
-            model=_model(raw["model"]),
-            tokenizer=_build(TokenizerConfig, raw["tokenizer"], "tokenizer"),
-            stages=stages,
-            chat_template=raw["chat_template"],
-        )
-    except KeyError as error:
-        raise ConfigError(f"{path} lacks the field {error}") from error
-    if recipe.tokenizer.vocab_size != recipe.model.decoder.vocab_size:
-        raise ConfigError(
-            f"{path}: the tokenizer learns {recipe.tokenizer.vocab_size} tokens, the decoder has "
-            f"{recipe.model.decoder.vocab_size}; give both the same vocab_size"
-        )
-    _check_order(recipe)
+    path = find_recipe(path)
+    raw, changes = _scaled(path, _parse(path), scale)
+    document = read_dataclass(_Document, _fields(raw, path))
+    base = None if document.base is None else path.parent / document.base
+    model = _trained_further(document, base) if base is not None else _fresh_model(path, raw, document)
+    stages = tuple(_stage(path, table, changes, model) for table in document.stage)
+    recipe = Recipe(
+        name=document.name if scale is None else f"{document.name}-{scale}",
+        seed=document.seed,
+        folder=path.parent,
+        base=base,
+        model=model,
+        tokenizer=document.tokenizer,
+        chat_template=_template(document, base),
+        prepare=document.prepare,
+        stages=stages,
+    )
+    _check_template(path, recipe.chat_template)
     return recipe
 
 
-def _check_order(recipe: Recipe) -> None:
-    seen: set[str] = set()
-    for stage in recipe.stages:
-        later = [name for name in stage.starts_from if name not in seen]
-        if later:
-            raise ConfigError(f"stage {stage.name} starts from {later}, which no earlier stage provides")
-        if stage.name in seen:
-            raise ConfigError(f"two stages are called {stage.name}")
-        seen.add(stage.name)
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot read the recipe {path}: {reason}; name a TOML file, or its folder"
+        ) from error
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {_MAX_BYTES} bytes; {_REMEDY}")
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError among them
+        raise ConfigError(f"{path} is not valid TOML: {error}; {_REMEDY}") from error
+
+
+def _fields(value: object, path: Path, *place: str) -> Fields:
+    return Fields(value, ": ".join([str(path), *place]), ConfigError, _REMEDY, closed=True)
+
+
+def _scaled(path: Path, raw: dict[str, Any], scale: str | None) -> tuple[dict[str, Any], Scale]:
+    """The recipe's tables with those of the scale in place, and what it changes in stages."""
+    if isinstance(raw.get("stage"), dict):
+        raise ConfigError(f"{path}: 'stage' is one table, expected a list of them; write [[stage]]")
+    scales = _fields({"scale": raw.pop("scale", {})}, path).mapping("scale")
+    if scale is not None and scale not in scales:
+        raise ConfigError(f"{path} has no scale {scale!r}; it has: {', '.join(sorted(scales)) or 'none'}")
+    read = {name: read_dataclass(Scale, fields) for name, fields in scales.items()}
+    changes = read[scale] if scale is not None else Scale()
+    tables = {"model": changes.model, "tokenizer": changes.tokenizer, "prepare": changes.prepare}
+    return _merged(raw, {name: table for name, table in tables.items() if table}), changes
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the nested values of `changes` in place."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _fresh_model(path: Path, raw: Mapping[str, Any], document: _Document) -> ModelConfig:
+    """A model of the recipe's own sizes."""
+    for name, table in (("model", document.model), ("tokenizer", document.tokenizer)):
+        if table is None:
+            raise ConfigError(f"{path} has no table {name}; give it, or name a checkpoint as 'base'")
+    assert document.model is not None and document.tokenizer is not None
+    fields = _fields(raw, path).child("model")
+    tables = _merged(document.model, {})
+    if fields.has("decoder"):
+        tables["decoder"] = _with_rope(fields.child("decoder"), document.model["decoder"])
+    sizes = read_dataclass(_Model, _fields(tables, path, "model"))
+    vocabulary = document.tokenizer.vocab_size
+    if vocabulary != sizes.decoder.vocab_size:
+        raise ConfigError(
+            f"{path}: the tokenizer learns {vocabulary} tokens, the decoder has {sizes.decoder.vocab_size}; "
+            "give both the same vocab_size"
+        )
+    special = document.tokenizer.special
+    tokens = TokenConfig(
+        bos=special.id_of(special.bos),
+        pad=special.id_of(special.pad),
+        eos=tuple(special.id_of(name) for name in special.eos),
+        image=special.id_of(special.image) if sizes.vision else None,
+        audio=special.id_of(special.audio) if sizes.audio else None,
+    )
+    return ModelConfig(sizes.decoder, tokens, sizes.vision, sizes.audio, sizes.adapters)
+
+
+def _with_rope(fields: Fields, decoder: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The decoder's table with rotary factors of one where it has none."""
+    if not fields.has("rope"):
+        return decoder
+    rope = fields.child("rope")
+    ones = [1.0] * (rope.integer("rotary_dim", 2, 1 << 16) // 2)
+    given = decoder["rope"]
+    return {**decoder, "rope": {"short_factor": ones, "long_factor": ones, **given}}
+
+
+def _trained_further(document: _Document, base: Path) -> ModelConfig:
+    """The sizes of the checkpoint that the recipe starts from."""
+    given = [name for name in ("model", "tokenizer") if getattr(document, name) is not None]
+    if given:
+        raise ConfigError(
+            f"the recipe has a base and a table {given[0]}, and a base brings its own; leave one of them out"
+        )
+    return Checkpoint(base).config
+
+
+def _template(document: _Document, base: Path | None) -> str:
+    if document.chat_template is not None:
+        return document.chat_template
+    return CHAT_TEMPLATE if base is None else read_template(base)
+
+
+def _check_template(path: Path, template: str) -> None:
+    """Refuses what is no jinja; what it makes of conversations shows when they are encoded."""
+    try:
+        jinja2.sandbox.ImmutableSandboxedEnvironment().parse(template)
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise ConfigError(f"{path}: 'chat_template' is no jinja template: {error}; {_REMEDY}") from error
+
+
+def _stage(path: Path, table: Mapping[str, Any], changes: Scale, model: ModelConfig) -> StageConfig:
+    name = table.get("name")
+    place = f"stage {name}" if isinstance(name, str) else "a stage"
+    known = table.get("data")
+    merged = _merged(table, changes.stage)
+    if isinstance(known, dict) and isinstance(changes.stage.get("data"), Mapping):
+        scaled = {key: value for key, value in changes.stage["data"].items() if key in known}
+        merged["data"] = _merged(known, scaled)
+    fields = _fields(merged, path, place)
+    try:
+        kind = find_objective(fields.text("objective"))
+        data = read_dataclass(kind.data, fields.child("data"))
+        rest = _fields({key: value for key, value in merged.items() if key != "data"}, path, place)
+        stage = read_dataclass(StageConfig, rest, data=data)
+        stage.check(model)
+    except ConfigError as error:
+        text = str(error)
+        raise error if text.startswith(str(path)) else ConfigError(f"{path}: {place}: {text}") from error
+    return dataclasses.replace(stage, steps=max(1, round(stage.steps * changes.step_scale)))

@@ -1,10 +1,11 @@
-"""Runs a recipe: tokenizer first, then each stage that is not done yet, and a table of what they reached.
+"""Runs a recipe: its own code where it has any, the tokenizer, then each stage that is not done yet, and a
+table of what they reached.
 
 Knows the order of stages and the run folder. Knows nothing of objectives' insides.
 
-A run folder holds `tokenizer.json`, `cache/`, and for each stage `state.safetensors` while it runs, then
-`model.safetensors` (every tensor trained so far) and `result.json`; at the end `checkpoint/`, which `phirt
-export` takes.
+A run folder holds `prepared/` (what the recipe's own code wrote), `tokenizer.json`, `cache/`, and for each
+stage `state.safetensors` while it runs, then `model.safetensors` (every tensor trained so far) and
+`result.json`; at the end `checkpoint/`, which `phirt export` takes.
 """
 
 from __future__ import annotations
@@ -12,129 +13,205 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from phirt.errors import ConfigError
-from phirt_export.reference import Model, initialize
+from phirt.fields import Fields, parse_json, read_dataclass
+from phirt.runtime.atomic_file import write_text
+from phirt_export.bundle import model_limits
+from phirt_export.chat_files import TOKENIZER_NAME, require_tokenizer
 from phirt_train.context import TrainingContext
-from phirt_train.loop import Objective, StageResult, StageRun, save_tensors
-from phirt_train.objectives import OBJECTIVES
+from phirt_train.data.conversations import ConversationEncoder
+from phirt_train.loop import Interrupted, StageResult, StageRun, save_tensors
+from phirt_train.objectives import find_objective
+from phirt_train.preparation import prepare_data
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
-from phirt_train.recipe import Recipe, StageConfig, load_recipe
+from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.tokenizer import train_tokenizer
+from phirt_train.weights import (
+    WEIGHTS_NAME,
+    base_identity,
+    check_recipe,
+    copied_names,
+    fresh_model,
+    load_into,
+    trained_before,
+    write_checkpoint,
+)
+
+_RESULT_NAME = "result.json"
 
 
-def _write_text(path: Path, text: str) -> None:
-    staging = path.with_suffix(path.suffix + ".partial")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
+def run_recipe(
+    path: Path,
+    run_dir: Path,
+    data: Path | None = None,
+    *,
+    scale: str | None = None,
+    report: Report = ignore,
+    until: str | None = None,
+) -> list[StageResult]:
+    """Run the stages of a recipe that are not done, and write the checkpoint once all are.
 
+    Args:
+        path: the recipe, or its folder.
+        run_dir: where state and results go; a later call with the same folder continues.
+        data: the folder that the recipe's names start from; by default the recipe's own.
+        scale: a scale of the recipe, see `load_recipe`.
+        report: called from the beginning on, and about every second while a stage trains.
+        until: stop after this stage.
 
-def _load_into(model: Model, tensors: dict[str, Tensor]) -> None:
-    state = model.state_dict()
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-
-
-def _trained_before(stage: StageConfig, run_dir: Path) -> dict[str, Tensor]:
-    """The tensors of the stages it starts from, which must agree where they overlap."""
-    tensors: dict[str, Tensor] = {}
-    for name in stage.starts_from:
-        more = load_file(run_dir / name / "model.safetensors")
-        unlike = [key for key in more if key in tensors and not torch.equal(more[key], tensors[key])]
-        if unlike:
-            raise ConfigError(
-                f"stage {stage.name} starts from stages that trained {unlike[0]} apart; "
-                "start from the later one alone"
-            )
-        tensors |= more
-    return tensors
-
-
-def _run_stage(
-    recipe: Recipe, index: int, run_dir: Path, context: TrainingContext, digest: str, report: Report
-) -> StageResult:
-    stage, folder = recipe.stages[index], run_dir / recipe.stages[index].name
-    folder.mkdir(parents=True, exist_ok=True)
-    report(Progress(stage.name, 0, stage.steps, "steps", "reading the data"))
-    torch.manual_seed(context.seed)
-    model = Model(recipe.model)
-    initialize(model, recipe.seed)
-    before = _trained_before(stage, run_dir)
-    _load_into(model, before)
-    model.to(context.device)
-    objective: Objective = OBJECTIVES[stage.objective](model, stage, context)
-    objective.head.to(context.device)
-    if stage.quantize_aware:
-        set_weight_grid(model, stage.quantize_aware)
-    run = StageRun(model, objective, stage, folder, context.seed, digest)
-    result = run.run(report)
-    if stage.quantize_aware:
-        snap_weights(model)
-    state = model.state_dict()
-    trained = {name for name in run.parameters if not name.startswith("head.")} | set(run.buffers)
-    save_tensors(before | {name: state[name] for name in trained}, folder / "model.safetensors")
-    _write_text(folder / "result.json", json.dumps(dataclasses.asdict(result), indent=1))
-    run.state_path.unlink(missing_ok=True)
-    return result
-
-
-def stage_digests(recipe: Recipe) -> list[str]:
-    """One SHA-256 a stage, over all that its weights are a function of: sizes, seed, its own table and those
-    of the stages it starts from.
+    Raises:
+        ConfigError: the recipe is wrong or the data folder lacks what it names.
+        Interrupted: a signal arrived; the state is on disk.
     """
-    digests: dict[str, str] = {}
-    for index, stage in enumerate(recipe.stages):
-        before = [digests[name] for name in stage.starts_from]
-        facts = repr((recipe.seed + index, recipe.model, recipe.tokenizer, stage, before))
-        digests[stage.name] = hashlib.sha256(facts.encode()).hexdigest()
-    return list(digests.values())
+    recipe = load_recipe(path, scale)
+    if until is not None and until not in [stage.name for stage in recipe.stages]:
+        raise ConfigError(f"no stage {until!r}; stages: {', '.join(stage.name for stage in recipe.stages)}")
+    folder = recipe.folder if data is None else data
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; give the one that holds the recipe's data")
+    check_recipe(recipe)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return _Run(recipe, run_dir, folder, report).run(until)
+    except KeyboardInterrupt as interrupt:  # before training, which notices signals itself
+        raise Interrupted("stopped before training; start again to continue") from interrupt
+    except OSError as error:
+        raise ConfigError(f"{run_dir} cannot be written, or {folder} read: {error}") from error
+
+
+class _Run:
+    """One recipe on its way through a run folder."""
+
+    def __init__(self, recipe: Recipe, run_dir: Path, data: Path, report: Report) -> None:
+        self.recipe, self.run_dir, self.data, self.report = recipe, run_dir, data, report
+        self.prepared = ""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def run(self, until: str | None) -> list[StageResult]:
+        """The results of all stages up to `until`, or up to the last."""
+        recipe = self.recipe
+        if recipe.prepare is not None:
+            output = self.run_dir / "prepared"
+            self.prepared = prepare_data(recipe, recipe.prepare, self.data, output, self.report)
+            self.data = output
+        self._require_files()
+        self._make_tokenizer()
+        digests = self._digests()
+        results: list[StageResult] = []
+        for index, stage in enumerate(recipe.stages):
+            done = _finished(self.run_dir / stage.name, digests[index])
+            if done is None:
+                done = self._run_stage(index, digests[index])
+                write_text(self.run_dir / "results.md", result_table([*results, done]))
+            results.append(done)
+            if stage.name == until:
+                return results
+        write_checkpoint(recipe, self.run_dir)
+        return results
+
+    def _require_files(self) -> None:
+        """Refuses at once what a stage would miss after hours."""
+        for stage in self.recipe.stages:
+            for name in stage.data.files():
+                if not (self.data / name).is_file():
+                    raise ConfigError(
+                        f"stage {stage.name} reads {name}, and {self.data} holds no such file; put it there, "
+                        "or correct the recipe"
+                    )
+
+    def _make_tokenizer(self) -> None:
+        recipe, path = self.recipe, self.run_dir / TOKENIZER_NAME
+        if path.is_file():
+            return
+        if recipe.tokenizer is None:
+            assert recipe.base is not None
+            shutil.copyfile(require_tokenizer(recipe.base), path)
+            return
+        every = dict.fromkeys(name for stage in recipe.stages for name in stage.data.files())
+        names = recipe.tokenizer.sources or tuple(every)
+        write_text(path, train_tokenizer(recipe.tokenizer, [self.data / n for n in names], self.report))
+
+    def _digests(self) -> list[str]:
+        """One SHA-256 a stage, over all that its weights are a function of: sizes, seed, text, its own table
+        and those of the stages that it starts from.
+        """
+        recipe = self.recipe
+        common = (recipe.model, recipe.tokenizer, recipe.chat_template, self.prepared, base_identity(recipe))
+        digests: dict[str, str] = {}
+        for index, stage in enumerate(recipe.stages):
+            before = [digests[name] for name in stage.starts_from]
+            facts = repr((recipe.seed + index, common, stage, before))
+            digests[stage.name] = hashlib.sha256(facts.encode()).hexdigest()
+        return list(digests.values())
+
+    def _context(self, index: int) -> TrainingContext:
+        recipe, stage = self.recipe, self.recipe.stages[index]
+        return TrainingContext(
+            stage=stage.name,
+            seed=recipe.seed + index,
+            data=self.data,
+            cache=self.run_dir / "cache",
+            encoder=ConversationEncoder(self.run_dir / TOKENIZER_NAME, recipe.chat_template, recipe.model),
+            device=self.device,
+            limits=model_limits(recipe.model),
+            is_fresh=not stage.starts_from and recipe.base is None,
+            report=self.report,
+        )
+
+    def _run_stage(self, index: int, digest: str) -> StageResult:
+        stage, context = self.recipe.stages[index], self._context(index)
+        folder = self.run_dir / stage.name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.report(Progress(stage.name, 0, stage.steps, "steps", "loading weights"))
+        torch.manual_seed(context.seed)
+        model = fresh_model(self.recipe)
+        before = trained_before(stage, self.run_dir)
+        load_into(model, before)
+        state = model.state_dict()
+        copied = copied_names(state, stage.copies)
+        load_into(model, {name: state[source] for name, source in copied.items()})
+        model.to(self.device)
+        objective = find_objective(stage.objective).build(model, stage, context)
+        objective.head.to(self.device)
+        if stage.quantize_aware:
+            set_weight_grid(model, stage.quantize_aware)
+        run = StageRun(model, objective, stage, folder, context.seed, digest)
+        result = run.run(self.report)
+        if stage.quantize_aware:
+            snap_weights(model)
+        state = model.state_dict()
+        trained = {name for name in run.parameters if not name.startswith("head.")}
+        kept = trained | set(run.buffers) | set(copied)
+        save_tensors(before | {name: state[name] for name in sorted(kept)}, folder / WEIGHTS_NAME)
+        write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
+        run.state_path.unlink(missing_ok=True)
+        return result
 
 
 def _finished(folder: Path, digest: str) -> StageResult | None:
     """The result of a stage that is done; None while it is not.
 
     Raises:
-        ConfigError: it was done with another recipe.
+        ConfigError: it was done with another recipe, or its result is damaged.
     """
-    path = folder / "result.json"
+    path = folder / _RESULT_NAME
     if not path.is_file():
         return None
-    result = StageResult(**json.loads(path.read_text(encoding="utf-8")))
+    remedy = f"delete {folder} and the folders of the stages that start from it"
+    document = parse_json(path.read_bytes(), str(path), ConfigError, remedy)
+    result = read_dataclass(StageResult, Fields(document, str(path), ConfigError, remedy))
     if result.digest != digest:
         raise ConfigError(
             f"{folder} was trained with another recipe; train into another folder, or delete {folder.name} "
             "and the stages that start from it"
         )
     return result
-
-
-def _write_checkpoint(recipe: Recipe, run_dir: Path) -> Path:
-    """The finished model as a checkpoint folder, staged and renamed."""
-    model = Model(recipe.model)
-    initialize(model, recipe.seed)
-    for stage in recipe.stages:
-        _load_into(model, load_file(run_dir / stage.name / "model.safetensors"))
-    staging, final = run_dir / "checkpoint.partial", run_dir / "checkpoint"
-    shutil.rmtree(staging, ignore_errors=True)
-    save_tensors(dict(model.state_dict()), staging / "model.safetensors")
-    _write_text(staging / "config.json", recipe.model.to_json())
-    _write_text(staging / "chat_template.jinja", recipe.chat_template)
-    shutil.copyfile(run_dir / "tokenizer.json", staging / "tokenizer.json")
-    shutil.rmtree(final, ignore_errors=True)
-    staging.replace(final)
-    return final
 
 
 def result_table(results: list[StageResult]) -> str:
@@ -147,55 +224,3 @@ def result_table(results: list[StageResult]) -> str:
             f"| {result.loss:.3f} | {figures} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def run_recipe(
-    path: Path,
-    run_dir: Path,
-    data: Path,
-    *,
-    scale: str | None = None,
-    report: Report = ignore,
-    until: str | None = None,
-) -> list[StageResult]:
-    """Run the stages of a recipe that are not done, and write the checkpoint once all are.
-
-    Args:
-        path: the recipe.
-        run_dir: where state and results go; a later call with the same folder continues.
-        data: the data package's folder.
-        scale: a scale of the recipe, see `load_recipe`.
-        report: called from the beginning on, and every few seconds while a stage trains.
-        until: stop after this stage.
-
-    Raises:
-        ConfigError: the recipe is wrong or the data folder lacks what it names.
-        Interrupted: a signal arrived; the state is on disk.
-    """
-    recipe = load_recipe(path, scale)
-    if not (data / "README.md").is_file():
-        raise ConfigError(
-            f"{data} is not the data folder; it must hold README.md, text/, images/ and speech/"
-        )
-    if until is not None and until not in [stage.name for stage in recipe.stages]:
-        raise ConfigError(f"no stage {until!r}; stages: {', '.join(stage.name for stage in recipe.stages)}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = run_dir / "tokenizer.json"
-    if not tokenizer.is_file():
-        report(Progress("tokenizer", 0, None, "texts", f"learning {recipe.tokenizer.vocab_size} tokens"))
-        _write_text(tokenizer, train_tokenizer(recipe.tokenizer, data))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    digests = stage_digests(recipe)
-    results: list[StageResult] = []
-    for index, stage in enumerate(recipe.stages):
-        done = _finished(run_dir / stage.name, digests[index])
-        if done is not None:
-            results.append(done)
-        else:
-            context = TrainingContext(recipe.seed + index, data, run_dir / "cache", tokenizer, device)
-            results.append(_run_stage(recipe, index, run_dir, context, digests[index], report))
-            _write_text(run_dir / "results.md", result_table(results))
-        if stage.name == until:
-            return results
-    _write_checkpoint(recipe, run_dir)
-    return results

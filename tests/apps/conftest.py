@@ -33,8 +33,8 @@ from phirt_export.reference import (
     TokenConfig,
     VisionConfig,
 )
+from phirt_train.chat_format import SPECIAL_TOKENS
 from phirt_train.loop import save_tensors
-from phirt_train.recipe import SPECIAL_TOKENS
 
 CONTEXT = 32768  # long enough that an answer runs for seconds, to be stopped
 TEMPLATE = (
@@ -50,7 +50,7 @@ def _tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS.tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

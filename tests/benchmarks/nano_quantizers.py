@@ -30,11 +30,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import phirt
+from phirt.prompt.tools import CALL_CLOSE, CALL_OPEN
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import DecoderConfig, load_config
 from phirt_quant.evaluation import BundleReference, compare
 from phirt_quant.sizes import bundle_sizes
-from phirt_train.data.chats import TOOL_SYSTEM, slot_arguments, tool_call
 
 QUANTIZERS = {
     "rtn-32": {"block_size": 32},
@@ -108,8 +108,13 @@ def _texts(data: Path) -> Iterator[dict[str, Any]]:
     for record in _spread(data / "text/trivia.train.jsonl.xz", 16):
         yield {"prompt": record["question"], "answer": record["answer"]}
     for record in _spread(data / "text/snips.train.jsonl.xz", 160):
-        call = tool_call(record["intent"], slot_arguments(record["slots"]))
-        yield {"system": TOOL_SYSTEM, "prompt": record["text"], "answer": call}
+        arguments: dict[str, Any] = {}
+        for name, value in record["slots"]:
+            arguments.setdefault(name, []).append(value)
+        single = {name: values[0] if len(values) == 1 else values for name, values in arguments.items()}
+        call = json.dumps([{"name": record["intent"], "arguments": single}], ensure_ascii=False)
+        system = "Turn the request into a tool call."  # as in the recipe's training data
+        yield {"system": system, "prompt": record["text"], "answer": f"{CALL_OPEN}{call}{CALL_CLOSE}"}
 
 
 def _spread(path: Path, count: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from phirt_export.reference import (
     VisionConfig,
 )
 from phirt_quant import samples
-from phirt_train.recipe import SPECIAL_TOKENS
+from phirt_train.chat_format import SPECIAL_TOKENS
 
 IMAGE, AUDIO = 1, 2
 NO_TOKENS = """{
@@ -111,7 +111,7 @@ def save_talking_checkpoint(folder: Path) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS.tokens]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False

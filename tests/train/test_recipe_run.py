@@ -29,7 +29,7 @@ from phirt_train.progress import Progress
 from phirt_train.runner import run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "export/recipes/nano.toml"
+RECIPE = ROOT / "export/recipes/nano"
 
 
 def _small_data(folder: Path) -> Path:
@@ -141,17 +141,17 @@ def test_a_later_call_does_nothing_twice(finished: Path, data: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("seed = 20261121", "lacks the field"),
-        ('objective = "language"', "missing fields"),
-        ('name = "text"', "missing fields"),
-        ("hidden_size = 256", "missing fields"),
+        ('name = "nano"', "'name' is missing, expected a name of letters"),
+        ('objective = "language_modeling"', "stage text: 'objective' is missing, expected a string"),
+        ('name = "text"', "a stage: 'name' is missing"),
+        ("hidden_size = 256", "model: decoder: 'hidden_size' is missing, expected a whole number"),
     ],
 )
 def test_a_recipe_with_a_hole_is_refused_by_name(
     tmp_path: Path, change: str, message: str, data: Path
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE.read_text().replace(change, "", 1))
+    recipe.write_text((RECIPE / "recipe.toml").read_text().replace(change, "", 1))
     with pytest.raises(ConfigError, match=message):
         run_recipe(recipe, tmp_path / "run", data)
 
@@ -162,7 +162,9 @@ def test_wrong_names_are_refused(tmp_path: Path, data: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the recipe"):
         run_recipe(tmp_path / "none.toml", tmp_path, data)
     with pytest.raises(ConfigError, match="is not the data folder"):
-        run_recipe(RECIPE, tmp_path, tmp_path)
+        run_recipe(RECIPE, tmp_path, tmp_path, scale="tiny")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        run_recipe(RECIPE, tmp_path, tmp_path / "none", scale="tiny")
     with pytest.raises(ConfigError, match="no stage 'later'"):
         run_recipe(RECIPE, tmp_path, data, until="later")
 
@@ -173,3 +175,14 @@ def test_a_missing_source_is_named(tmp_path: Path, data: Path) -> None:
     (copy / "text/stories.train.jsonl.xz").unlink()
     with pytest.raises(ConfigError, match=r"stories\.train\.jsonl\.xz"):
         run_recipe(RECIPE, tmp_path / "run", copy, scale="tiny")
+
+
+def test_progress_begins_at_once_and_names_what_is_done(data: Path, tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    run_recipe(RECIPE, tmp_path, data, scale="tiny", report=reports.append, until="vision_encoder")
+    assert [*dict.fromkeys(report.stage for report in reports)] == [
+        "preparation", "tokenizer", "vision_encoder"
+    ]  # fmt: skip
+    assert all(report.activity or report.loss is not None for report in reports)
+    assert (reports[-2].step, reports[-2].steps) == (5, 5)
+    assert reports[-1].activity == "measuring"

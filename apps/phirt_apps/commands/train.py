@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
-from phirt_apps.errors import INTERRUPTED
-from phirt_apps.extras import needs_extra
+from phirt_apps.errors import INTERRUPTED, needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line
 
@@ -30,9 +29,17 @@ SECTION = "Make a model"
 
 def command(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe, a TOML file.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            show_default=False,
+            help="A TOML file, or the folder of a recipe.toml.",
+        ),
     ],
-    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="The data that the recipe names.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FOLDER", help="The data that the recipe names. Default: its folder."),
+    ] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option("-o", "--run-dir", metavar="FOLDER", help="State and results. Default: runs/NAME."),
@@ -47,21 +54,22 @@ def command(
 ) -> None:
     """Runs the stages of RECIPE that are not done yet, writes a result table, and at the end a checkpoint.
 
+    A recipe may name a Python file beside it, which writes its data and is run: read a stranger's first.
     Ctrl-C keeps the state; the same command goes on where it stopped.
 
     \b
-      phirt train export/recipes/nano.toml --data data
-      phirt train export/recipes/nano.toml --data data --scale tiny -o runs/try
+      phirt train export/recipes/nano --data data
+      phirt train export/recipes/nano --data data --scale tiny -o runs/try
     """
-    name = recipe.stem if scale is None else f"{recipe.stem}-{scale}"
-    folder = run_dir or Path("runs") / name
+    name = recipe.name if recipe.is_dir() else recipe.stem
+    folder = run_dir or Path("runs") / (name if scale is None else f"{name}-{scale}")
     if not train(recipe, data, folder, Output(), scale=scale, until=until):
         raise typer.Exit(INTERRUPTED)
 
 
 def train(
     recipe: Path,
-    data: Path,
+    data: Path | None,
     run_dir: Path,
     out: Output,
     *,

@@ -1,1 +1,1 @@
-"""What the stages read: tokenised text, pictures, recordings, and examples that are made here."""
+"""What stages read: JSON lines and the media that they name, as token ids, pixels and frames."""

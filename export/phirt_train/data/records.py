@@ -1,58 +1,152 @@
-"""Records of the data package's .jsonl and .jsonl.xz files, the media they name, and the strings in them."""
+"""Training data as a user has it: JSON lines, one record a line, media named beside the file.
+
+A file of conversations: {"messages": [{"role": "user", "content": "...", "images": ["a.jpg"]}, ...]}. Of
+texts: {"text": "..."}. Of pictures to name: {"image": "a.jpg", "label": "pear"} or "labels" for several
+questions. Of recordings with their words: {"audio": "b.wav", "text": "..."}. Other keys are ignored, and a
+name ending in .xz is unpacked.
+
+Knows lines and records. Knows nothing of tokens, pixels, or of what is learnt.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import lzma
-import tarfile
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from phirt.errors import ConfigError
+from phirt.fields import Fields, Length, read_dataclass
+
+T = TypeVar("T")
+MAX_LINE_CHARACTERS = 1 << 24
+_REMEDY = "correct the line"
+_Media = Annotated[tuple[str, ...], Length(0, 64)]
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every string inside a JSON value, keys left out."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings(item)
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+    """One call in an assistant's answer."""
+
+    name: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl or .jsonl.xz file.
+@dataclasses.dataclass(frozen=True)
+class TrainingMessage:
+    """One turn; media are paths relative to the file that names them, and stand before the text."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    images: _Media = ()
+    audio: _Media = ()
+    tool_calls: Annotated[tuple[ToolCall, ...], Length(0, 64)] = ()
+
+    def __post_init__(self) -> None:
+        if (self.images or self.audio) and self.role != "user":
+            raise ValueError(f"a message of role {self.role} has media; accepted: of role user")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"a message of role {self.role} calls tools; accepted: of role assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Turns whose assistant's answers are learnt; `tools` are those that it is offered."""
+
+    messages: Annotated[tuple[TrainingMessage, ...], Length(1, 4096)]
+    tools: Annotated[tuple[Mapping[str, Any], ...], Length(0, 256)] = ()
+
+    def __post_init__(self) -> None:
+        if not any(message.role == "assistant" for message in self.messages):
+            raise ValueError("no message has the role assistant, so there is no answer to learn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Text that is learnt whole."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImage:
+    """A picture and what it is called: `label`, or an answer to each of several questions."""
+
+    image: str
+    label: str | None = None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.label is None) == (not self.labels):
+            raise ValueError("give either 'label' or 'labels'")
+
+    @property
+    def classes(self) -> Mapping[str, str]:
+        """The class by question; a single label answers the question "label"."""
+        return self.labels if self.label is None else {"label": self.label}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """A recording and what is said in it."""
+
+    audio: str
+    text: str
+
+
+def read_records(path: Path, cls: type[T]) -> Iterator[tuple[str, T]]:
+    """The records of a file, each with its place for messages.
 
     Raises:
-        ConfigError: the file does not exist.
+        ConfigError: the file cannot be read, or a line is no such record.
+    """
+    for place, value in read_lines(path):
+        fields = Fields(value, place, ConfigError, _REMEDY)
+        record: T = read_dataclass(typing.cast(Any, cls), fields)
+        yield place, record
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a file's lines that are not empty, each with its place.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is no JSON.
     """
     if not path.is_file():
-        raise ConfigError(f"the recipe names {path.name}, which {path.parent} does not hold")
+        raise ConfigError(f"the recipe names {path.name}, and {path.parent} holds no such file")
     opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+    try:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _parsed(line, f"{path} line {number}")
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; give a file of JSON lines in UTF-8") from error
 
 
-def read_media(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The records of `folder`/`name`.jsonl, each with the bytes of the file it names in `name`.tar.
+def _parsed(line: str, place: str) -> tuple[str, Any]:
+    if len(line) > MAX_LINE_CHARACTERS:
+        raise ConfigError(f"{place} is longer than {MAX_LINE_CHARACTERS} characters; split it")
+    try:
+        return place, json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place} is no JSON: {error}; {_REMEDY}") from error
 
-    Raises:
-        ConfigError: one of the two files does not exist, or the archive lacks a named file.
-    """
-    archive = folder / f"{name}.tar"
-    if not archive.is_file():
-        raise ConfigError(f"the recipe names {archive.name}, which {folder} does not hold")
-    with tarfile.open(archive) as tar:
-        for record in read_records(folder / f"{name}.jsonl"):
-            try:
-                member = tar.extractfile(record["file"])
-            except KeyError:
-                member = None
-            if member is None:
-                raise ConfigError(f"{archive} holds no file {record['file']}, which {name}.jsonl names")
-            yield record, member.read()
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text of a record that a model could read or say: its own, its messages', its labels'."""
+    if not isinstance(value, dict):
+        return
+    for key in ("text", "label", "content"):
+        if isinstance(value.get(key), str):
+            yield value[key]
+    if isinstance(value.get("labels"), dict):
+        yield from (label for label in value["labels"].values() if isinstance(label, str))
+    if isinstance(value.get("messages"), list):
+        for message in value["messages"]:
+            yield from texts_of(message)
+    if value.get("tool_calls"):
+        yield json.dumps(value["tool_calls"], ensure_ascii=False)

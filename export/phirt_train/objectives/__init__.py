@@ -1,19 +1,31 @@
-"""What stages minimise, by the name a recipe gives."""
+"""What stages minimise: each module of this folder is one objective, by the name a recipe gives.
 
-from collections.abc import Callable
+Knows where objectives lie, and none of them: a new one is a new module with a constant `KIND` (see
+`phirt_train.objective`).
+"""
 
-from phirt_export.reference import Model
-from phirt_train.context import TrainingContext
-from phirt_train.loop import Objective
-from phirt_train.objectives.image_classes import ImageClasses
-from phirt_train.objectives.language import Language
-from phirt_train.objectives.media_answers import MediaAnswers
-from phirt_train.objectives.transcripts import Transcripts
-from phirt_train.recipe import StageConfig
+from __future__ import annotations
 
-OBJECTIVES: dict[str, Callable[[Model, StageConfig, TrainingContext], Objective]] = {
-    "image_classes": ImageClasses,
-    "language": Language,
-    "media_answers": MediaAnswers,
-    "transcripts": Transcripts,
-}
+import importlib
+import pkgutil
+
+from phirt.errors import ConfigError
+from phirt_train.objective import ObjectiveKind
+
+
+def known_objectives() -> tuple[str, ...]:
+    """The names that a recipe may give."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def find_objective(name: str) -> ObjectiveKind:
+    """The objective of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in known_objectives():
+        raise ConfigError(f"objective is {name!r:.80}; accepted: {', '.join(known_objectives())}")
+    kind = importlib.import_module(f"{__name__}.{name}").KIND
+    assert isinstance(kind, ObjectiveKind), f"{__name__}.{name} has no KIND"
+    return kind

@@ -1,13 +1,12 @@
-"""Conversations to learn from: requests and tool calls, questions and answers, small talk, definitions.
+"""Text to learn from: requests and tool calls, questions and answers, small talk, definitions, and documents.
 
-Knows the data package's text files and turns them into (role, content) pairs. Knows nothing of tokens.
+Knows the data package's text files and turns them into conversations and texts. Knows nothing of tokens.
 Everything here is a pure function of the files and a seed.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,29 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from phirt_train.data.records import read_records
-
-Chat = list[tuple[str, str]]
-
-TOOL_SYSTEM = "Turn the request into a tool call."
-
-
-def tool_call(name: str, arguments: dict[str, Any]) -> str:
-    """The assistant's text that calls one tool."""
-    call = json.dumps([{"name": name, "arguments": arguments}], ensure_ascii=False)
-    return f"<|tool_call|>{call}<|/tool_call|>"
-
-
-def slot_arguments(slots: list[list[str]]) -> dict[str, Any]:
-    """Slots as call arguments, in order; a name that occurs again makes a list."""
-    arguments: dict[str, Any] = {}
-    for name, value in slots:
-        if name not in arguments:
-            arguments[name] = value
-        else:
-            old = arguments[name]
-            arguments[name] = [*old, value] if isinstance(old, list) else [old, value]
-    return arguments
+from .archives import read_records
+from .messages import (
+    COURTESIES,
+    TOOL_SYSTEM,
+    Conversation,
+    assistant,
+    slot_arguments,
+    system,
+    tool_call,
+    user,
+)
 
 
 def _swap_values(
@@ -56,7 +43,7 @@ def _swap_values(
     return {"text": text, "intent": record["intent"], "slots": slots}
 
 
-def snips(data: Path, seed: int) -> Iterator[Chat]:
+def snips(data: Path, seed: int) -> Iterator[Conversation]:
     """Requests as tool calls: each as it is, and six times with other values of its slots."""
     rng = np.random.default_rng(seed)
     records = list(read_records(data / "text/snips.train.jsonl.xz"))
@@ -67,40 +54,40 @@ def snips(data: Path, seed: int) -> Iterator[Chat]:
     for turn in range(7):
         for record in records:
             chosen = _swap_values(record, pool, rng) if turn else record
-            answer = tool_call(chosen["intent"], slot_arguments(chosen["slots"]))
-            yield [("system", TOOL_SYSTEM), ("user", chosen["text"]), ("assistant", answer)]
+            call = tool_call(chosen["intent"], slot_arguments(chosen["slots"]))
+            yield [system(TOOL_SYSTEM), user(chosen["text"]), assistant("", [call])]
 
 
-def words(data: Path, seed: int) -> Iterator[Chat]:
+def words(data: Path, seed: int) -> Iterator[Conversation]:
     """What a word means, and its use in a sentence."""
     rng = np.random.default_rng(seed)
     for record in read_records(data / "text/wordset.train.jsonl.xz"):
         word, example = record["word"], record.get("example")
         if example and rng.random() < 0.3:
-            yield [("user", f'Use the word "{word}" in a sentence.'), ("assistant", example)]
+            yield [user(f'Use the word "{word}" in a sentence.'), assistant(example)]
         elif rng.random() < 0.3:
             forms = ("What does {} mean?", "Define {}.", "What is the meaning of {}?")
             asked = forms[rng.integers(3)].format(word)
-            yield [("user", asked), ("assistant", f"{word} ({record['part']}): {record['definition']}")]
+            yield [user(asked), assistant(f"{word} ({record['part']}): {record['definition']}")]
 
 
-def countries(data: Path, seed: int) -> Iterator[Chat]:
+def countries(data: Path, seed: int) -> Iterator[Conversation]:
     """Capitals, continents, currencies."""
     for record in read_records(data / "text/countries.train.jsonl.xz"):
         name = record["name"]
         if record.get("capital"):
-            yield [("user", f"What is the capital of {name}?"), ("assistant", f"{record['capital']}.")]
+            yield [user(f"What is the capital of {name}?"), assistant(f"{record['capital']}.")]
             yield [
-                ("user", f"{record['capital']} is the capital of which country?"),
-                ("assistant", f"{name}."),
+                user(f"{record['capital']} is the capital of which country?"),
+                assistant(f"{name}."),
             ]
         if record.get("continent"):
-            yield [("user", f"On which continent is {name}?"), ("assistant", f"{record['continent']}.")]
+            yield [user(f"On which continent is {name}?"), assistant(f"{record['continent']}.")]
         if record.get("currency"):
-            yield [("user", f"What is the currency of {name}?"), ("assistant", f"{record['currency']}.")]
+            yield [user(f"What is the currency of {name}?"), assistant(f"{record['currency']}.")]
 
 
-def small_talk(data: Path, seed: int) -> Iterator[Chat]:
+def small_talk(data: Path, seed: int) -> Iterator[Conversation]:
     """Short exchanges and instructions; answers that claim a person's or another product's life are left
     out.
     """
@@ -109,40 +96,37 @@ def small_talk(data: Path, seed: int) -> Iterator[Chat]:
         turns = record["turns"]
         if any(claim in turn.lower() for turn in turns for claim in claims) or len(turns) < 2:
             continue
-        yield [(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns[: len(turns) // 2 * 2])]
+        pairs = zip(turns[::2], turns[1::2], strict=False)
+        yield [message for said, reply in pairs for message in (user(said), assistant(reply))]
     for record in read_records(data / "text/rasbt_instructions.train.jsonl.xz"):
         asked = f"{record['instruction']}\n{record['input']}" if record["input"] else record["instruction"]
-        yield [("user", asked), ("assistant", record["output"])]
+        yield [user(asked), assistant(record["output"])]
 
 
-def trivia(data: Path, seed: int) -> Iterator[Chat]:
+def trivia(data: Path, seed: int) -> Iterator[Conversation]:
     """Questions with choices; the answer is one of them."""
     rng = np.random.default_rng(seed)
     for record in itertools.islice(read_records(data / "text/trivia.train.jsonl.xz"), 20000):
         choices = list(record["choices"])
         rng.shuffle(choices)
         asked = f"{record['question']}\nChoose one: {', '.join(choices)}."
-        yield [("user", asked), ("assistant", record["answer"])]
+        yield [user(asked), assistant(record["answer"])]
 
 
-def dialogues(data: Path, seed: int) -> Iterator[Chat]:
+def dialogues(data: Path, seed: int) -> Iterator[Conversation]:
     """Task dialogues, first six turns; the tool calls they carry come before the assistant's words."""
     for record in itertools.islice(read_records(data / "text/sgd.train.jsonl.xz"), 6000):
-        chat: Chat = []
+        chat: Conversation = []
         for turn in record["turns"][:6]:
-            calls = turn.get("calls") or []
-            before = "".join(tool_call(call["name"], call["arguments"]) for call in calls)
-            chat.append((turn["role"], before + turn["text"]))
-        if chat and chat[-1][0] == "user":
+            calls = [tool_call(call["name"], call["arguments"]) for call in turn.get("calls") or []]
+            chat.append(user(turn["text"]) if turn["role"] == "user" else assistant(turn["text"], calls))
+        if chat and chat[-1]["role"] == "user":
             chat.pop()
         if len(chat) >= 2:
             yield chat
 
 
-COURTESIES = (("Thank you", "You are welcome."), ("Thanks", "You are welcome."), ("Bye", "Goodbye!"))
-
-
-def about(data: Path, seed: int) -> Iterator[Chat]:
+def about(data: Path, seed: int) -> Iterator[Conversation]:
     """What the model is, greetings, repeating, small sums."""
     rng = np.random.default_rng(seed)
     me = "I am nano, a very small model that runs on your own machine with phirt."
@@ -172,18 +156,18 @@ def about(data: Path, seed: int) -> Iterator[Chat]:
         kind = rng.random()
         if kind < 0.2:
             asked, answer = pairs[rng.integers(len(pairs))]
-            yield [("user", asked if rng.random() < 0.6 else asked.lower()), ("assistant", answer)]
+            yield [user(asked if rng.random() < 0.6 else asked.lower()), assistant(answer)]
         elif kind < 0.6:
             said = " ".join(vocabulary[i] for i in rng.integers(0, len(vocabulary), rng.integers(1, 5)))
-            yield [("user", f"Repeat: {said}"), ("assistant", said)]
+            yield [user(f"Repeat: {said}"), assistant(said)]
         else:
             a, b = (int(x) for x in rng.integers(0, 20 if kind < 0.9 else 100, 2))
             sign = "+" if rng.random() < 0.6 or b > a else "-"
             asked = f"What is {a} {sign} {b}?" if rng.random() < 0.7 else f"{a} {sign} {b} ="
-            yield [("user", asked), ("assistant", f"{a + b if sign == '+' else a - b}.")]
+            yield [user(asked), assistant(f"{a + b if sign == '+' else a - b}.")]
 
 
-CHATS: dict[str, Callable[[Path, int], Iterator[Chat]]] = {
+CONVERSATIONS: dict[str, Callable[[Path, int], Iterator[Conversation]]] = {
     "snips": snips,
     "words": words,
     "countries": countries,

@@ -105,6 +105,10 @@ class Scene:
     things: tuple[Thing, ...]
     word: str | None
 
+    def without_image(self) -> Scene:
+        """What the picture shows, without its pixels."""
+        return dataclasses.replace(self, image=Image.new("RGB", (1, 1)))
+
 
 def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
     def polar(angles: Sequence[float], radii: Sequence[float]) -> list[tuple[float, float]]:

@@ -1,0 +1,210 @@
+"""Audio encoder pre-training: spell what is said, with connectionist temporal classification (Graves et al.
+2006).
+
+Knows recordings, their words and the tower. Knows nothing of the language model: this stands in for the
+recogniser that published audio towers start from. A token covers 80 ms, too long for a letter, so the head
+spells four letters a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phirt.errors import ConfigError
+from phirt.fields import Length
+from phirt_export.reference import Model, ModelConfig
+from phirt_quant.word_errors import word_errors
+from phirt_train.context import TrainingContext
+from phirt_train.data.audio import FrameReader, Frames, augment_batch
+from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
+from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
+from phirt_train.data.records import Transcript, read_records
+from phirt_train.objective import ObjectiveKind
+from phirt_train.stage import StageConfig
+
+LETTERS_A_TOKEN = 4
+_SHORT = 160  # frames; recordings up to this long go four times as many into a batch
+_NORM_CLIPS = 2000  # of each source, that the frames' mean and deviation are taken from
+_MAX_LETTERS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class CtcData:
+    """Recordings to spell.
+
+    Attributes:
+        sources: share of each file of recordings with their words.
+        optional: sources that are left out where they are missing.
+        augment: random changes of the recordings.
+        held_out: files to measure word errors on, by what the figure is called.
+    """
+
+    sources: Sources
+    optional: Annotated[tuple[str, ...], Length(0, 1024)] = ()
+    augment: AudioAugmentation = UNCHANGED_AUDIO
+    held_out: HeldOut = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty; give the share of one file at least")
+        check_optional(self.optional, self.sources)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises ConfigError where the model has no audio tower."""
+        if model.audio is None:
+            raise ConfigError("the objective ctc trains an audio tower, and the model has none")
+
+    def files(self) -> Iterable[str]:
+        """All files that are read."""
+        return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Clips:
+    """Recordings of one file: paths, words, and about how many frames each has."""
+
+    paths: Sequence[Path]
+    texts: Sequence[str]
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def plain_words(text: str) -> str:
+    """Lower case, letters and apostrophes and single spaces: the form in which transcripts are learnt and
+    scored.
+    """
+    lowered = unicodedata.normalize("NFKC", text).lower()
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LM" else " " for c in lowered)
+    return " ".join(kept.split())
+
+
+class Ctc:
+    """CTC over the letters of the training transcripts; short and long recordings never share a batch."""
+
+    unit = "clips"
+
+    def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
+        data = stage.data
+        assert isinstance(data, CtcData)
+        config = model.audio_embed.config
+        self.model, self.stage, self.context, self.data = model, stage, context, data
+        self._reader = FrameReader(config, context.limits)
+        sources = {name: self._load(name) for name in present(context.data, data.sources, data.optional)}
+        self.sources = Mixture(sources, data.sources)
+        self.held_out = {label: self._load(name) for label, name in data.held_out.items()}
+        self.letters = self._alphabet(sources.values())
+        self._norm = model.audio_embed.encoder.encoder_embedding
+        if context.is_fresh:
+            self._set_feature_norm(sources.values())
+        self._mean_frame = self._norm.global_mean.cpu()
+        self.head = nn.Linear(config.hidden_size, LETTERS_A_TOKEN * (len(self.letters) + 1))
+        generator = torch.Generator().manual_seed(context.seed)
+        nn.init.normal_(self.head.weight, 0.0, 0.02, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def _load(self, name: str) -> _Clips:
+        path = self.context.path(name)
+        self.context.note(f"reading {name}")
+        paths, texts, lengths = [], [], []
+        for place, record in read_records(path, Transcript):
+            paths.append(path.parent / record.audio)
+            if not paths[-1].is_file():
+                raise ConfigError(f"{place}: {record.audio} is no file in {path.parent}; correct the path")
+            texts.append(plain_words(record.text))
+            lengths.append(self._reader.count_frames(paths[-1]))
+        if not paths:
+            raise ConfigError(f"{path} holds no records; leave it out, or fill it")
+        return _Clips(paths, texts, np.array(lengths))
+
+    @staticmethod
+    def _alphabet(sources: Iterable[_Clips]) -> str:
+        letters = "".join(sorted({letter for clips in sources for text in clips.texts for letter in text}))
+        if not 0 < len(letters) <= _MAX_LETTERS:
+            raise ConfigError(
+                f"the transcripts have {len(letters)} different letters; accepted: from 1 to {_MAX_LETTERS}"
+            )
+        return letters
+
+    def _set_feature_norm(self, sources: Iterable[_Clips]) -> None:
+        frames = []
+        for clips in sources:
+            for index in np.linspace(0, len(clips) - 1, min(len(clips), _NORM_CLIPS)).astype(int):
+                frames.append(self._reader.read(clips.paths[index])[::7].astype(np.float32))
+                if len(frames) % 100 == 0:
+                    self.context.note("measuring the recordings", len(frames), unit="clips")
+        joined = np.concatenate(frames)
+        self._norm.global_mean.copy_(torch.from_numpy(joined.mean(0)))
+        self._norm.global_invstd.copy_(torch.from_numpy(1 / (joined.std(0) + 1e-3)))
+
+    def _log_probabilities(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """[B, 4·tokens, letters + 1], the blank last."""
+        device = self.context.device
+        with torch.autocast(device.type, torch.bfloat16):
+            features = self.model.audio_embed.encoder(frames.to(device), lengths.to(device))
+            scores: Tensor = self.head(features)
+        spelled: Tensor = scores.float().unflatten(-1, (LETTERS_A_TOKEN, -1)).flatten(1, 2)
+        return F.log_softmax(spelled, dim=-1)
+
+    def _pick(self, rng: np.random.Generator) -> tuple[_Clips, list[int]]:
+        """Recordings of similar length from one source."""
+        clips, batch = self.sources.draw(rng), self.stage.batch
+        pool = rng.integers(0, len(clips), 4 * batch)
+        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
+        if clips.lengths[pool[-1]] > _SHORT:
+            begin = int(rng.integers(0, 4)) * batch
+            pool = pool[begin : begin + batch]
+        return clips, [int(index) for index in pool]
+
+    def loss(self, step: int) -> tuple[Tensor, int]:
+        """Mean CTC loss per letter of this step, and the number of recordings."""
+        rng = np.random.default_rng((self.context.seed, step))
+        clips, picks = self._pick(rng)
+        pieces = [self._reader.read(clips.paths[index]) for index in picks]
+        frames, lengths = augment_batch(pieces, self.data.augment, rng, self._mean_frame)
+        targets = [[self.letters.index(letter) for letter in clips.texts[index]] for index in picks]
+        loss = F.ctc_loss(
+            self._log_probabilities(frames, lengths).transpose(0, 1),
+            torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
+            LETTERS_A_TOKEN * self._tokens(lengths),
+            torch.tensor([len(target) for target in targets]),
+            blank=len(self.letters),
+            zero_infinity=True,
+        )
+        return loss, len(picks)
+
+    def _tokens(self, lengths: Tensor) -> Tensor:
+        subsampling = self.model.audio_embed.config.subsampling
+        return (lengths + subsampling - 1) // subsampling
+
+    def _spell(self, frames: Frames) -> str:
+        batch, lengths = augment_batch([frames], UNCHANGED_AUDIO, np.random.default_rng(0), self._mean_frame)
+        best = self._log_probabilities(batch, lengths)[0].argmax(-1).tolist()
+        blank = len(self.letters)
+        return "".join(self.letters[i] for i, _ in itertools.groupby(best) if i < blank).strip()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Word error rate of the best path, per held-out file."""
+        figures = {}
+        for label, clips in self.held_out.items():
+            errors = words = 0
+            for path, text in zip(clips.paths, clips.texts, strict=True):
+                errors += word_errors(text, self._spell(self._reader.read(path)))
+                words += len(text.split())
+            figures[f"{label} word error rate"] = errors / max(1, words)
+        return figures
+
+
+KIND = ObjectiveKind(CtcData, Ctc)

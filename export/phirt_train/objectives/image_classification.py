@@ -1,0 +1,259 @@
+"""Vision encoder pre-training: name what a picture shows, one linear head a question on the pooled features.
+
+Knows pictures, labels and the tower. Knows nothing of the language model: this stands in for the contrastive
+start that published vision towers have (SigLIP, arXiv 2303.15343).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phirt.encoders.phi4mm_image import ImageConstants
+from phirt.errors import ConfigError
+from phirt.fields import Length, Range
+from phirt_export.narrow import narrow
+from phirt_export.reference import Model, ModelConfig
+from phirt_train.context import TrainingContext
+from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
+from phirt_train.data.images import read_image
+from phirt_train.data.mixture import HeldOut, Mixture, Sources
+from phirt_train.data.records import LabelledImage, read_records
+from phirt_train.objective import ObjectiveKind
+from phirt_train.stage import Probability, StageConfig
+
+_NO_ANSWER = -100
+_SMOOTHING = 0.1
+_MIX_CONCENTRATION = 0.4  # of mixup (Zhang et al., arXiv 1710.09412)
+_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassificationData:
+    """Pictures to classify.
+
+    Attributes:
+        sources: share of each file of labelled pictures.
+        resolutions: (share of the steps, side in pixels): the crop's side from that point on; empty for the
+            model's own.
+        augment: random changes of the pictures.
+        mixup: probability of mixing the pictures of a source in pairs.
+        unchanged: sources whose pictures are neither changed nor mixed, such as shapes to be counted.
+        held_out: files to measure accuracy on, by what the figure is called.
+    """
+
+    sources: Sources
+    resolutions: Annotated[tuple[tuple[Probability, Annotated[int, Range(1, 4096)]], ...], Length(0, 64)] = ()
+    augment: ImageAugmentation = UNCHANGED_IMAGE
+    mixup: Probability = 0.0
+    unchanged: Annotated[tuple[str, ...], Length(0, 1024)] = ()
+    held_out: HeldOut = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty; give the share of one file at least")
+        if self.resolutions and self.resolutions[0][0] != 0:
+            raise ValueError("the first of resolutions begins at another share of the steps than 0")
+        if unknown := [name for name in self.unchanged if name not in self.sources]:
+            raise ValueError(f"unchanged names {', '.join(unknown)}, which are none of the sources")
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises ConfigError where the model has no vision tower, or one for other sides."""
+        if model.vision is None:
+            raise ConfigError(
+                "the objective image_classification trains a vision tower, and the model has none"
+            )
+        step = model.vision.patch_size * model.vision.pool
+        if wrong := [side for _, side in self.resolutions if side % step]:
+            raise ConfigError(f"resolutions has the side {wrong[0]}; accepted: multiples of {step}")
+
+    def files(self) -> Iterable[str]:
+        """All files that are read."""
+        return (*self.sources, *self.held_out.values())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pictures:
+    """Pictures of one file, and for each question the class of each, -100 where it has none."""
+
+    paths: Sequence[Path]
+    targets: Mapping[str, Tensor]
+    is_unchanged: bool
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class ImageClassification:
+    """Cross-entropy with label smoothing and mixup."""
+
+    unit = "pictures"
+
+    def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
+        data = stage.data
+        assert isinstance(data, ImageClassificationData)
+        self.model, self.stage, self.context, self.data = model, stage, context, data
+        config = model.image_embed.config
+        self._constants = dataclasses.replace(narrow(ImageConstants, config), max_crops=1)
+        read = {name: self._read(name) for name in data.sources}
+        self.classes = _classes(record for records in read.values() for _, record in records)
+        sources = {name: self._pictures(records, name in data.unchanged) for name, records in read.items()}
+        self.sources = Mixture(sources, data.sources)
+        self.held_out = {label: self._pictures(self._read(n), True) for label, n in data.held_out.items()}
+        self.head = nn.ModuleDict({"norm": nn.LayerNorm(config.hidden_size)})
+        self.heads = nn.ModuleDict(
+            {
+                str(i): nn.Linear(config.hidden_size, len(names))
+                for i, names in enumerate(self.classes.values())
+            }
+        )
+        self.head["questions"] = self.heads
+        self._initialize(context.seed)
+
+    def _initialize(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.heads.parameters():
+                if parameter.dim() == 2:
+                    parameter.normal_(0.0, 0.02, generator=generator)
+                else:
+                    parameter.zero_()
+
+    def _read(self, name: str) -> list[tuple[Path, LabelledImage]]:
+        path = self.context.path(name)
+        self.context.note(f"reading {name}")
+        found = []
+        for place, record in read_records(path, LabelledImage):
+            image = path.parent / record.image
+            if not image.is_file():
+                raise ConfigError(f"{place}: {record.image} is no file in {path.parent}; correct the path")
+            found.append((image, record))
+        if not found:
+            raise ConfigError(f"{path} holds no records; leave it out, or fill it")
+        return found
+
+    def _pictures(self, records: Sequence[tuple[Path, LabelledImage]], is_unchanged: bool) -> _Pictures:
+        """Classes that are in no training source have no answer."""
+        targets = {
+            question: torch.tensor(
+                [names.get(record.classes.get(question, ""), _NO_ANSWER) for _, record in records]
+            )
+            for question, names in self.classes.items()
+        }
+        known = {question: target for question, target in targets.items() if (target != _NO_ANSWER).any()}
+        return _Pictures([path for path, _ in records], known, is_unchanged)
+
+    def _resolution(self, step: int) -> int:
+        passed = [side for begin, side in self.data.resolutions if step >= begin * self.stage.steps]
+        return passed[-1] if passed else self._constants.crop_size
+
+    def _crops(
+        self, paths: Sequence[Path], side: int, change: ImageAugmentation, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels [n, 3, side, side] and patch masks [n, g, g], one crop each."""
+        constants = dataclasses.replace(self._constants, crop_size=side)
+        inputs = [read_image(path, constants, self.context.limits, change, rng) for path in paths]
+        pixels = torch.from_numpy(np.stack([one.pixel_values[1] for one in inputs]))
+        masks = torch.from_numpy(np.stack([one.patch_mask[1] for one in inputs]))
+        return pixels, masks.view(len(paths), constants.grid, constants.grid)
+
+    def _features(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        """The tower's mean over each picture's patches, normalised, [n, hidden]."""
+        pixels, mask = pixels.to(self.context.device), mask.to(self.context.device)
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            pooled = self.model.image_embed.img_processor(
+                pixels.contiguous(memory_format=torch.channels_last), mask
+            )
+        weight = F.avg_pool2d(mask[:, None].float(), self._constants.pool).permute(0, 2, 3, 1)
+        summed = (pooled.float() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+        normed: Tensor = self.head["norm"](summed)
+        return normed
+
+    def _scores(self, question: str, features: Tensor) -> Tensor:
+        scores: Tensor = self.heads[str(list(self.classes).index(question))](features)
+        return scores
+
+    def loss(self, step: int) -> tuple[Tensor, int]:
+        """Mean loss over the sources' pictures of this step, and the number of pictures."""
+        rng = np.random.default_rng((self.context.seed, step))
+        side = self._resolution(step)
+        pixels, masks, parts = [], [], []
+        for source, count in zip(
+            self.sources.sources, self.sources.counts(self.stage.batch, rng), strict=True
+        ):
+            if count:
+                picks = rng.integers(0, len(source), count)
+                x, mask, partner, share = self._mixed(source, picks, side, rng)
+                pixels.append(x)
+                masks.append(mask)
+                parts.append((source, torch.from_numpy(picks), partner, share))
+        features = self._features(torch.cat(pixels), torch.cat(masks))
+        total, begin = features.new_zeros(()), 0
+        for source, taken, partner, share in parts:
+            rows = features[begin : begin + len(taken)]
+            begin += len(taken)
+            for question, target in source.targets.items():
+                wanted = target[taken]
+                if (wanted != _NO_ANSWER).any():
+                    scores = self._scores(question, rows)
+                    first, second = (_cross_entropy(scores, one) for one in (wanted, wanted[partner]))
+                    total = total + share * first + (1 - share) * second
+        return total / self.stage.batch, self.stage.batch
+
+    def _mixed(
+        self, source: _Pictures, picks: np.ndarray, side: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Crops and masks of some pictures, perhaps mixed: with which, and the share of each one's own."""
+        change = UNCHANGED_IMAGE if source.is_unchanged else self.data.augment
+        x, mask = self._crops([source.paths[index] for index in picks], side, change, rng)
+        if rng.random() < 0.5:  # as a global view, whose padding is not masked
+            mask = torch.ones_like(mask)
+        partner, share = torch.arange(len(picks)), 1.0
+        if not source.is_unchanged and rng.random() < self.data.mixup:
+            share = float(rng.beta(_MIX_CONCENTRATION, _MIX_CONCENTRATION))
+            partner = torch.from_numpy(rng.permutation(len(picks)))
+            x, mask = share * x + (1 - share) * x[partner], mask | mask[partner]
+        return x, mask, partner, share
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Accuracy per question and held-out file."""
+        figures: dict[str, float] = {}
+        rng = np.random.default_rng(0)
+        for label, pictures in self.held_out.items():
+            chunks = [pictures.paths[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
+            side = self._constants.crop_size
+            features = torch.cat(
+                [self._features(*self._crops(c, side, UNCHANGED_IMAGE, rng)) for c in chunks]
+            )
+            for question, target in pictures.targets.items():
+                known = target != _NO_ANSWER
+                right = self._scores(question, features[known]).argmax(1).cpu() == target[known]
+                name = label if len(pictures.targets) == 1 else f"{label} {question}"
+                figures[f"{name} accuracy"] = right.float().mean().item()
+        return figures
+
+
+def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(
+        scores, wanted.to(scores.device), label_smoothing=_SMOOTHING, reduction="sum", ignore_index=_NO_ANSWER
+    )
+
+
+def _classes(records: Iterable[LabelledImage]) -> dict[str, dict[str, int]]:
+    """The number of each class, by question."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for question, name in record.classes.items():
+            found.setdefault(question, set()).add(name)
+    return {q: {name: i for i, name in enumerate(sorted(found[q]))} for q in sorted(found)}
+
+
+KIND = ObjectiveKind(ImageClassificationData, ImageClassification)

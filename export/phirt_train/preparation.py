@@ -1,0 +1,119 @@
+"""Runs the code that comes with a recipe and writes its data: once, into the run's folder.
+
+A recipe that names a module beside itself (`[prepare] module = "prepare.py"`) runs it, as a Makefile does: it
+has all the rights of whoever starts the training, so a stranger's recipe is read before it is run. A recipe
+without that table runs nothing. The module has a frozen dataclass `Options`, which the recipe's options are
+checked against, and a function `prepare(task, options)`, which writes JSON lines and media under
+`task.output`.
+
+Knows modules, folders and digests. Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import logging
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from phirt.errors import ConfigError, PhirtError
+from phirt.fields import Fields, read_dataclass
+from phirt_train.progress import Progress, Report
+from phirt_train.recipe import PreparationConfig, Recipe
+
+STAGE = "preparation"
+_log = logging.getLogger("phirt.train")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationTask:
+    """What the recipe's code is given: the user's data, where to write, and the recipe's seed."""
+
+    data: Path
+    output: Path
+    seed: int
+    report: Report
+
+    def note(self, activity: str, step: int = 0, steps: int | None = None, unit: str = "records") -> None:
+        """Report what is done."""
+        self.report(Progress(STAGE, step, steps, unit, activity))
+
+
+def prepare_data(recipe: Recipe, config: PreparationConfig, data: Path, output: Path, report: Report) -> str:
+    """Write the recipe's data to `output`, unless the same code has written them there from the same options.
+
+    Returns:
+        A digest of code and options, which the data are a function of.
+
+    Raises:
+        ConfigError: there is no such module, its options are wrong, it fails, or `output` is of another
+            recipe.
+    """
+    module = _load(recipe.folder, config.module)
+    place = f"{recipe.folder / config.module}: options"
+    fields = Fields(dict(config.options), place, ConfigError, "correct the recipe", closed=True)
+    options = read_dataclass(module.Options, fields)
+    digest = _digest(recipe.folder, repr((recipe.seed, options)))
+    mark = output / "prepared.sha256"
+    if mark.is_file():
+        if mark.read_text(encoding="ascii", errors="replace") != digest:
+            raise ConfigError(
+                f"{output} was written by another recipe, or other code of it; train into another folder, or "
+                f"delete {output}"
+            )
+        return digest
+    report(Progress(STAGE, 0, None, "records", f"running {recipe.folder / config.module}"))
+    staging = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    _run(module, PreparationTask(data, staging, recipe.seed, report), options)
+    (staging / mark.name).write_text(digest, encoding="ascii")
+    shutil.rmtree(output, ignore_errors=True)
+    staging.replace(output)
+    return digest
+
+
+def _run(module: Any, task: PreparationTask, options: Any) -> None:
+    try:
+        module.prepare(task, options)
+    except PhirtError:
+        raise
+    except Exception as error:  # whatever code that is not ours may raise
+        _log.debug("the recipe's code failed", exc_info=True)
+        raise ConfigError(
+            f"{module.__file__} failed: {type(error).__name__}: {error}; it is the recipe's own code"
+        ) from error
+
+
+def _load(folder: Path, name: str) -> Any:
+    """The module beside the recipe, in a package of its own that holds its neighbours."""
+    if not (folder / name).is_file():
+        raise ConfigError(f"the recipe names {name}, and {folder} holds no such file")
+    package = f"phirt_recipe_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+    if package not in sys.modules:
+        made = types.ModuleType(package, "The code of one recipe.")
+        made.__path__ = [str(folder.resolve())]
+        sys.modules[package] = made
+    try:
+        module = importlib.import_module(f"{package}.{Path(name).stem}")
+    except Exception as error:  # whatever code that is not ours may raise
+        raise ConfigError(f"{folder / name} cannot be loaded: {type(error).__name__}: {error}") from error
+    for wanted in ("Options", "prepare"):
+        if not hasattr(module, wanted):
+            raise ConfigError(
+                f"{folder / name} has no {wanted}; it needs a dataclass Options and a prepare()"
+            )
+    return module
+
+
+def _digest(folder: Path, options: str) -> str:
+    """Over the options and all Python files of the recipe's folder."""
+    digest = hashlib.sha256(options.encode())
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
