@@ -36,11 +36,11 @@ from phirt_export.bundle import (
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME, read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.encoders import EncoderPlan, tower_plans
+from phirt_export.formats import BundleFormats, choose_formats, default_block_size
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.graphs.decoder import KVScales, build_decoder
 from phirt_export.graphs.linear import (
-    FLOAT_BITS,
     GPTQ,
     HessianSource,
     WeightFormat,
@@ -55,44 +55,11 @@ from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
-# Wide models lose little with long blocks and decode 1.6 times faster; narrow ones need the finer scales.
-_WIDE = 1024
-_WIDE_BLOCK, _NARROW_BLOCK = 128, 32
 # What a size in bits a weight is made of, besides 8.
 _BUDGET_BITS = 4
-# With 8 bits for adapters and encoders, they and the rounding of activations together cost the nano model
-# 0.0002 nats at most: nothing is left for calibration to win.
-_ADAPTER_CALIBRATED_BITS = 4
-
 
 # Appends a graph to its store's builder.
 GraphBuild = Callable[[WeightStore], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class BundleFormats:
-    """Weight formats of a bundle's parts: base projections, embedding with head, LoRA matrices, encoders."""
-
-    base: WeightFormat
-    embedding: WeightFormat
-    adapter: WeightFormat
-    encoder: WeightFormat
-
-    @property
-    def parts(self) -> tuple[WeightFormat, ...]:
-        """All four."""
-        return self.base, self.embedding, self.adapter, self.encoder
-
-    def manifest_entry(self) -> dict[str, int | str]:
-        """What the manifest says about quantization."""
-        return {
-            "bits": self.base.bits,
-            "block_size": self.base.block_size,
-            "embedding_bits": self.embedding.bits,
-            "adapter_bits": self.adapter.bits,
-            "encoder_bits": self.encoder.bits,
-            "method": self.base.method,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,26 +82,6 @@ class Calibrated:
     hessians: HessianSource | None = None
     kv_scales: Sequence[KVScales] | None = None
     chosen: Mapping[str, WeightFormat] = dataclasses.field(default_factory=dict)
-
-
-def choose_formats(
-    bits: int, block_size: int, embedding_bits: int | None, adapter_bits: int, encoder_bits: int, method: str
-) -> BundleFormats:
-    """The formats; 32 base bits mean an unquantized bundle, so the other parts follow.
-
-    `gptq` is for what loses by quantization: encoders, and LoRA matrices of 8 bits, take searched scales.
-    """
-    parts = (bits, bits if embedding_bits is None else embedding_bits, adapter_bits, encoder_bits)
-    if bits == FLOAT_BITS:
-        parts = (bits,) * 4
-    plain = "mse" if method == GPTQ else method
-    methods = (method, method, method if adapter_bits == _ADAPTER_CALIBRATED_BITS else plain, plain)
-    return BundleFormats(*(WeightFormat(b, block_size, m) for b, m in zip(parts, methods, strict=True)))
-
-
-def default_block_size(config: ModelConfig) -> int:
-    """Block size that suits the decoder's width."""
-    return _WIDE_BLOCK if config.decoder.hidden_size >= _WIDE else _NARROW_BLOCK
 
 
 def export_bundle(

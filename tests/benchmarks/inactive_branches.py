@@ -24,7 +24,8 @@ import numpy as np
 import onnxruntime as ort
 
 from phirt_export.checkpoint import expected_shapes
-from phirt_export.exporter import choose_formats, write_graphs
+from phirt_export.exporter import write_graphs
+from phirt_export.formats import choose_formats
 from phirt_export.reference import AdapterConfig, DecoderConfig, ModelConfig, RopeConfig, TokenConfig
 
 Clock = Callable[[], float]
