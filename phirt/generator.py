@@ -37,6 +37,7 @@ from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS, Tools
 from phirt.runtime.session import Session, SessionConfig, suited_attention
+from phirt.runtime.system import give_back_freed
 
 _DEFAULTS = GenerationConfig()
 _DEFAULT_LIMITS = CacheLimits()
@@ -199,14 +200,25 @@ class Generator:
                 f"the prompt needs {len(encoded.ids)} tokens, the model's context has {context}; shorten it, "
                 "use fewer media, or start a new conversation"
             )
-        spans = []
-        with _plain_arithmetic():
-            for start, item in encoded.media:
-                _check(cancel)
-                features = self.encoder.features(item, rule)
-                spans.append(MediaSpan(start, features, self.encoder.span_key(item, rule)))
+        spans = self._encoded_media(encoded.media, rule, cancel)
         _check(cancel)
         return Prompt(encoded.ids, tuple(spans), Adapter(adapters.adapter_name(rule)))
+
+    def _encoded_media(
+        self, media: Sequence[tuple[int, Media]], rule: Rule, cancel: threading.Event | None
+    ) -> list[MediaSpan]:
+        spans = []
+        begun = any(item.inputs is not None for _, item in media)
+        try:
+            with _plain_arithmetic():
+                for start, item in media:
+                    _check(cancel)
+                    features = self.encoder.features(item, rule)
+                    spans.append(MediaSpan(start, features, self.encoder.span_key(item, rule)))
+        finally:
+            if begun:  # crops and what encoders compute; the C library would keep it once for each thread
+                give_back_freed()
+        return spans
 
     def count_tokens(
         self,

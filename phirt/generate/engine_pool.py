@@ -24,9 +24,11 @@ from typing import Any
 from phirt.errors import ClosedError, ConfigError
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Prompt
+from phirt.runtime.system import give_back_freed
 
 _MEMORY_SHARE = 4  # by default caches may take a quarter of the machine's memory
 _MEMORY_UNKNOWN = 8 << 30
+_WORTH_GIVING_BACK = 64 << 20  # bytes, while there is other work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,6 +121,7 @@ class EnginePool:
         self._lock = threading.Lock()
         self._idle: list[_Entry] = []  # the most recently used last
         self._busy: set[_Entry] = set()
+        self._dropped_bytes = 0  # since memory was given back
         # An engine may come back while the garbage collector runs, in a thread that holds the lock: such a
         # queue is the one thing that may then be touched.
         self._returned: queue.SimpleQueue[_Entry] = queue.SimpleQueue()
@@ -230,13 +233,25 @@ class EnginePool:
             entry.engine.truncate(shared)
         else:
             own = (known for known in self._idle if known.owner.is_same_as(owner))
-            entry = next(own, None) or _Entry(self.new_engine(), owner)
+            entry = next(own, None) or self._empty(owner)
         if entry in self._idle:
             self._idle.remove(entry)
         entry.owner = owner
         self._busy.add(entry)
         self._trim()
         return entry
+
+    def _empty(self, owner: CacheOwner) -> _Entry:
+        """A new engine, or one that would have to go for it: less memory is asked for and given back."""
+        if len(self._idle) + len(self._busy) < self._limits.max_engines or not self._idle:
+            return _Entry(self.new_engine(), owner)
+        entry = self._oldest()
+        entry.engine.reset()
+        return entry
+
+    def _oldest(self) -> _Entry:
+        """The idle engine to go first."""
+        return next((entry for entry in self._idle if entry.owner.is_gone), self._idle[0])
 
     def _best(self, prompt: Prompt, owner: CacheOwner) -> _Entry | None:
         """The idle engine with most of the prompt; of equals the owner's, then the one with least behind it,
@@ -282,8 +297,12 @@ class EnginePool:
     def _trim(self) -> None:
         """Drops idle engines beyond the limits."""
         while len(self._idle) > (not self._busy) and self._exceeds_limits():
-            orphans = (entry for entry in self._idle if entry.owner.is_gone)
-            self._idle.remove(next(orphans, self._idle[0]))
+            place = self._idle.index(self._oldest())
+            self._dropped_bytes += self._idle.pop(place).engine.cache.nbytes
+        if self._dropped_bytes > (_WORTH_GIVING_BACK if self._busy else 0):
+            # The C library would keep it, once for each thread that asked for some.
+            self._dropped_bytes = 0
+            give_back_freed()
 
     def _exceeds_limits(self) -> bool:
         engines = [*self._idle, *self._busy]
