@@ -7,11 +7,12 @@ those.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import reprlib
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 MAX_ITEMS = 1 << 20
@@ -47,7 +48,92 @@ class AnyCharacters:
     """Text that may hold lone surrogates, which no file name and no token may: what a user has typed."""
 
 
+Check = Callable[[Any], bool]
 FreeText = Annotated[str, AnyCharacters()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One of the types that an annotation accepts.
+
+    Attributes:
+        base: the annotation without Annotated.
+        bounds: what Annotated adds to it.
+        kind: what it is made of: tuple, Mapping, Literal, or `base` itself.
+        inner: the annotations inside, or the values of a Literal.
+        types: Python types of its values in a document; empty for any.
+        checks: what a single value of such a type must fulfil.
+    """
+
+    base: Any
+    bounds: tuple[Any, ...]
+    kind: Any
+    inner: tuple[Any, ...]
+    types: tuple[type, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it is a dataclass."""
+        return dataclasses.is_dataclass(self.base)
+
+    @property
+    def length(self) -> Length:
+        """How many items are accepted; a million where nothing is said."""
+        return next((bound for bound in self.bounds if isinstance(bound, Length)), Length(0, MAX_ITEMS))
+
+    def has_type(self, value: object) -> bool:
+        """Whether a value has the JSON type that is asked for."""
+        return not self.types or type(value) in self.types
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a single value has the type and is within the bounds."""
+        return self.has_type(value) and all(check(value) for check in self.checks)
+
+
+@functools.lru_cache(maxsize=1024)
+def members(hint: Any) -> tuple[Member, ...]:
+    """The members of a union, or the one of another annotation."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(member for one in get_args(hint) for member in members(one))
+    base, bounds = (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
+    kind, inner = get_origin(base) or base, get_args(base)
+    checks = tuple(_checks(kind, inner, bounds))
+    return (Member(base, bounds, kind, inner, _types(base, kind, inner), checks),)
+
+
+def _types(base: Any, kind: Any, inner: tuple[Any, ...]) -> tuple[type, ...]:
+    if kind is Literal:
+        return tuple(dict.fromkeys(type(value) for value in inner))
+    if dataclasses.is_dataclass(base):
+        return (dict, base) if isinstance(base, type) else ()
+    known = {Any: (), float: (float, int), tuple: (list, tuple), Mapping: (dict,)}
+    assert kind in (bool, int, str, type(None), *known), f"{base} cannot be read"
+    return known.get(kind, (kind,))
+
+
+def _checks(kind: Any, inner: tuple[Any, ...], bounds: tuple[Any, ...]) -> Iterator[Check]:
+    if kind is Literal:
+        yield inner.__contains__
+    if kind is Any:
+        yield lambda value: not has_surrogate(value)
+    if kind is str and AnyCharacters() not in bounds:
+        yield lambda value: _SURROGATE.search(value) is None
+    if kind is float:  # an infinite or an endless number is none
+        bounds = bounds or (Range(-sys.float_info.max, sys.float_info.max),)
+    for bound in bounds:
+        if isinstance(bound, Range):
+            yield functools.partial(_within, bound.low, bound.high)
+        if isinstance(bound, Matching):
+            yield functools.partial(_matches, re.compile(bound.pattern))
+
+
+def _within(low: float, high: float, value: float) -> bool:
+    return low <= value <= high
+
+
+def _matches(pattern: re.Pattern[str], value: str) -> bool:
+    return pattern.fullmatch(value) is not None
 
 
 def describe(hint: Any) -> str:
@@ -55,82 +141,37 @@ def describe(hint: Any) -> str:
     return " or ".join(_describe(member) for member in members(hint))
 
 
-def _describe(hint: Any) -> str:
-    base, bounds = parts(hint)
-    limits = [f" from {b.low:g} to {b.high:g}" for b in bounds if isinstance(b, Range)]
+def _describe(member: Member) -> str:
+    base, bounds = member.base, member.bounds
+    limits = [bound for bound in bounds if isinstance(bound, Range)]
     if base is int:
-        limits = [f" from {b.low} to {b.high}" for b in bounds if isinstance(b, Range)]
-        return "a whole number" + "".join(limits)
+        return "a whole number" + "".join(f" from {bound.low} to {bound.high}" for bound in limits)
     if base is float:
-        return "a number" + "".join(limits)
+        return "a number" + "".join(f" from {bound.low:g} to {bound.high:g}" for bound in limits)
     if base is str:
         meanings = [bound.meaning for bound in bounds if isinstance(bound, Matching)]
         return meanings[0] if meanings else "a string" if bounds else "a string without lone surrogates"
-    if get_origin(base) is Literal:
-        return f"one of {', '.join(map(str, get_args(base)))}"
-    if get_origin(base) is tuple:
-        return _describe_tuple(get_args(base), bounds)
-    if get_origin(base) is Mapping:
-        return f"an object of {_plural(describe(get_args(base)[1]))}"
+    if member.kind is Literal:
+        return f"one of {', '.join(map(str, member.inner))}"
+    if member.kind is tuple:
+        return _describe_tuple(member)
+    if member.kind is Mapping:
+        return f"an object of {_plural(describe(member.inner[1]))}"
     return {bool: "true or false", type(None): "null", Any: "a value"}.get(base, "an object")
 
 
-def _describe_tuple(inner: tuple[Any, ...], bounds: tuple[Any, ...]) -> str:
-    if inner[1:] != (Ellipsis,):
-        return f"a list of {' and '.join(map(describe, inner))}"
-    length = length_of(bounds)
+def _describe_tuple(member: Member) -> str:
+    if member.inner[1:] != (Ellipsis,):
+        return f"a list of {' and '.join(map(describe, member.inner))}"
+    length = member.length
     counts = "" if length == Length(0, MAX_ITEMS) else f", {length.low} to {length.high} of them"
-    return f"a list of {_plural(describe(inner[0]))}{counts}"
+    return f"a list of {_plural(describe(member.inner[0]))}{counts}"
 
 
 def _plural(words: str) -> str:
     """ "a whole number from 1 to 3" as "whole numbers from 1 to 3", well enough for an error message."""
     noun = re.match(r"an? (whole number|number|string|object|list|value|name)\b", words)
     return f"{noun[1]}s{words[noun.end() :]}" if noun else words
-
-
-def members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The annotation without Annotated, and what that adds to it."""
-    return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
-
-
-def length_of(bounds: tuple[Any, ...]) -> Length:
-    """How many items are accepted; a million where nothing is said."""
-    return next((bound for bound in bounds if isinstance(bound, Length)), Length(0, MAX_ITEMS))
-
-
-def is_json_type(value: object, base: Any) -> bool:
-    """Whether a value has the JSON type that an annotation asks for."""
-    if base is Any:
-        return True
-    if base is type(None) or base is bool or base is str:
-        return type(value) is base
-    if base in (int, float):
-        return isinstance(value, int if base is int else int | float) and not isinstance(value, bool)
-    if get_origin(base) is Literal:
-        return any(type(value) is type(one) for one in get_args(base))
-    if get_origin(base) is tuple:
-        return isinstance(value, list | tuple)
-    assert get_origin(base) is Mapping or dataclasses.is_dataclass(base), f"{base} cannot be read"
-    return isinstance(value, dict) or type(value) is base
-
-
-def fits(value: Any, base: Any, bounds: tuple[Any, ...]) -> bool:
-    """Whether a value of the right JSON type is within its bounds."""
-    if get_origin(base) is Literal:
-        return value in get_args(base)
-    if base is float:  # an infinite or an endless number is none
-        bounds = bounds or (Range(-sys.float_info.max, sys.float_info.max),)
-    if base is Any:
-        return not has_surrogate(value)
-    if base is str and AnyCharacters() not in bounds and _SURROGATE.search(value):
-        return False
-    return all(_CHECKS[type(bound)](value, bound) for bound in bounds)
 
 
 def has_surrogate(value: Any) -> bool:
@@ -145,13 +186,6 @@ def has_surrogate(value: Any) -> bool:
         elif isinstance(part, list | tuple):
             open_parts += part
     return False
-
-
-_CHECKS: Mapping[type, Callable[[Any, Any], bool]] = {
-    Range: lambda value, bound: bound.low <= value <= bound.high,
-    Matching: lambda value, bound: re.fullmatch(bound.pattern, value) is not None,
-    AnyCharacters: lambda value, bound: True,
-}
 
 
 class _Shown(reprlib.Repr):

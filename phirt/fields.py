@@ -18,20 +18,17 @@ import functools
 import json
 import typing
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from phirt.annotations import (
     MAX_ITEMS,
     FreeText,
     Length,
     Matching,
+    Member,
     Range,
     describe,
-    fits,
-    is_json_type,
-    length_of,
     members,
-    parts,
     shown,
 )
 from phirt.errors import PhirtError
@@ -91,7 +88,7 @@ def read_dataclass(cls: type[D], fields: Fields, **given: object) -> D:
         if name in fields:
             values[name] = fields.read(name, hints[name])
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            if type(None) not in members(hints[name]):
+            if not any(member.base is type(None) for member in members(hints[name])):
                 raise fields.refusal(f"{name!r} is missing, expected {describe(hints[name])}")
             values[name] = None
     try:
@@ -249,35 +246,30 @@ class Fields:
     def _convert(self, key: str, value: Any, hint: Any, at: str = "") -> Any:
         """`value`, which stands at the place `at` inside of `key`, as `hint` says."""
         for member in members(hint):
-            base, bounds = parts(member)
-            if not is_json_type(value, base):
+            if not member.has_type(value):
                 continue
-            if dataclasses.is_dataclass(base):
-                if not isinstance(value, dict):  # an instance already
-                    return value
-                return read_dataclass(typing.cast(Any, base), self._inner(value, key + at))
-            if get_origin(base) is tuple:
-                return self._tuple(key, value, member, at)
-            if get_origin(base) is Mapping:
-                return self._mapping(key, value, member, at)
-            if not fits(value, base, bounds):
+            if member.is_object:
+                known = isinstance(value, member.base)  # an instance already
+                return value if known else read_dataclass(member.base, self._inner(value, key + at))
+            if member.kind is tuple:
+                return self._tuple(key, value, member, hint, at)
+            if member.kind is Mapping:
+                return self._mapping(key, value, member, hint, at)
+            if not member.accepts(value):
                 break
-            return float(value) if base is float else value
+            return float(value) if member.kind is float else value
         raise self._unexpected(key, value, hint, at)
 
     def _unexpected(self, key: str, value: object, hint: Any, at: str) -> PhirtError:
         return self.refusal(f"{key!r}{at} is {shown(value)}, expected {describe(hint)}")
 
-    def _tuple(self, key: str, value: Any, hint: Any, at: str) -> tuple[Any, ...]:
-        base, bounds = parts(hint)
-        length, inner = length_of(bounds), get_args(base)
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            if not length.low <= len(value) <= length.high:
+    def _tuple(self, key: str, value: Any, member: Member, hint: Any, at: str) -> tuple[Any, ...]:
+        inner = member.inner
+        if inner[1:] == (Ellipsis,):
+            if not member.length.low <= len(value) <= member.length.high:
                 raise self._unexpected(key, value, hint, at)
-            item, item_bounds = parts(inner[0])
-            if item in (int, str) and all(
-                is_json_type(one, item) and fits(one, item, item_bounds) for one in value
-            ):
+            items = members(inner[0])
+            if len(items) == 1 and items[0].kind in (int, str) and all(map(items[0].accepts, value)):
                 return tuple(value)  # the same as below, but fast for a hundred thousand token ids
             inner = (inner[0],) * len(value)
         if len(inner) != len(value):
@@ -287,15 +279,13 @@ class Fields:
             for index, (one, one_hint) in enumerate(zip(value, inner, strict=True))
         )
 
-    def _mapping(self, key: str, value: Any, hint: Any, at: str) -> dict[str, Any]:
-        base, bounds = parts(hint)
-        length = length_of(bounds)
-        if not length.low <= len(value) <= length.high:
+    def _mapping(self, key: str, value: Any, member: Member, hint: Any, at: str) -> dict[str, Any]:
+        if not member.length.low <= len(value) <= member.length.high:
             raise self._unexpected(key, value, hint, at)
-        name_hint, item_hint = get_args(base)
-        name_base, name_bounds = parts(name_hint)
+        name_hint, item_hint = member.inner
+        (accepted,) = members(name_hint)
         for name in value:
-            if not (is_json_type(name, name_base) and fits(name, name_base, name_bounds)):
+            if not accepted.accepts(name):
                 raise self.refusal(f"{key!r}{at} has the key {shown(name)}, expected {describe(name_hint)}")
         return {name: self._convert(key, one, item_hint, f"{at}[{name!r}]") for name, one in value.items()}
 

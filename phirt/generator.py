@@ -20,6 +20,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from phirt.bundle import adapters
+from phirt.bundle.lora import DECODER, LORA_DECODER, Lora
 from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
@@ -36,6 +37,7 @@ from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS, Tools
+from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session, SessionConfig, suited_attention
 from phirt.runtime.system import give_back_freed
 
@@ -64,12 +66,20 @@ class Generator:
     """
 
     def __init__(
-        self, manifest: Manifest, config: SessionConfig, limits: CacheLimits = _DEFAULT_LIMITS
+        self,
+        manifest: Manifest,
+        config: SessionConfig,
+        limits: CacheLimits = _DEFAULT_LIMITS,
+        user_adapters: Mapping[str, Lora] | None = None,
     ) -> None:
         self.manifest = manifest
+        loras = dict(user_adapters or {})
+        self._user_adapters = {name: lora.digest() for name, lora in loras.items()}
+        # Taking an adapter costs even where none is active: who brings none does without.
+        graph = LORA_DECODER if loras else DECODER
         # A vocabulary of 200,000 takes a second to read; meanwhile the decoder opens on the other cores.
-        with suited_attention(manifest.graphs["decoder"]), ThreadPoolExecutor(1) as opener:
-            decoder = opener.submit(Session, manifest, "decoder", config)
+        with suited_attention(manifest.graphs[graph]), ThreadPoolExecutor(1) as opener:
+            decoder = opener.submit(Session, manifest, graph, config)
             self.tokenizer = Tokenizer(
                 manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
             )
@@ -78,7 +88,9 @@ class Generator:
             )
             session = decoder.result()
         self.encoder = MediaEncoder(manifest, config)
-        self.pool = EnginePool(partial(Engine, session, manifest), limits)
+        by_digest = {self._user_adapters[name]: lora for name, lora in loras.items()}
+        inputs = LoraInputs(session.spec, manifest.geometry, by_digest)
+        self.pool = EnginePool(partial(Engine, session, manifest, loras=inputs), limits)
 
     def stream(
         self,
@@ -91,6 +103,7 @@ class Generator:
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
+        adapter: str | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> TextStream:
         """The answer to a conversation: iterate it for text, then read its `result`.
@@ -99,11 +112,13 @@ class Generator:
         else runs before the first piece is asked for. `logits_processors` and `sampler` are callables of
         `phirt.generate.sampling`; each is called once for each token, so answers stay what they are without
         speculation. `cancel` ends the answer from any thread, and raises RequestCancelledError here between
-        one of the media and the next. `overrides` are settings that differ from `config`. Raises as
-        `Chat.send` does.
+        one of the media and the next. `adapter` is one of those that the model was loaded with.
+        `overrides` are settings that differ from `config`. Raises as `Chat.send` does.
         """
         options = AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress)
-        generation = self.generation(messages, system, Tools.of(tools), options, cancel=cancel)
+        generation = self.generation(
+            messages, system, Tools.of(tools), options, cancel=cancel, user_adapter=adapter
+        )
         return TextStream(generation)
 
     def astream(self, messages: Sequence[Message], **arguments: Any) -> AsyncTextStream:
@@ -121,6 +136,7 @@ class Generator:
         begin: float | None = None,
         owner: CacheOwner = NOBODY,
         on_end: Callable[[Generation], None] | None = None,
+        user_adapter: str | None = None,
     ) -> Generation:
         """What `stream` and `Chat.send` read. `begin` is when work on the request began, `owner` whose cache
         it goes on from.
@@ -128,7 +144,7 @@ class Generator:
         _require_messages(messages, system)
         begin = time.perf_counter() if begin is None else begin
         cancel = threading.Event() if cancel is None else cancel
-        prompt = self.encode_prompt(messages, system, tools, cancel)
+        prompt = self.encode_prompt(messages, system, tools, cancel, user_adapter)
         counts = {"image": 0, "audio": 0}
         for item in (item for message in messages for item in message.media):
             counts[item.modality] += item.num_tokens
@@ -140,6 +156,7 @@ class Generator:
             audio_tokens=counts["audio"],
             media_seconds=time.perf_counter() - begin,
             owner=owner,
+            user_adapter=user_adapter,
         )
         return Generation(Runtime(self.manifest, self.tokenizer, self.pool), request, cancel, on_end)
 
@@ -185,12 +202,14 @@ class Generator:
         system: str | None = None,
         tools: Tools | None = None,
         cancel: threading.Event | None = None,
+        user_adapter: str | None = None,
     ) -> Prompt:
         """The engine's prompt for a conversation, its media encoded. Raises ContextError before anything is
         encoded; RequestCancelledError where `cancel` was set meanwhile.
         """
         self.pool.require_open()
         rule = self.rule_of(messages)
+        adapter = Adapter(adapters.adapter_name(rule), self.user_adapter_digest(user_adapter))
         encoded = self._template.encode(
             _with_system(messages, system, tools), None if tools is None else tools.json
         )
@@ -202,7 +221,7 @@ class Generator:
             )
         spans = self._encoded_media(encoded.media, rule, cancel)
         _check(cancel)
-        return Prompt(encoded.ids, tuple(spans), Adapter(adapters.adapter_name(rule)))
+        return Prompt(encoded.ids, tuple(spans), adapter)
 
     def _encoded_media(
         self, media: Sequence[tuple[int, Media]], rule: Rule, cancel: threading.Event | None
@@ -242,11 +261,13 @@ class Generator:
             text=len(encoded.ids) - sum(pictures) - sum(clips),
             images=tuple(pictures),
             audio=tuple(clips),
-            adapter=self.route_of(messages),
+            adapter=self.adapter_of(messages),
         )
 
-    def route_of(self, messages: Sequence[Message]) -> str:
-        """The adapter that a conversation of these turns takes; "none" for the base weights alone."""
+    def adapter_of(self, messages: Sequence[Message]) -> str:
+        """The bundle's own adapter that a conversation of these turns takes; "none" for the base weights
+        alone.
+        """
         return adapters.adapter_name(self.rule_of(messages))
 
     def rule_of(self, messages: Sequence[Message]) -> Rule:
@@ -254,6 +275,25 @@ class Generator:
         return adapters.choose_rule(
             self.manifest, {media.modality for message in messages for media in message.media}
         )
+
+    @property
+    def user_adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that the model was loaded with."""
+        return tuple(self._user_adapters)
+
+    def user_adapter_digest(self, name: str | None) -> str | None:
+        """What tells a user's adapter from others, however it is called; None for None. Raises ConfigError
+        for one that is not there.
+        """
+        if name is None:
+            return None
+        if not isinstance(name, str) or name not in self._user_adapters:
+            there = ", ".join(map(repr, self._user_adapters)) or "none"
+            raise ConfigError(
+                f"there is no adapter {name!r:.80}, the model was loaded with: {there}; name its folder in "
+                "phirt.load(..., adapters={...})"
+            )
+        return self._user_adapters[name]
 
     def _blank(self, modality: Modality, counts: Sequence[int]) -> tuple[Media, ...]:
         """Media of which nothing but their size is known."""

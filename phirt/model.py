@@ -14,6 +14,7 @@ from typing import Any
 from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.limits import with_limits
 from phirt.bundle.manifest import Manifest
+from phirt.bundle.user_adapters import AdapterFolders, read_adapters
 from phirt.chat.chat import Chat
 from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
@@ -58,14 +59,28 @@ class Model:
         state = "closed" if self.generator.pool.is_closed else f"context {manifest.geometry.context}"
         return f"<phirt.Model {manifest.name!r}: {accepted}; {state}>"
 
-    def chat(self, system: str | None = None, tools: Iterable[Mapping[str, Any]] | None = None) -> Chat:
-        """A new conversation. `tools` are dicts with at least a "name", offered to the model as JSON."""
-        self.generator.pool.require_open()
-        return Chat(self.generator, system, tools)
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that the model was loaded with."""
+        return self.generator.user_adapters
 
-    def load_chat(self, path: str | Path) -> Chat:
-        """A conversation that `Chat.save` wrote, ready to go on. Raises ConversationError."""
-        return Chat.load(self.generator, path)
+    def chat(
+        self,
+        system: str | None = None,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        adapter: str | None = None,
+    ) -> Chat:
+        """A new conversation. `tools` are dicts with at least a "name", offered to the model as JSON;
+        `adapter` is one of those that the model was loaded with.
+        """
+        self.generator.pool.require_open()
+        return Chat(self.generator, system, tools, adapter)
+
+    def load_chat(self, path: str | Path, adapter: str | None = None) -> Chat:
+        """A conversation that `Chat.save` wrote, ready to go on, with the adapter that it had or with another
+        one. Raises ConversationError, ConfigError.
+        """
+        return Chat.load(self.generator, path, adapter)
 
     def transcribe(self, audio: AudioSource, *, config: GenerationConfig = _DEFAULTS) -> str:
         """The words of a recording."""
@@ -102,6 +117,7 @@ def load(
     on_prepare: OnPrepare | None = None,
     cache_limits: CacheLimits = _DEFAULT_LIMITS,
     limits: Mapping[str, float] | None = None,
+    adapters: AdapterFolders | None = None,
 ) -> Model:
     """Loads a bundle; None is the embedded one.
 
@@ -111,8 +127,9 @@ def load(
     PHIRT_CACHE names another, or is `off`): `on_prepare` is called before, with the graph's name and the
     bytes of its weights. `cache_limits` bounds the keys and values that are kept for conversations to go on
     with. `limits` lowers or raises what the bundle says a request may cost: `image_pixels`,
-    `audio_seconds`, `media_bytes`, and `context` up to what its decoder can do. Raises BundleError,
-    ProviderError, ConfigError.
+    `audio_seconds`, `media_bytes`, and `context` up to what its decoder can do. `adapters` are folders
+    of LoRA adapters that PEFT has saved, by names of which each chat may choose one. Raises BundleError,
+    AdapterError, ProviderError, ConfigError.
     """
     config = SessionConfig(
         providers=resolve_providers(providers), threads=check_threads(threads), on_prepare=on_prepare
@@ -121,7 +138,7 @@ def load(
     manifest = with_limits(load_manifest(folder), limits)
     if verify:
         require_intact(folder)
-    return Model(Generator(manifest, config, cache_limits))
+    return Model(Generator(manifest, config, cache_limits, read_adapters(manifest, adapters)))
 
 
 def embedded_bundle() -> Path:

@@ -139,12 +139,16 @@ def _regime_notice(step: phirt.Progress, original_context: int) -> str:
 
 
 def as_object(result: phirt.Result) -> dict[str, Any]:
-    """The result as the one object of `phirt chat --json`."""
+    """The result as the one object of `phirt chat --json`; `route` is the bundle's own adapter, and `adapter`
+    there where the user brought one.
+    """
+    brought = {} if result.user_adapter is None else {"adapter": result.user_adapter}
     return {
         "text": result.text,
         "ids": [int(i) for i in result.token_ids],
         "prompt_ids": [int(i) for i in result.prompt_token_ids],
         "route": result.adapter,
+        **brought,
         "finish_reason": result.finish_reason,
         "usage": dataclasses.asdict(result.usage),
         "timings": dataclasses.asdict(result.timings),

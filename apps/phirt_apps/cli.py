@@ -20,7 +20,7 @@ from .commands import all_commands
 from .errors import WRONG_USAGE
 from .interrupts import interrupts
 from .log import show_log
-from .output import Output
+from .output import Output, keep_stdout_for_answers
 from .settings import Defaults
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     if os.environ.get("PHIRT_DEBUG") != "1" and not sys.warnoptions:
         warnings.simplefilter("ignore")  # warnings speak to developers
+    keep_stdout_for_answers()
     show_log()
     typer.main.get_command(app)(prog_name="phirt")
 

@@ -11,10 +11,8 @@ Knows exceptions and exit statuses. Does not know any command.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import traceback
-from collections.abc import Iterator
 
 import typer
 
@@ -23,29 +21,10 @@ from phirt.errors import PhirtError, out_of_memory
 from .output import Output, one_line
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
-# Packages of the extra; the absence of any other module is a fault and not a user's choice.
-_EXTRA = {"torch", "onnx_ir", "safetensors"}
-
-
-class MissingExtraError(PhirtError):
-    """A command needs packages that a plain install leaves out."""
 
 
 class UsageError(PhirtError):
     """The command line itself is wrong: exit status 2."""
-
-
-@contextlib.contextmanager
-def needs_extra(command: str) -> Iterator[None]:
-    """Around the imports of such a command: a package that is missing raises MissingExtraError."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise MissingExtraError(
-            f"'phirt {command}' needs {error.name}, which is missing; run: pip install \"phirt[export]\""
-        ) from error
 
 
 def report(error: Exception, out: Output) -> int:

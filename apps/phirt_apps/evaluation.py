@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from phirt.bundle.manifest import MANIFEST_NAME
 
-from .errors import needs_extra
+from .extras import needs_extra
 from .output import Output, one_line, plain_table, size
 
 if TYPE_CHECKING:

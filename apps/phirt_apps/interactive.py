@@ -226,7 +226,7 @@ class Session:
 
     def _load(self, argument: str) -> None:
         path = typed_path(argument)
-        self._chat = self._model.load_chat(path)
+        self._chat = self._model.load_chat(path, adapter=self._chat.user_adapter)
         if self._kept_in is not None:
             self._kept_in = path
         self._last = None

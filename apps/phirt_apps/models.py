@@ -77,9 +77,15 @@ def small_enough_to_hash(folder: Path | None) -> bool:
 
 
 def load(
-    model: Path | None, out: Output, provider: str | None = None, threads: int | None = None
+    model: Path | None,
+    out: Output,
+    provider: str | None = None,
+    threads: int | None = None,
+    adapter: Path | None = None,
 ) -> phirt.Model:
-    """The loaded model, with a spinner meanwhile. A small bundle is checked byte by byte before."""
+    """The loaded model, with a spinner meanwhile. A small bundle is checked byte by byte before. `adapter` is
+    the folder of a user's LoRA, which goes by the folder's name.
+    """
     folder = resolve(model)
     with out.busy("loading the model"):
         import phirt  # takes a moment
@@ -88,8 +94,15 @@ def load(
             folder,
             providers=None if provider is None else [provider],
             threads=threads,
+            adapters=None if adapter is None else {_name_of(adapter): adapter},
             verify=small_enough_to_hash(folder),
             on_prepare=lambda graph, weights: out.hint(
                 f"preparing the {graph} graph for this machine, once ({size(weights)} of weights)"
             ),
         )
+
+
+def _name_of(folder: Path) -> str:
+    """What an adapter is called after its folder."""
+    name = folder.absolute().name
+    return name if name.isprintable() and 0 < len(name) <= 200 else "adapter"

@@ -115,6 +115,15 @@ Tools = Annotated[
     Path | None,
     typer.Option("--tools", metavar="FILE", help="JSON list of tools that the model may call."),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="LoRA adapter that PEFT has saved for the model; it adds to the bundle's own.",
+        show_default=False,
+    ),
+]
 Conversation = Annotated[
     Path | None,
     typer.Option(
@@ -248,6 +257,30 @@ KV = Annotated[
         metavar="TYPE",
         help="Of cached keys and values: float32, or int8 for a quarter of the memory and faster answers "
         "behind long prompts, which themselves take longer: it needs --calibration.",
+    ),
+]
+MaxImagePixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-image-pixels",
+        metavar="N",
+        help="Pixels of the largest image that the bundle takes. Default: the model's.",
+    ),
+]
+MaxAudioSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--max-audio-seconds",
+        metavar="SECONDS",
+        help="The longest recording that the bundle takes. Default: the model's.",
+    ),
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context",
+        metavar="TOKENS",
+        help="The longest conversation that the bundle takes. Default: the model's.",
     ),
 ]
 Calibration = Annotated[

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +33,22 @@ class OutputError(PhirtError):
 def one_line(text: str) -> str:
     """The text on one line, without control characters: for names and messages inside a sentence."""
     return printable(" ".join(text.split()))
+
+
+def keep_stdout_for_answers() -> None:
+    """From now on only this program's own stdout leads there: what native code writes to the descriptor 1,
+    such as a decoder's warnings, goes to stderr. For the process's main program; a terminal stays as it is.
+    """
+    if sys.stdout.isatty():
+        return
+    try:
+        answers = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), 1)
+    except (OSError, ValueError):
+        return  # not files of the system: nothing native writes there
+    encoding = sys.stdout.encoding
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(answers, "w", encoding=encoding, errors="replace", buffering=1)
 
 
 def abandon(stream: TextIO) -> None:
@@ -159,6 +175,16 @@ class Output:
         finally:
             display.stop()
 
+    @contextlib.contextmanager
+    def bars(self, *columns: ProgressColumn, transient: bool = True) -> Iterator[Progress]:
+        """Bars of the caller's own columns on stderr; only where `notices_on_terminal`."""
+        interrupts.displays(True)
+        try:
+            with Progress(*columns, console=self._console, transient=transient) as progress:
+                yield progress
+        finally:
+            interrupts.displays(False)
+
 
 class Busy:
     """What a person sees while waiting: a spinner, or a bar where it is known how far things are.
@@ -181,7 +207,7 @@ class Busy:
             self._spinner.start()
 
     def advance(self, label: str, done: int, total: int) -> None:
-        """Shows a bar, and takes it away when all is done."""
+        """Shows a bar under the label, and takes it away when all is done."""
         if not self._shown:
             return
         if self._bar is None:
@@ -191,7 +217,7 @@ class Busy:
             self._bar.add_task(one_line(label), total=total)
             interrupts.displays(True)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        self._bar.update(self._bar.task_ids[0], completed=done, description=one_line(label))
         if done >= total:
             self.stop()
 

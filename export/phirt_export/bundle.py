@@ -27,7 +27,7 @@ from phirt.bundle.manifest import (
     Tokens,
 )
 from phirt.errors import BundleError, ConfigError
-from phirt.fields import Fields, read_dataclass
+from phirt.fields import Fields, read_dataclass, write_dataclass
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.encoders import EncoderPlan, adapter_specs, rules
 from phirt_export.narrow import narrow
@@ -139,13 +139,13 @@ def model_limits(config: ModelConfig, options: LimitOptions = LimitOptions()) ->
         ConfigError: a limit is none, or a context is longer than the model's.
     """
     vision, audio, context = config.vision, config.audio, config.decoder.rope.context
-    limits = {
-        "image_pixels": options.image_pixels or (_MAX_PIXELS if vision is None else vision.max_pixels),
-        "audio_seconds": options.audio_seconds or (_MAX_SECONDS if audio is None else audio.max_seconds),
+    own = {
+        "image_pixels": _MAX_PIXELS if vision is None else vision.max_pixels,
+        "audio_seconds": _MAX_SECONDS if audio is None else audio.max_seconds,
         "media_bytes": _MEDIA_BYTES,
-        "context": options.context,
     }
-    fields = Fields(limits, "limits", ConfigError, f"the model's context has {context} positions")
+    asked = {name: value for name, value in write_dataclass(options).items() if value is not None}
+    fields = Fields(own | asked, "limits", ConfigError, f"the model's context has {context} positions")
     found = read_dataclass(Limits, fields)
     if found.context is not None and found.context > context:
         raise fields.refusal(f"context {found.context} is too long")

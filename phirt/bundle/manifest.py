@@ -175,7 +175,8 @@ class Limits:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A whole manifest. `folder` is where it lies; `fingerprint` is the sha256 of manifest.json. Both are not
-    part of the file.
+    part of the file. `continues` are fingerprints of bundles that compute the same: conversations that were
+    held with one of them go on with this one.
     """
 
     name: str
@@ -192,6 +193,7 @@ class Manifest:
     rules: Annotated[tuple[Rule, ...], Length(1, 64)]
     limits: Limits
     quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    continues: Annotated[tuple[_Sha256, ...], Length(0, 64)] = ()
     folder: Path
     fingerprint: str
 

@@ -46,12 +46,15 @@ class Chat:
         generator: Generator,
         system: str | None = None,
         tools: Tools | Iterable[Mapping[str, Any]] | None = None,
+        user_adapter: str | None = None,
     ) -> None:
         if system is not None and not isinstance(system, str):
             raise ConfigError(f"system is a {type(system).__name__}, accepted: a string or None")
         self.generator = generator
         self.system = system
         self.tools = Tools.of(tools)
+        generator.user_adapter_digest(user_adapter)
+        self._user_adapter = user_adapter
         self._messages: tuple[Message, ...] = ()
         self._pending: Generation | None = None  # the answer to the last message
         self._owner = CacheOwner(weakref.ref(self), lineage=object())
@@ -83,8 +86,22 @@ class Chat:
 
     @property
     def adapter(self) -> str:
-        """The adapter of the conversation as it stands; "none" is the base model."""
-        return self.generator.route_of(self._messages)
+        """The bundle's own adapter for the conversation as it stands; "none" is the base model."""
+        return self.generator.adapter_of(self._messages)
+
+    @property
+    def user_adapter(self) -> str | None:
+        """The name of the user's adapter that is added to it."""
+        return self._user_adapter
+
+    def use_adapter(self, name: str | None) -> None:
+        """Answers with another adapter of those that the model was loaded with, or with none, from the next
+        turn on, for which the whole history is run again. An open reply is treated as by `send`. Raises
+        ConfigError.
+        """
+        self.generator.user_adapter_digest(name)
+        with self._next_turn(wait=False):
+            self._user_adapter = name
 
     def send(
         self,
@@ -192,7 +209,7 @@ class Chat:
         reply is treated as by `send`.
         """
         with self._next_turn(wait=False):
-            other = Chat(self.generator, self.system, self.tools)
+            other = Chat(self.generator, self.system, self.tools, self._user_adapter)
             other._messages = self._messages
             other._owner = dataclasses.replace(self._owner, conversation=weakref.ref(other))
             return other
@@ -202,15 +219,17 @@ class Chat:
         ConversationError. An open reply is treated as by `send`.
         """
         with self._next_turn(wait=False):
-            saved = store.Conversation(self.system, self.tools, self._messages)
+            saved = store.Conversation(self.system, self.tools, self._messages, self._user_adapter)
             store.save(self.generator, saved, self._owner, path)
 
     @classmethod
-    def load(cls, generator: Generator, path: str | Path) -> Chat:
-        """A conversation that `save` wrote, ready to go on. Raises ConversationError."""
+    def load(cls, generator: Generator, path: str | Path, user_adapter: str | None = None) -> Chat:
+        """A conversation that `save` wrote, ready to go on: with the adapter that it had, or with another.
+        Raises ConversationError, ConfigError.
+        """
         generator.pool.require_open()
-        restored = store.load(generator, path)
-        chat = cls(generator, restored.system, restored.tools)
+        restored = store.load(generator, path, user_adapter)
+        chat = cls(generator, restored.system, restored.tools, restored.user_adapter)
         chat._messages = restored.messages
         chat._owner = dataclasses.replace(chat._owner, isolated=True)
         if restored.engine is not None:
@@ -232,6 +251,7 @@ class Chat:
             begin=begin,
             owner=self._owner,
             on_end=lambda generation: _keep(me(), generation),
+            user_adapter=self._user_adapter,
         )
         with self._history:
             self._messages, self._pending = messages, generation

@@ -65,6 +65,7 @@ class Conversation:
     system: str | None
     tools: Tools | None
     messages: tuple[Message, ...]
+    user_adapter: str | None = None
     engine: Engine | None = None
 
 
@@ -144,15 +145,18 @@ def reserve(
         lock.release()
 
 
-def load(generator: Generator, path: str | Path) -> Conversation:
-    """Restores a conversation with the bundle that it was held with. Raises ConversationError."""
+def load(generator: Generator, path: str | Path, user_adapter: str | None = None) -> Conversation:
+    """Restores a conversation with the bundle that it was held with, and with the adapter, unless another one
+    is named. Raises ConversationError, ConfigError.
+    """
+    generator.user_adapter_digest(user_adapter)
     path = Path(path)
     try:
         if not path.is_file():
             raise ConversationError(f"{path} is no file; name a saved conversation")
         with _BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
             stream.limit = None
-            return _Reader(generator, archive, path).read()
+            return _Reader(generator, archive, path).read(user_adapter)
     except (*_DAMAGED, EOFError) as error:
         raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
 
@@ -175,6 +179,7 @@ def _describe(
         "bundle": generator.manifest.fingerprint,
         "system": conversation.system,
         "tools": None if conversation.tools is None else conversation.tools.json,
+        "adapter": _describe_adapter(generator, conversation.user_adapter),
         "messages": [
             {
                 "role": message.role,
@@ -203,14 +208,24 @@ def _describe(
     }
 
 
+def _describe_adapter(generator: Generator, name: str | None) -> dict[str, Any] | None:
+    """What is said about the user's adapter: its name, and what tells it from others of that name."""
+    return None if name is None else {"name": name, "sha256": generator.user_adapter_digest(name)}
+
+
 def _prompt_of(generator: Generator, conversation: Conversation) -> Prompt:
     """What the conversation as it stands asks to be cached; nothing where it has filled the context, and can
     be read but not gone on with.
     """
     try:
-        return generator.encode_prompt(conversation.messages, conversation.system, conversation.tools)
+        return generator.encode_prompt(
+            conversation.messages,
+            conversation.system,
+            conversation.tools,
+            user_adapter=conversation.user_adapter,
+        )
     except ContextError:
-        return Prompt(np.zeros(0, dtype=np.int64), (), Adapter(generator.route_of(conversation.messages)))
+        return Prompt(np.zeros(0, dtype=np.int64), (), Adapter(generator.adapter_of(conversation.messages)))
 
 
 def _useful_part(engine: Engine | None, wanted: Prompt) -> Prompt:
@@ -301,19 +316,42 @@ class _Reader:
         if sum(info.file_size for info in infos) > path.stat().st_size:
             raise self._refusal("its parts claim more bytes than it has")
 
-    def read(self) -> Conversation:
-        """The whole conversation."""
+    def read(self, user_adapter: str | None) -> Conversation:
+        """The whole conversation, to go on with that adapter, or with its own."""
         root = self._document()
         entries = root.children("media", _MAX_MEDIA)
         media = [self._media(index, fields) for index, fields in enumerate(entries)]
         messages = self._messages(root, media)
         tools = root.optional_free_text("tools")
+        name, held_with = self._user_adapter(root, user_adapter)
+        digest = self._generator.user_adapter_digest(name)
         return Conversation(
             root.optional_free_text("system"),
             None if tools is None else Tools.from_json(tools),
             messages,
-            self._engine(root.child("cache"), media, messages),
+            name,
+            self._engine(root.child("cache"), media, messages, digest) if digest == held_with else None,
         )
+
+    def _user_adapter(self, root: Fields, wanted: str | None) -> tuple[str | None, str | None]:
+        """The name of the user's adapter to go on with, and the digest of the one that the conversation was
+        held with.
+        """
+        if not root.has("adapter"):
+            return wanted, None
+        saved = root.child("adapter")
+        name, digest = saved.text("name"), saved.text("sha256")
+        if wanted is not None:
+            return wanted, digest
+        names = [
+            one for one in self._generator.user_adapters if self._generator.user_adapter_digest(one) == digest
+        ]
+        if not names:
+            raise ConversationError(
+                f"{self._path} was held with the adapter {name[:80]!r} (sha256 {digest[:12]}), which is not "
+                "loaded; give its folder: --adapter FOLDER, or phirt.load(..., adapters={...})"
+            )
+        return (name if name in names else names[0]), digest
 
     def _document(self) -> Fields:
         try:
@@ -335,7 +373,7 @@ class _Reader:
                 f"{self._path}: version {version!r} is not known, accepted: {accepted}; update phirt"
             )
         self._version = version
-        if root.text("bundle") != self._manifest.fingerprint:
+        if root.text("bundle") not in (self._manifest.fingerprint, *self._manifest.continues):
             raise ConversationError(
                 f"{self._path} was held with another bundle than {self._manifest.name!r}; "
                 "load the bundle that it was saved with"
@@ -414,7 +452,9 @@ class _Reader:
                 raise fields.refusal("an answer holds media placeholders")
         return Message(role, fields.free_text("content"), used, token_ids)  # type: ignore[arg-type]  # checked above
 
-    def _engine(self, fields: Fields, media: list[Media], messages: Sequence[Message]) -> Engine | None:
+    def _engine(
+        self, fields: Fields, media: list[Media], messages: Sequence[Message], lora: str | None
+    ) -> Engine | None:
         """An engine with the cache that was saved; None where that is empty."""
         geometry = self._manifest.geometry
         ids = np.array(fields.integers("ids", 0, geometry.vocab_size - 1, geometry.context), dtype=np.int64)
@@ -435,7 +475,9 @@ class _Reader:
             name: self._array(f"cache/{name}.npy", shape, engine.cache.dtype.name)
             for name in engine.cache.names
         }
-        engine.restore(Prompt(ids, spans, Adapter(route)), arrays, long_regime=fields.raw("long") is True)
+        engine.restore(
+            Prompt(ids, spans, Adapter(route, lora)), arrays, long_regime=fields.raw("long") is True
+        )
         return engine
 
     def _span(self, fields: Fields, media: list[Media], rule: Rule) -> MediaSpan:

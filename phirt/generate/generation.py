@@ -62,7 +62,8 @@ class AnswerOptions:
 class Request:
     """What is to be answered, and how.
 
-    `media_seconds` is what was spent before the prompt could be run.
+    `media_seconds` is what was spent before the prompt could be run, `user_adapter` what the user calls the
+    adapter that the prompt has.
     """
 
     prompt: Prompt
@@ -72,6 +73,7 @@ class Request:
     audio_tokens: int = 0
     media_seconds: float = 0.0
     owner: CacheOwner = NOBODY
+    user_adapter: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,6 +189,7 @@ class Generation:
             token_ids=tuple(state.token_ids),
             prompt_token_ids=tuple(request.prompt.ids.tolist()),
             adapter=request.prompt.adapter.name,
+            user_adapter=request.user_adapter,
             finish_reason=reason,
             usage=Usage(
                 prompt_tokens=len(request.prompt.ids),

@@ -49,8 +49,9 @@ class Timings:
 class Result:
     """A finished answer.
 
-    `token_ids` are the generated ids without the end token. `adapter` is the one under which the answer was
-    made ("none" is the base model). `finish_reason` says why it ended: at its end token or a stop string, at
+    `token_ids` are the generated ids without the end token. `adapter` is the bundle's own under which the
+    answer was made ("none" is the base model), `user_adapter` the one that the chat was opened with, beside
+    it. `finish_reason` says why it ended: at its end token or a stop string, at
     `max_new_tokens`, at a full context, or because it was cancelled.
     """
 
@@ -62,6 +63,7 @@ class Result:
     usage: Usage
     timings: Timings
     tool_calls: tuple[ToolCall, ...]
+    user_adapter: str | None = None
 
     @property
     def tokens_per_second(self) -> float:

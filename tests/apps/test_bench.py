@@ -25,6 +25,8 @@ from phirt_apps.bench import opening, peaks, speed
 from phirt_apps.bench.spread import Spread
 from phirt_apps.bench.work import decoder_work
 from phirt_apps.cli import app
+from phirt_apps.extras import install_line
+from phirt_apps.output import Busy
 from phirt_export.exporter import export_bundle
 
 SHORT = ["--prompt-tokens", "16,40", "--depth", "8,40", "--new-tokens", "4", "--repeats", "2"]
@@ -103,10 +105,23 @@ def test_the_table_says_what_is_left_out(
     shown = CliRunner().invoke(app, ["bench", "-m", str(text_bundle), *SHORT])
     assert shown.exit_code == 0
     assert "load is warm only: this system cannot drop files" in shown.stdout
-    assert 'pip install "phirt[export]"' in shown.stdout and "of int8 peak" not in shown.stdout
+    assert install_line("export") in shown.stdout and "of int8 peak" not in shown.stdout
     assert "encoder" not in shown.stdout  # the bundle has none
     lines = shown.stdout.splitlines()
     assert any(line.split()[:1] == ["40"] and line.endswith("%") for line in lines)
+
+
+@pytest.mark.parametrize("sustained", [[], ["--sustained", "1"]])
+def test_one_bar_for_all_of_it(
+    text_bundle: Path, quick_machine: None, monkeypatch: pytest.MonkeyPatch, sustained: list[str]
+) -> None:
+    shown: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Busy, "advance", lambda busy, *step: shown.append(step))
+    assert CliRunner().invoke(app, ["bench", "-m", str(text_bundle), *SHORT, *sustained]).exit_code == 0
+    labels, done, totals = zip(*shown, strict=True)
+    assert done == tuple(range(len(shown))) and set(totals) == {len(shown)}
+    assert labels[0] == "measuring the machine" and labels[-1] == "measuring the machine again"
+    assert "prefill of 40 tokens" in labels and "decoding at depth 8" in labels
 
 
 def test_files_of_the_user_are_encoded(bundle: Path, examples: Path, quick_machine: None) -> None:

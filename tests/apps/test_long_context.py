@@ -30,7 +30,9 @@ def test_the_notice_comes_once_and_stays_off_stdout(long_bundle: Path) -> None:
     arguments = ["chat", "-m", str(long_bundle), "the quick", "--max-new-tokens", "90"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
-    assert result.stderr.splitlines() == [f"{NOTICE} in the model's way for long texts (65 tokens)"]
+    grown, cut = result.stderr.splitlines()
+    assert grown == f"{NOTICE} in the model's way for long texts (65 tokens)"
+    assert cut.startswith("cut at 90 new tokens")
     assert "grown" not in result.stdout
     value = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert value["text"] + "\n" == result.stdout

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from phirt_apps.errors import MissingExtraError, needs_extra
+from phirt_apps.extras import MissingExtraError, install_line, needs_extra
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and devices")
 COMMAND = [sys.executable, "-c", "from phirt_apps.cli import main; main()"]
@@ -55,8 +59,6 @@ def test_ctrl_c_while_starting_is_quiet(bundle: Path) -> None:
 
 @posix
 def test_json_of_a_stopped_answer_is_whole(bundle: Path) -> None:
-    import json
-
     script = (
         "import threading, signal, os\n"
         "from phirt.chat.chat import Reply\n"
@@ -122,6 +124,39 @@ def test_colours_and_spinners_stay_out_of_pipes_and_no_color(bundle: Path, termi
     assert "31m" in coloured.seen
 
 
+JSON_COMMANDS = [["chat", "the quick", "--json", "--max-new-tokens", "3"], ["devices", "--json"]]
+
+
+@pytest.mark.parametrize("command", JSON_COMMANDS)
+@pytest.mark.parametrize("closed", ["", "2>&-"])
+def test_what_native_code_writes_to_stdout_does_not_spoil_the_answer(
+    bundle: Path, command: list[str], closed: str
+) -> None:
+    """Attack 09: a decoder's warnings come from C, to the descriptor or through C's own buffer."""
+    noise = (
+        "import ctypes, os, phirt_apps.models, phirt_apps.machine as machine\n"
+        "c = ctypes.CDLL(None)\n"
+        "def noisy(function):\n"
+        "    def call(*arguments, **options):\n"
+        "        os.write(1, b'noise 1\\n'); c.puts(b'noise 2'); os.system('echo noise 3')\n"
+        "        return function(*arguments, **options)\n"
+        "    return call\n"
+        "phirt_apps.models.load = noisy(phirt_apps.models.load)\n"
+        "machine.cpu_name = noisy(machine.cpu_name)\n"
+        "from phirt_apps.__main__ import main; main()"
+    )
+    options = ["-m", str(bundle)] if command[0] == "chat" else []
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", noise, *command, *options],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 and json.loads(done.stdout) and done.stdout.count(b"\n") == 1
+    assert closed or all(f"noise {number}".encode() in done.stderr for number in (1, 2, 3))
+
+
 def test_nothing_heavy_is_imported_and_no_socket_opened(bundle: Path, examples: Path) -> None:
     script = (
         "import sys\n"
@@ -174,7 +209,18 @@ def test_a_missing_extra_is_said_plainly(tmp_path: Path, command: list[str]) -> 
         cwd=tmp_path,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1 and 'pip install "phirt[export]"' in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith(f"; run: {install_line('export')}\n")
+
+
+@pytest.mark.parametrize("extra", ["export", "media"])
+def test_the_line_that_installs_an_extra_names_what_it_is_made_of(extra: str) -> None:
+    """So it works from anywhere, whatever the installed phirt came from."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    command, *packages = shlex.split(install_line(extra).removeprefix("pip "))
+    wanted = {re.sub(r"\s", "", package) for package in project["optional-dependencies"][extra]}
+    assert command == "install" and {re.sub(r"\s", "", package) for package in packages} == wanted
 
 
 def test_another_missing_module_is_a_fault_and_not_an_extra() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +62,27 @@ def test_every_option_of_the_readme_exists() -> None:
         assert help_text, line
         for option in [word for word in words if re.fullmatch(r"--?[a-z-]+", word)]:
             assert option in help_text, line
+
+
+LAYERS = ["phirt", "quant/phirt_quant", "export/phirt_export", "export/phirt_train", "apps/phirt_apps"]
+
+
+@pytest.mark.parametrize("place", LAYERS)
+def test_the_linter_refuses_what_a_layer_may_not_import(place: str) -> None:
+    """Also what is banned everywhere: a folder's own table of bans takes the place of the one above it."""
+    above = [layer.split("/")[-1] for layer in LAYERS[LAYERS.index(place) + 1 :]]
+    banned = ["optimum", *above, *(["torch"] if place == "phirt" else [])]
+    code = "".join(f"import {name}.x\nfrom {name} import y\n" for name in banned)
+    command = [sys.executable, "-m", "ruff", "check", "--select", "TID251", "--output-format", "concise"]
+    done = subprocess.run(
+        [*command, "--stdin-filename", f"{place}/new.py", "-"],
+        input=code,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stdout.count("TID251") == 2 * len(banned), done.stdout + done.stderr
 
 
 def test_the_example_picture_is_what_the_script_draws(make_examples: ModuleType) -> None:

@@ -22,6 +22,7 @@ def _make_importable(name: str, path: Path) -> None:
 _HERE = Path(__file__).parent
 _make_importable("small_models", _HERE / "small_models.py")
 _make_importable("checkpoints", _HERE.parent / "checkpoints" / "__init__.py")
+_make_importable("loras", _HERE / "loras.py")
 _make_importable("three_ways", _HERE / "three_ways.py")
 _make_importable("phi4_oracle", _HERE / "phi4_oracle.py")
 

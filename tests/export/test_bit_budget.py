@@ -197,7 +197,7 @@ def test_another_size_starts_anew(checkpoint, calibration_data, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr("phirt_export.exporter.build_vision", stopped)
+        patch.setattr("phirt_export.encoders.build_vision", stopped)
         export_bundle(checkpoint, tmp_path / "b", bits_per_weight=5.4, **settings)
     assert (tmp_path / ".b.partial" / "journal").stat().st_size
     steps = []

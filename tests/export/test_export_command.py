@@ -10,6 +10,7 @@ import pytest
 from small_models import config, random_model, save_checkpoint
 from typer.testing import CliRunner
 
+from phirt.bundle.files import load_manifest
 from phirt_apps.cli import app
 from phirt_apps.commands.export import Figures
 from phirt_export import encoders
@@ -70,6 +71,23 @@ def test_json_has_the_error_of_each_tensor(model, checkpoint, tmp_path):
     error = np.linalg.norm(dequantize(quantize(weight, 4, 32)) - weight) / np.linalg.norm(weight)
     assert found[name]["bits"] == 4 and found[name]["relative_error"] == pytest.approx(error, rel=1e-4)
     assert len(found) == sum(len(part["tensors"]) for part in report["quantized"]) > 40
+
+
+def test_limits_are_the_model_s_or_those_asked_for(model, checkpoint, tmp_path):
+    wanted = ["--max-image-pixels", "1000000", "--max-audio-seconds", "7.5", "--max-context", "50"]
+    command = ["export", str(checkpoint), "--bits", "32"]
+    assert CliRunner().invoke(app, [*command, "-o", str(tmp_path / "own")]).exit_code == 0
+    assert CliRunner().invoke(app, [*command, "-o", str(tmp_path / "set"), *wanted]).exit_code == 0
+    own, set_ = (load_manifest(tmp_path / name).limits for name in ("own", "set"))
+    assert (own.image_pixels, own.audio_seconds, own.context) == (100_000_000, 60.0, None)
+    assert (set_.image_pixels, set_.audio_seconds, set_.context) == (1_000_000, 7.5, 50)
+    longer = str(model.config.decoder.rope.context + 1)
+    for option, value, told in (
+        ("--max-context", longer, "is too long"),
+        ("--max-image-pixels", "0", "is 0"),
+    ):
+        result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "no"), option, value])
+        assert (result.exit_code, result.stdout) == (1, "") and told in result.stderr
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(checkpoint, tmp_path, monkeypatch):

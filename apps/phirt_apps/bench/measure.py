@@ -17,11 +17,13 @@ from phirt.runtime.session import check_threads
 from phirt_apps.answer import peak_memory
 from phirt_apps.errors import UsageError
 from phirt_apps.machine import usable_cores
-from phirt_apps.output import Output
+from phirt_apps.output import Busy, Output
 
 from . import opening, peaks, speed
 from .report import Report
 from .work import decoder_work
+
+_MEDIA: tuple[Modality, ...] = ("image", "audio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,29 +67,32 @@ def measure(folder: Path, request: Request, out: Output) -> Report:
     )  # fmt: skip
     work = decoder_work(manifest)
     with out.busy("measuring the machine") as busy:
+        steps = _Steps(busy, _count_steps(plan))
         probe_threads = threads or usable_cores()
+        steps.begin("measuring the machine")
         read = peaks.measure_reading(probe_threads)
+        steps.begin("measuring the machine")
         multiply = peaks.measure_multiplying(probe_threads)
-        busy.wait("opening the bundle in processes of their own")
+        steps.begin("opening the model in processes of their own")
         opened = opening.measure(manifest, threads, plan.repeats)
-        busy.wait("loading the model")
+        steps.begin("loading the model")
         model = phirt.load(folder, threads=threads)
-        media = _media(model, request, busy)
+        media = _media(model, request, steps)
         model.release_encoders()
         engine, prompts = model.generator.new_engine(), speed.Prompts(manifest)
         prefills, decodes = [], []
         for count in plan.prompt_tokens:
-            busy.wait(f"prefill of {count} tokens")
+            steps.begin(f"prefill of {count} tokens")
             prefills.append(speed.prefill(engine, prompts, count, plan.repeats))
         for depth in plan.depths:
-            busy.wait(f"decoding at depth {depth}")
+            steps.begin(f"decoding at depth {depth}")
             decodes.append(speed.decode(engine, prompts, depth, plan.new_tokens, plan.repeats))
         over_time = []
         if plan.sustained is not None:
-            busy.wait(f"decoding for {plan.sustained:g} seconds")
+            steps.begin(f"decoding for {plan.sustained:g} seconds")
             over_time = speed.sustained(engine, prompts, plan.depths[0], plan.new_tokens, plan.sustained)
         memory = peak_memory()
-        busy.wait("measuring the machine again")
+        steps.begin("measuring the machine again")
         read = max(read, peaks.measure_reading(probe_threads), key=_rate)
     return Report(
         manifest, threads, opened, tuple(prefills), tuple(decodes), media, tuple(over_time), memory, work,
@@ -95,15 +100,34 @@ def measure(folder: Path, request: Request, out: Output) -> Report:
     )  # fmt: skip
 
 
+def _count_steps(plan: speed.Plan) -> int:
+    """How often `measure` begins something: five times for the machine and opening, once for each figure."""
+    return 5 + len(_MEDIA) + len(plan.prompt_tokens) + len(plan.depths) + (plan.sustained is not None)
+
+
+class _Steps:
+    """One bar for all measurements; what is measured now stands beside it."""
+
+    def __init__(self, busy: Busy, total: int) -> None:
+        self._busy, self._total = busy, total
+        self._begun = 0
+
+    def begin(self, label: str) -> None:
+        """The next measurement begins, and with it the one before has ended."""
+        self._busy.advance(label, self._begun, self._total)
+        self._begun += 1
+
+
 def _rate(measured: dict[str, Any]) -> float:
     return float(measured["bytes_per_second"])
 
 
-def _media(model: phirt.Model, request: Request, busy: Any) -> dict[str, speed.Encode]:
-    media: tuple[tuple[Modality, Path | None], ...] = (("image", request.image), ("audio", request.audio))
+def _media(model: phirt.Model, request: Request, steps: _Steps) -> dict[str, speed.Encode]:
+    given = {"image": request.image, "audio": request.audio}
     measured: dict[str, speed.Encode] = {}
-    for modality, path in media:
-        busy.wait(f"encoding: {modality}")
+    for modality in _MEDIA:
+        path = given[modality]
+        steps.begin(f"encoding: {modality}")
         figures = speed.encode(model, modality, path, request.repeats)
         if figures is not None:
             measured[modality] = figures

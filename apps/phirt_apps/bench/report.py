@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from phirt.bundle.manifest import Manifest
+from phirt_apps.extras import install_line
 from phirt_apps.machine import cpu_name, usable_cores
 from phirt_apps.output import Output, one_line, plain_table, size
 
@@ -131,9 +132,7 @@ def show(report: Report, out: Output) -> None:
     if report.opening.why_not_cold is not None:
         notes.append(f"load is warm only: {report.opening.why_not_cold}")
     if report.multiply is None:
-        notes.append(
-            'the share of the int8 peak is left out: measuring it needs: pip install "phirt[export]"'
-        )
+        notes.append(f"the share of the int8 peak is left out: measuring it needs: {install_line('export')}")
     if notes:
         out.answer("\n" + "".join(f"{note}\n" for note in notes))
 

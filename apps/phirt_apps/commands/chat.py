@@ -35,6 +35,7 @@ def command(
     image: options.Images = None,
     audio: options.Audio = None,
     image_detail: options.ImageDetail = "auto",
+    adapter: options.Adapter = None,
     conversation: options.Conversation = None,
     system: options.System = None,
     tools: options.Tools = None,
@@ -68,6 +69,7 @@ def command(
       curl https://example.org/photo.jpg | phirt chat --image - "What is this?"
       phirt chat -- "-5 + 3 = ?"                     a prompt that begins with a dash
       phirt chat --conversation trip.phirt "And the second day?"
+      phirt chat -m bundle --adapter my-lora "And in your own words?"
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from phirt_apps.answer import Request, as_object, figures, stream_answer
@@ -102,13 +104,13 @@ def command(
             "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
         )
     if inputs.text is None:
-        model = load(bundle, out, provider, threads)
+        model = load(bundle, out, provider, threads, adapter)
         talk = open_chat(model, conversation, system, tool_specs)
         setup = Setup(config, conversation, image_detail, stats)
         _interactive(model, talk, out, image, audio, setup)
         return
     request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
-    model = load(bundle, out, provider, threads)
+    model = load(bundle, out, provider, threads, adapter)
     talk = open_chat(model, conversation, system, tool_specs)
     answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
     if json:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 
 from phirt.errors import ConfigError
 from phirt_apps import evaluation, options
-from phirt_apps.errors import INTERRUPTED, needs_extra
+from phirt_apps.errors import INTERRUPTED
+from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line, plain_table
 
@@ -50,6 +51,9 @@ def command(
     bits_per_weight: options.BitsPerWeight = None,
     kv: options.KV = "float32",
     calibration: options.Calibration = None,
+    max_image_pixels: options.MaxImagePixels = None,
+    max_audio_seconds: options.MaxAudioSeconds = None,
+    max_context: options.MaxContext = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
@@ -85,13 +89,22 @@ def command(
         bits_per_weight=bits_per_weight,
         kv=kv,
         calibration=calibration or (),
+        limits=(max_image_pixels, max_audio_seconds, max_context),
         name=name,
         as_json=json,
     ):
         raise typer.Exit(INTERRUPTED)
 
 
-def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **settings: Any) -> bool:
+def export(
+    checkpoint: Path,
+    output: Path,
+    out: Output,
+    *,
+    limits: tuple[int | None, float | None, int | None],
+    as_json: bool,
+    **settings: Any,
+) -> bool:
     """Writes the checkpoint as a bundle, and the bundle's folder to stdout; or one JSON object, in which the
     error of each tensor stands. False when it was interrupted.
 
@@ -99,8 +112,10 @@ def export(checkpoint: Path, output: Path, out: Output, *, as_json: bool, **sett
     quantization has cost the weights and, given calibration data, the predictions. An interrupted export
     keeps what is finished; a later call with the same settings continues.
     """
-    with needs_extra("export"):
+    with needs_extra("export"), out.busy("loading torch"):
+        from phirt_export.bundle import LimitOptions
         from phirt_export.exporter import export_bundle
+    settings["limits"] = LimitOptions(*limits)
     errors: list[PartError] = []
     try:
         with interrupts.patient(), _progress(out) as report:
@@ -155,7 +170,7 @@ def _progress(out: Output) -> Iterator[Callable[[Step], None]]:
         yield _LogLines(out, figures)
         return
     columns = (BarColumn(), TextColumn("{task.fields[figures]}"), TextColumn("{task.description}"))
-    with Progress(*columns, console=out.console, transient=True) as bars:
+    with out.bars(*columns) as bars:
         task = bars.add_task("", total=None, figures="")
 
         def report(step: Step) -> None:

@@ -133,14 +133,16 @@ def _graph(name: str, graph: GraphSpec) -> Any:
 
 
 def _folded(specs: Any) -> list[Any]:
-    """The tensors with the layers' keys and values reduced to layer 0, whose row then stands for all."""
+    """The tensors with those of the layers reduced to layer 0, whose row then stands for all."""
     kept = []
     for spec in specs:
         parts = spec.name.split(".")
-        if len(parts) == 3 and parts[1].isdigit():
+        if len(parts) > 2 and parts[1].isdigit():
             if int(parts[1]) > 0:
                 continue
-            spec = dataclasses.replace(spec, name=f"{parts[0]}.*.{parts[2]}")
+            of_layer, of_all = f"{parts[0]}.{parts[1]}.", f"{parts[0]}.*."
+            shape = tuple(str(dimension).replace(of_layer, of_all) for dimension in spec.shape)
+            spec = dataclasses.replace(spec, name=spec.name.replace(of_layer, of_all), shape=shape)
         kept.append(spec)
     return kept
 

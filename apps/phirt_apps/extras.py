@@ -1,0 +1,48 @@
+"""What a plain install leaves out, and the line that installs it, from anywhere.
+
+Knows the extras by what the installed package says of itself. Does not know commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+from collections.abc import Iterator
+
+from phirt.errors import PhirtError
+
+# Packages of the extra by the names under which they are imported; the absence of any other module is a fault
+# and not a user's choice.
+_EXPORT = {"torch", "onnx_ir", "safetensors"}
+
+
+class MissingExtraError(PhirtError):
+    """A command needs packages that a plain install leaves out."""
+
+
+def install_line(extra: str) -> str:
+    """A command that installs what the extra names. It names the packages: phirt itself may have come from a
+    clone or a file, where `phirt[extra]` would be looked for in vain.
+    """
+    wanted = []
+    for requirement in importlib.metadata.requires("phirt") or ():
+        package, _, marker = requirement.partition(";")
+        if re.search(rf"extra *== *['\"]{re.escape(extra)}['\"]", marker) and not package.startswith("phirt"):
+            wanted.append(f'"{package.strip()}"')
+    return f"pip install {' '.join(wanted)}"
+
+
+@contextlib.contextmanager
+def needs_extra(command: str) -> Iterator[None]:
+    """Around the imports of a command that needs `export`: a package that is missing raises
+    MissingExtraError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXPORT:
+            raise
+        raise MissingExtraError(
+            f"'phirt {command}' needs {error.name}, which is missing; run: {install_line('export')}"
+        ) from error
