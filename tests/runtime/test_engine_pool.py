@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import phirt
 from phirt.errors import ClosedError, ConfigError
 from phirt.generate.engine_pool import NOBODY, CacheLimits, CacheOwner, EnginePool
-from phirt.generate.sequence import MediaSpan, Prompt
+from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 
 CHUNK = 8
 
@@ -44,7 +44,7 @@ def ids(count: int, seed: int = 0) -> np.ndarray:
 
 
 def prompt(*parts: np.ndarray, route: str = "none") -> Prompt:
-    return Prompt(np.concatenate(parts), (), route)
+    return Prompt(np.concatenate(parts), (), Adapter(route))
 
 
 def run(pool: EnginePool, wanted: Prompt, owner: CacheOwner = NOBODY) -> int:
@@ -126,11 +126,13 @@ def test_other_adapters_media_and_isolated_conversations_share_nothing(pool, dif
     rows = np.random.default_rng(0).standard_normal((10, 32)).astype(np.float32)
     inside = np.concatenate([np.full(10, 1), ids(20)])
     one, other = Conversation(), Conversation(isolated=difference == "isolated")
-    run(pool, Prompt(inside, (MediaSpan(0, rows, "a"),), "vision"), one.owner)
+    run(pool, Prompt(inside, (MediaSpan(0, rows, "a"),), Adapter("vision")), one.owner)
     route = "speech" if difference == "adapter" else "vision"
     span = MediaSpan(0, rows, "b" if difference == "media" else "a")
-    assert run(pool, Prompt(inside, (span,), route), other.owner) == 0
-    assert run(pool, Prompt(inside, (MediaSpan(0, rows, "a"),), "vision"), Conversation().owner) == 24
+    assert run(pool, Prompt(inside, (span,), Adapter(route)), other.owner) == 0
+    assert (
+        run(pool, Prompt(inside, (MediaSpan(0, rows, "a"),), Adapter("vision")), Conversation().owner) == 24
+    )
 
 
 def test_an_engine_in_use_is_nobody_elses(pool):
