@@ -16,7 +16,7 @@ from phirt.encoders.phi4mm_audio import AudioConstants
 from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.fields import write_dataclass
 from phirt_export.graphs.linear import WeightFormat, WeightStore
-from phirt_export.graphs.lora import ROUTE_IDS
+from phirt_export.graphs.lora import ADAPTER_IDS
 from phirt_export.graphs.speech import PROJECTORS, build_speech
 from phirt_export.graphs.vision import build_vision
 from phirt_export.narrow import narrow
@@ -73,7 +73,7 @@ def _speech_plan(config: AudioConfig, tokens: TokenConfig) -> EncoderPlan:
 def adapter_specs(config: ModelConfig, plans: Sequence[EncoderPlan]) -> dict[str, AdapterSpec]:
     """The adapters that a rule can pick, as the decoder graph numbers them."""
     used = {rule.adapter for rule in rules(config, plans)}
-    return {name: AdapterSpec(ROUTE_IDS[name]) for name in config.adapters if name in used}
+    return {name: AdapterSpec(ADAPTER_IDS[name]) for name in config.adapters if name in used}
 
 
 def rules(config: ModelConfig, plans: Sequence[EncoderPlan]) -> tuple[Rule, ...]:

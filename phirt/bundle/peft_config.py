@@ -25,7 +25,8 @@ FUSE = "fuse it into the checkpoint with PEFT's merge_and_unload, save that, and
 REMEDY = "name a folder that PEFT's save_pretrained has written"
 
 _MAX_BYTES = 4 << 20
-_MAX_CHOOSING = 16  # patterns that leave a choice
+_LONGEST_KEY = 48  # of a module's name, in characters
+_MOST_WAYS = 100_000
 _LONGEST_PATTERN = 1000
 
 # Settings that do not change what a trained adapter computes.
@@ -64,9 +65,7 @@ class _Patterns:
     """
 
     def __init__(self, setting: str, values: Mapping[str, float]) -> None:
-        if sum(_choices(pattern) > 0 for pattern in values) > _MAX_CHOOSING or not all(
-            map(_is_simple, values)
-        ):
+        if sum(map(_cost, values)) > _MOST_WAYS:
             raise ValueError(
                 f"{setting} has keys that are no simple patterns, accepted: modules' names as they are, such "
                 "as 'layers.0.mlp.down_proj'"
@@ -180,9 +179,11 @@ def names(modules: str | tuple[str, ...] | None, key: str) -> bool | None:
         return None
     if isinstance(modules, tuple):
         return not set(modules).isdisjoint(endings(key))
-    if not _is_simple(modules):
+    if _cost(modules) > _MOST_WAYS:
         return None
-    return _compiled(modules, "target_modules").fullmatch(key) is not None
+    pattern = _compiled(modules, "target_modules")
+    # What was trained without a head, and loaded into a model with one, has patterns without its prefix.
+    return any(pattern.fullmatch(name) for name in (key, key.removeprefix("model.")))
 
 
 def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
@@ -192,19 +193,12 @@ def _compiled(pattern: str, setting: str) -> re.Pattern[str]:
         raise ValueError(f"{setting} holds {pattern[:80]!r}, no regular expression: {error}") from error
 
 
-def _choices(pattern: str) -> int:
-    """At how many places a pattern repeats or leaves out what stands before, at most."""
-    return len(re.findall(r"[*+{]|(?<!\()\?", pattern))
-
-
-def _is_simple(pattern: str) -> bool:
-    """Whether matching takes a moment at most, whatever the pattern: choices multiply, those of repeated
-    groups without end.
+def _cost(pattern: str) -> float:
+    """In how many ways at most a name of a module may be tried against a pattern: where it repeats it may
+    stop anywhere, where something is optional there are two, and repeated groups have no bound.
     """
+    if len(pattern) > _LONGEST_PATTERN or re.search(r"\)[*+{]", pattern):
+        return math.inf
     repeats = len(re.findall(r"[*+{]", pattern))
-    return (
-        len(pattern) <= _LONGEST_PATTERN
-        and repeats <= 2
-        and _choices(pattern) <= repeats + 4
-        and not re.search(r"\)[*+{]", pattern)
-    )
+    optional = len(re.findall(r"(?<![(*+}?])\?", pattern))
+    return float(math.comb(_LONGEST_KEY + repeats, repeats) * 2**optional)

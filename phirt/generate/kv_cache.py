@@ -1,6 +1,6 @@
 """Keys and values of the positions that were run: buffers that grow, shared by the graph's past and present.
 
-Knows shapes and lengths. Knows nothing of token ids, routes or what makes an entry valid; `engine` decides
+Knows shapes and lengths. Knows nothing of token ids, adapters or what makes an entry valid; `engine` decides
 that.
 """
 

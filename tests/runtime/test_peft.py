@@ -174,6 +174,8 @@ def test_separate_projections_stand_in_their_rows_of_the_fused_one(tmp_path_fact
         ({"target_modules": "all-linear"}, 2.0),
         ({"target_modules": r".*layers\.[0-2]\.self_attn\.(q|v)_proj"}, 2.0),
         ({"target_modules": r"(?:.*?text.*?q_proj.*?)|(?:\bmodel\.layers\.[\d]{1,}\.self_attn\..*)"}, 2.0),
+        ({"target_modules": r"layers.*((self_attn\.(q_proj|o_proj))|(mlp\.down_proj))"}, 2.0),
+        ({"alpha_pattern": {r".*\.layers\.\d+\..*q_proj": 7.5}}, 3.75),
         ({"target_modules": None}, 2.0),
         ({"layers_to_transform": 1, "layers_pattern": "layers"}, 2.0),
         ({"layers_to_transform": [0, 1, 99]}, 2.0),
@@ -341,7 +343,8 @@ def test_patterns_of_a_stranger_cannot_take_forever(tmp_path):
     read_lora(write(tmp_path / "1", tensors, config(target_modules=hostile)), SIZES)  # left to the weights
     refuse(write(tmp_path / "2", tensors, config(rank_pattern={hostile: 2})), "no simple patterns")
     refuse(
-        write(tmp_path / "3", tensors, config(alpha_pattern={f".*{i}.*": 2 for i in range(20)})), "no simple"
+        write(tmp_path / "3", tensors, config(alpha_pattern={f".*{i}.*.*": 2 for i in range(20)})),
+        "no simple",
     )
     assert time.monotonic() - start < 30
 

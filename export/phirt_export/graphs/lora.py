@@ -41,7 +41,7 @@ from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.reference.config import AdapterConfig, DecoderConfig
 
 NO_ADAPTER = 0
-ROUTE_IDS = {"vision": 1, "speech": 2}
+ADAPTER_IDS = {"vision": 1, "speech": 2}
 # Hidden size from which a decode step is long enough for an If at each projection.
 _WIDE = 1024
 
@@ -84,7 +84,7 @@ class AdapterInputs:
 
 class Adapters:
     """What adapters add to a decoder's projections: those of the checkpoint, at most one for each of
-    ROUTE_IDS and all in one weight format, and beside them the user's where the graph has inputs for it.
+    ADAPTER_IDS and all in one weight format, and beside them the user's where the graph has inputs for it.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Adapters:
         route: ir.Value,
         user: AdapterInputs | None = None,
     ) -> None:
-        assert set(configs) <= set(ROUTE_IDS)
+        assert set(configs) <= set(ADAPTER_IDS)
         self._store, self._configs, self._form = store, configs, form
         self._route, self._user = route, user
         # The last one needs no condition where a branch is entered only if one of them is active.
         asked = list(configs) if user is not None else list(configs)[:-1]
-        self._is_active = {name: _is_route(store.g, route, ROUTE_IDS[name]) for name in asked}
+        self._is_active = {name: _has_id(store.g, route, ADAPTER_IDS[name]) for name in asked}
 
     def add(self, y: ir.Value, x: ir.Value, projection: str, name: str, branches: Branches) -> ir.Value:
         """y, the base projection of x, plus what the active adapters add to it.
@@ -140,12 +140,12 @@ class Adapters:
             assert user is not None
             return g.Not(user.active, name="lora.inactive")
         if user is not None:
-            none = _is_route(g, self._route, NO_ADAPTER)
+            none = _has_id(g, self._route, NO_ADAPTER)
             return g.And(none, g.Not(user.active, name="lora.inactive"), name="adapters.inactive")
-        if len(self._configs) == len(ROUTE_IDS):
-            return _is_route(g, self._route, NO_ADAPTER)
+        if len(self._configs) == len(ADAPTER_IDS):
+            return _has_id(g, self._route, NO_ADAPTER)
         (only,) = self._configs
-        return g.Not(_is_route(g, self._route, ROUTE_IDS[only]), name="route.inactive")
+        return g.Not(_has_id(g, self._route, ADAPTER_IDS[only]), name="route.inactive")
 
     def _sum(self, y: ir.Value, x: ir.Value, projection: str, name: str) -> ir.Value:
         """y plus the shares of the active adapters, of which there is one."""
@@ -191,5 +191,5 @@ class Adapters:
         )
 
 
-def _is_route(g: GraphBuilder, route: ir.Value, route_id: int) -> ir.Value:
-    return g.Equal(route, g.constant([route_id], "route.id", "int64"), name=f"route.is_{route_id}")
+def _has_id(g: GraphBuilder, route: ir.Value, adapter_id: int) -> ir.Value:
+    return g.Equal(route, g.constant([adapter_id], "route.id", "int64"), name=f"route.is_{adapter_id}")
