@@ -198,8 +198,10 @@ class _Shown(reprlib.Repr):
 _SHOWN = _Shown()
 _SHOWN.maxstring = _SHOWN.maxother = 80
 _SHOWN.maxlevel = 3
+_MAX_SHOWN = 120
 
 
 def shown(value: object) -> str:
     """A value as an error shows it."""
-    return _SHOWN.repr(value)
+    text = _SHOWN.repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."

@@ -161,7 +161,7 @@ def test_whatever_stands_there_is_read_or_refused_with_a_line_that_prints(key, v
     except PhirtError as error:
         line = str(error)
         line.encode()
-        assert type(error) is ConfigError and "\n" not in line and len(line) < 600
+        assert type(error) is ConfigError and "\n" not in line and len(line) < 300
 
 
 @pytest.mark.parametrize("raw", [b"{", b"\xff", b'{"a": NaN}', b"[" * 99_999, b'{"a": ' + b"9" * 5000 + b"}"])
