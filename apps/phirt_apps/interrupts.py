@@ -41,6 +41,7 @@ class Interrupts:
         self._received: int | None = None
         self._display = False
         self.modes: dict[str, Any] = {}  # set by `_Mode`
+        self.before_leaving: Callable[[], None] | None = None  # puts a terminal's modes back
 
     @property
     def status(self) -> int | None:
@@ -81,6 +82,8 @@ class Interrupts:
 
     def leave(self, status: int) -> None:
         """Ends the process now; a spinner goes, and the cursor that it hides comes back."""
+        if self.before_leaving is not None:
+            self.before_leaving()
         if self._display:
             os.write(2, b"\r\x1b[2K\x1b[?25h")
         os._exit(status)

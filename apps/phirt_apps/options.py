@@ -79,6 +79,13 @@ Plain = Annotated[
         "--plain", help="Show the answer on a terminal as it is: Markdown not rendered, lines not wrapped."
     ),
 ]
+History = Annotated[
+    bool,
+    typer.Option(
+        "--history/--no-history",
+        help="Keep what is typed in a session for the next one, in a file that only you can read.",
+    ),
+]
 Provider = Annotated[
     str | None,
     typer.Option(

@@ -47,6 +47,8 @@ class Settings:
     repetition_penalty: Annotated[float, Range(0.01, 100)] | None = None
     seed: Annotated[int, Range(0, _BIG)] | None = None
     image_detail: Literal["low", "auto", "high"] | None = None
+    plain: bool | None = None
+    history: bool | None = None
     models: Mapping[str, Annotated[str, Matching(".+", "a folder")]] = dataclasses.field(default_factory=dict)
 
 
@@ -128,6 +130,8 @@ def parsed(key: str, text: str) -> Any:
     refused where the document is read.
     """
     hint = str(get_type_hints(Settings)[key])
+    if "bool" in hint and text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         if kind.__name__ in hint:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
@@ -10,12 +11,15 @@ import shutil
 import struct
 import subprocess
 import sys
+import termios
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyte
 import pytest
 import soundfile
 import torch
@@ -216,17 +220,49 @@ def run() -> Run:
 
 
 class Terminal:
-    """`phirt` on a pseudo-terminal, as a person sees it: type into it, wait for what appears."""
+    """`phirt` on a pseudo-terminal, as a person sees it: type into it, wait for what appears.
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    `seen` is everything that was written; `lines` are what stands on the screen now.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], size: tuple[int, int]) -> None:
         self.seen = ""
         self._mark = 0
+        self._screen = pyte.HistoryScreen(*size, history=5000)
+        self._stream = pyte.ByteStream(self._screen)
         child, self._master = pty.fork()
         if child == 0:
-            os.environ.update({"TERM": "xterm", "COLUMNS": "200", **environment})
+            columns, rows = size
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            os.environ.update({"TERM": "xterm", **environment})
             os.execvp(command[0], command)
-        self._child = child
+        self.pid = child
         self.status: int | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines on the screen, without blank ones at its end."""
+        return "\n".join(line.rstrip() for line in self._screen.display).rstrip("\n").split("\n")
+
+    @property
+    def modes(self) -> list[Any]:
+        """What tcgetattr tells of the terminal."""
+        return termios.tcgetattr(self._master)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Gives the window another size, as dragging its corner does."""
+        self._screen.resize(rows, columns)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def wait_line(self, pattern: str, seconds: float = 30.0) -> str:
+        """Waits until the line with the cursor matches the pattern as a whole; returns it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            line = self._screen.display[self._screen.cursor.y][: self._screen.cursor.x]
+            if re.fullmatch(pattern, line):
+                return line
+            left = deadline - time.monotonic()
+            assert left > 0 and self._read(left), f"{pattern!r} is not {line!r}; the screen: {self.lines}"
 
     def type(self, text: str) -> None:
         """Types the text as it is; a message needs its newline, "\\x03" is Ctrl-C, "\\x04" Ctrl-D."""
@@ -254,6 +290,7 @@ class Terminal:
         except OSError:  # the program closed the terminal
             return False
         self.seen += data.decode("utf-8", "replace")
+        self._stream.feed(data)
         return bool(data)
 
     def finish(self, seconds: float = 20.0) -> int:
@@ -270,13 +307,13 @@ class Terminal:
         if self.status is not None:
             return
         for _ in range(100):
-            done, status = os.waitpid(self._child, os.WNOHANG)
+            done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
                 break
             time.sleep(0.02)
         else:
-            os.kill(self._child, 9)
-            _, status = os.waitpid(self._child, 0)
+            os.kill(self.pid, 9)
+            _, status = os.waitpid(self.pid, 0)
         self.status = os.waitstatus_to_exitcode(status)
         os.close(self._master)
 
@@ -286,8 +323,13 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
     """Opens `phirt` on a pseudo-terminal; what still runs at the end is closed."""
     opened: list[Terminal] = []
 
-    def open_terminal(*arguments: object, wrapper: tuple[str, ...] = (), **environment: str) -> Terminal:
-        opened.append(Terminal([*wrapper, *COMMAND, *map(str, arguments)], environment))
+    def open_terminal(
+        *arguments: object,
+        wrapper: tuple[str, ...] = (),
+        size: tuple[int, int] = (200, 50),
+        **environment: str,
+    ) -> Terminal:
+        opened.append(Terminal([*wrapper, *COMMAND, *map(str, arguments)], environment, size))
         return opened[-1]
 
     yield open_terminal

@@ -12,7 +12,7 @@ import pytest
 
 import phirt
 from phirt_apps.conversation import open_chat
-from phirt_apps.interactive import Session, Setup
+from phirt_apps.interactive.session import Session, Setup
 from phirt_apps.output import Output
 
 
@@ -39,6 +39,12 @@ class Script:
         if isinstance(line, BaseException):
             raise line
         return line
+
+    def poll(self) -> None:
+        """Nobody types here while an answer comes."""
+
+    def hold(self) -> None:
+        """So nothing has to be held either."""
 
 
 class Played:
@@ -200,6 +206,77 @@ def test_quit_ends_at_once_and_a_space_makes_a_slash_text(play) -> None:
     assert play(" /not a command").stdout.strip()
 
 
+def saved_messages(model: phirt.Model, path: Path) -> list[tuple[str, list[str]]]:
+    """The text and the modalities of each question of a saved conversation."""
+    messages = model.load_chat(path).messages[::2]
+    return [(message.content, [media.modality for media in message.media]) for message in messages]
+
+
+def test_files_in_a_message_are_attached(play, model: phirt.Model, examples: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.phirt"
+    clip = tmp_path / "my clip.bin"  # what it is shows in its bytes
+    clip.write_bytes((examples / "seven.flac").read_bytes())
+    picture = examples / "shapes.png"
+    played = play(
+        f"what is in '{picture}'?",
+        f"'{clip}' file://{picture}",
+        "and these",
+        f"the same again {picture} {picture}",
+        f'"""{picture}"""',
+        "http://example.org/shapes.png",
+        f"{tmp_path}/no.png is missing",
+        f"/save {saved}",
+    )
+    assert played.errors == []
+    assert played.stderr.count("shapes.png: ") == 3 and "my clip.bin: " in played.stderr
+    assert played.prompts[2] == "[shapes.png, my clip.bin] > "
+    assert saved_messages(model, saved) == [
+        ("what is in?", ["image"]),
+        ("and these", ["image", "audio"]),
+        ("the same again", ["image"]),
+        (str(picture), []),
+        ("http://example.org/shapes.png", []),
+        (f"{tmp_path}/no.png is missing", []),
+    ]
+
+
+def test_a_dropped_file_that_cannot_be_used_costs_one_line(
+    play, model: phirt.Model, examples: Path, bad_media: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "talk.phirt"
+    played = play(
+        f"/image {examples / 'shapes.png'}",
+        f"compare {examples / 'seven.flac'} {bad_media / 'truncated.jpg'}",
+        f"{bad_media / 'text.jpg'}",
+        "what",
+        f"/save {saved}",
+    )
+    assert ["truncated.jpg" in played.errors[0], "neither a picture nor a recording" in played.errors[1]] == [
+        True,
+        True,
+    ]
+    assert len(played.errors) == 2 and played.prompts[1:4] == ["[shapes.png] > "] * 3
+    assert saved_messages(model, saved) == [("what", ["image"])]
+
+
+def test_a_message_may_begin_with_a_slash(play, model: phirt.Model, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.phirt"
+    played = play("/etc/hosts is what?", "/ is the root", "//help", '"""/quit"""', "/hlep", f"/save {saved}")
+    assert played.errors == [
+        "error: unknown command /hlep; did you mean /help? //hlep would send it as a message"
+    ]
+    asked = [text for text, _ in saved_messages(model, saved)]
+    assert asked == ["/etc/hosts is what?", "/ is the root", "/help", "/quit"]
+
+
+def test_other_names_of_commands(play, model: phirt.Model, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.phirt"
+    assert "/save F" in play("?").stderr and "/save F" in play("/?").stderr
+    assert play("/exit", "hi").stdout == play("/bye", "hi").stdout == ""
+    assert "a new conversation" in play("hi", "/clear", f"/save {saved}").stderr
+    assert model.load_chat(saved).messages == ()
+
+
 def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(
     bundle: Path, tmp_path: Path, terminal
 ) -> None:
@@ -212,14 +289,14 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(
     screen.wait("stopped; the answer so far stays")
     screen.type(f"/save {saved}\n")
     screen.wait("saved to")
-    screen.wait(r"> $")
+    screen.wait_line("> ")
     screen.type("\x03")
     screen.wait("Ctrl-D or /quit leaves")
     screen.type("and then\n")
     screen.wait(r"[ -~]{200}")
     screen.type("\x03")
     screen.wait("stopped; the answer so far stays")
-    screen.wait(r"> $")
+    screen.wait_line("> ")
     screen.type("\x04")
     assert screen.finish() == 0
     asked, answer = phirt.load(bundle).load_chat(saved).messages
@@ -253,12 +330,12 @@ def test_media_on_the_command_line_belong_to_the_first_message(
     bundle: Path, examples: Path, terminal
 ) -> None:
     screen = terminal("chat", "-m", bundle, "--max-new-tokens", "5", "--image", examples / "shapes.png")
-    screen.wait(r"\[shapes.png\] > ")
+    screen.wait_line(r"\[shapes.png\] > ")
     screen.type("what\n")
-    screen.wait("cut at the limit")
+    screen.wait("cut at 5 new tokens")
     screen.type("/stats\n")
     assert "route vision" in screen.wait("peak memory")
-    screen.wait(r"> $")
+    screen.wait_line("> ")
     screen.type("\x04")
     assert screen.finish() == 0
 
@@ -280,9 +357,10 @@ def test_answers_may_go_to_a_file_while_a_person_types(bundle: Path, tmp_path: P
     answers = tmp_path / "answers.txt"
     wrapper = ("sh", "-c", f'exec "$@" > "{answers}"', "sh")
     screen = terminal("chat", "-m", bundle, "--max-new-tokens", "5", wrapper=wrapper)
-    screen.wait(r"> $")
+    screen.wait_line("> ")
     screen.type("the quick\n")
-    screen.wait(r"cut at the limit(?s:.*)> $")
+    screen.wait("cut at 5 new tokens")
+    screen.wait_line("> ")
     screen.type("/quit\n")
     assert screen.finish() == 0
     written = answers.read_text()
@@ -291,15 +369,12 @@ def test_answers_may_go_to_a_file_while_a_person_types(bundle: Path, tmp_path: P
 
 
 def test_pasted_lines_are_one_message(bundle: Path, tmp_path: Path, terminal) -> None:
-    import readline
-
-    if readline._READLINE_LIBRARY_VERSION < "8.1":  # bracketed paste is on by default from there
-        pytest.skip("this readline takes pasted lines one by one")
     saved = tmp_path / "talk.phirt"
     screen = terminal("chat", "-m", bundle, "--max-new-tokens", "5")
-    screen.wait(r"> $")
+    screen.wait_line("> ")
     screen.type("\x1b[200~first line\nsecond line\x1b[201~\n")
-    screen.wait(r"cut at the limit(?s:.*)> $")
+    screen.wait("cut at 5 new tokens")
+    screen.wait_line("> ")
     screen.type(f"/save {saved}\n")
     screen.wait("saved to")
     screen.type("/quit\n")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import phirt
 from phirt_apps.answer import Request, stream_answer
 from phirt_apps.cli import app
-from phirt_apps.interactive import Session, Setup
+from phirt_apps.interactive.session import Session, Setup
 from phirt_apps.output import Output
 from phirt_apps.rendering.display import NoDisplay
 
@@ -87,6 +87,10 @@ def test_results_of_tools_in_a_session(model: phirt.Model, monkeypatch: pytest.M
                 return next(lines)
             except StopIteration:
                 raise EOFError from None
+
+        def poll(self) -> None: ...
+
+        def hold(self) -> None: ...
 
     stdout, stderr = io.StringIO(), io.StringIO()
     setup = Setup(phirt.GenerationConfig(max_new_tokens=4))

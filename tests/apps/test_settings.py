@@ -269,6 +269,14 @@ def test_a_text_that_looks_like_a_number_stays_text(run_phirt: Phirt) -> None:
     assert settings.load_settings().system == "42"
 
 
+def test_switches_are_true_or_false(run_phirt: Phirt) -> None:
+    run_phirt("config", "history", "true")
+    run_phirt("config", "plain", "false")
+    assert settings.load_settings().history is True and settings.load_settings().plain is False
+    assert "history" in run_phirt("config", "history", "perhaps", status=1).stderr
+    assert settings.load_settings().history is True
+
+
 def test_a_folder_as_default_model_counts_from_anywhere(run_phirt: Phirt, bundle: Path, monkeypatch) -> None:
     monkeypatch.chdir(bundle.parent)
     run_phirt("config", "model", bundle.name)

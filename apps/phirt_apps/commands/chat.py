@@ -16,11 +16,7 @@ from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     import phirt
-    from phirt_apps.interactive import Setup
 
 SUMMARY = "Answer a prompt, or start an interactive session."
 SECTION = "Use a model"
@@ -51,6 +47,7 @@ def command(
     json: options.Json = False,
     stats: options.Stats = False,
     plain: options.Plain = False,
+    history: options.History = False,
     provider: options.Provider = None,
     threads: options.Threads = None,
 ) -> None:
@@ -75,7 +72,6 @@ def command(
     from phirt_apps.answer import Request, as_object, figures, stream_answer
     from phirt_apps.arguments import gather, generation_config, tool_list, valid_text
     from phirt_apps.conversation import open_chat
-    from phirt_apps.interactive import Setup
     from phirt_apps.models import load
     from phirt_apps.remarks import why_cut
     from phirt_apps.rendering.display import NoDisplay
@@ -104,10 +100,21 @@ def command(
             "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
         )
     if inputs.text is None:
-        model = load(bundle, out, provider, threads, adapter)
-        talk = open_chat(model, conversation, system, tool_specs)
-        setup = Setup(config, conversation, image_detail, stats)
-        _interactive(model, talk, out, image, audio, setup)
+        from phirt_apps.interactive.session import Setup
+        from phirt_apps.interactive.start import run_session
+
+        def open_it() -> tuple[phirt.Model, phirt.Chat]:
+            model = load(bundle, out, provider, threads, adapter)
+            return model, open_chat(model, conversation, system, tool_specs)
+
+        run_session(
+            open_it,
+            Setup(config, conversation, image_detail, stats),
+            out,
+            images=image or (),
+            audio=audio or (),
+            history=history,
+        )
         return
     request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
     model = load(bundle, out, provider, threads, adapter)
@@ -125,22 +132,3 @@ def command(
             talk.save(conversation)
     if answer.interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _interactive(
-    model: phirt.Model,
-    chat: phirt.Chat,
-    out: Output,
-    images: Sequence[Path] | None,
-    audio: Sequence[Path] | None,
-    setup: Setup,
-) -> None:
-    from phirt_apps.interactive import Session
-
-    session = Session(model, chat, setup, out)
-    for path in images or ():
-        session.attach(image=path)
-    for path in audio or ():
-        session.attach(audio=path)
-    with interrupts.session():
-        session.run(session.reader())
