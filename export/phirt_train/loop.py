@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -31,6 +32,8 @@ from phirt_train.progress import Progress, Report
 from phirt_train.stage import StageConfig
 
 _REPORT_SECONDS = 1.0
+# Ctrl-C, what service managers send, and a terminal that goes away (not known on Windows).
+_STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,11 @@ class StageResult:
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
-    """The stage was asked to stop and its state is on disk."""
+    """The stage was asked to stop by `signal`, and its state is on disk."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -87,7 +94,8 @@ class StageRun:
             self.averaged |= {n: b for n, b in self.buffers.items() if b.is_floating_point()}
         self.averages = {n: tensor.detach().clone() for n, tensor in self.averaged.items()}
         self.step, self.units, self.seconds, self.loss = 0, 0, 0.0, float("nan")
-        self._stop = False
+        self._stop: int | None = None  # the signal that asked for it
+        self._former_handlers: dict[int, Any] = {}
         if self.state_path.is_file():
             self._restore()
 
@@ -179,23 +187,28 @@ class StageRun:
                 f"({stage.schedule.peak:g}), or look at the data"
             )
 
-    def _request_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stop = True
+    def _request_stop(self, number: int, _frame: FrameType | None) -> None:
+        if self._stop is not None:  # somebody does not want to wait for the step in hand
+            signal.signal(number, self._former_handlers[number])
+            signal.raise_signal(number)
+        self._stop = number
 
     def run(self, report: Report) -> StageResult:
         """Run to the last step, writing state every two minutes.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM arrived; the state was written after the step in hand.
+            Interrupted: SIGINT, SIGTERM or SIGHUP arrived; the state was written after the step in hand. What
+                a second one does is up to whoever handled it before.
         """
         # Only the main thread is told of signals; elsewhere whoever started the thread ends it.
         is_main = threading.current_thread() is threading.main_thread()
-        kinds = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-        handlers = {kind: signal.signal(kind, self._request_stop) for kind in kinds}
+        for kind in _STOPPING if is_main else ():
+            if signal.getsignal(kind) is not signal.SIG_IGN:  # as with nohup
+                self._former_handlers[kind] = signal.signal(kind, self._request_stop)
         try:
             self._steps(report)
         finally:
-            for kind, handler in handlers.items():
+            for kind, handler in self._former_handlers.items():
                 signal.signal(kind, handler)
         with torch.no_grad():
             for name, average in self.averages.items():
@@ -226,12 +239,13 @@ class StageRun:
             self._one_step()
             now = time.monotonic()
             self.seconds = spent + now - begun
-            if self._stop or now - saved > self.CHECKPOINT_SECONDS:
+            if self._stop is not None or now - saved > self.CHECKPOINT_SECONDS:
                 self.save()
                 saved = now
-            if self._stop:
+            if self._stop is not None:
                 raise Interrupted(
-                    f"stopped at step {self.step} of stage {self.stage.name}; start again to continue"
+                    f"stopped at step {self.step} of stage {self.stage.name}; start again to continue",
+                    self._stop,
                 )
             if now - shown >= _REPORT_SECONDS or self.step == self.stage.steps:
                 shown = now

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ def run_recipe(
         run_dir.mkdir(parents=True, exist_ok=True)
         return _Run(recipe, run_dir, folder, report).run(until)
     except KeyboardInterrupt as interrupt:  # before training, which notices signals itself
-        raise Interrupted("stopped before training; start again to continue") from interrupt
+        raise Interrupted("stopped before training; start again to continue", signal.SIGINT) from interrupt
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written, or {folder} read: {error}") from error
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 
-from phirt_apps.errors import INTERRUPTED
 from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line
@@ -64,8 +63,9 @@ def command(
     """
     name = recipe.name if recipe.is_dir() else recipe.stem
     folder = run_dir or Path("runs") / (name if scale is None else f"{name}-{scale}")
-    if not train(recipe, data, folder, Output(), scale=scale, until=until):
-        raise typer.Exit(INTERRUPTED)
+    stopped_by = train(recipe, data, folder, Output(), scale=scale, until=until)
+    if stopped_by is not None:
+        raise typer.Exit(128 + stopped_by)
 
 
 def train(
@@ -76,23 +76,23 @@ def train(
     *,
     scale: str | None = None,
     until: str | None = None,
-) -> bool:
-    """Runs the recipe and writes its result table to stdout. False when it was interrupted.
+) -> int | None:
+    """Runs the recipe and writes its result table to stdout. Returns the signal that interrupted it, if any.
 
     A later call with the same folder continues. Shows a progress bar on a terminal, and otherwise one line a
     minute, both on stderr.
     """
-    with needs_extra("train"):
+    with needs_extra("train"), out.busy("loading torch"):
         from phirt_train.loop import Interrupted
         from phirt_train.runner import result_table, run_recipe
     try:
         with interrupts.patient(), _progress(out) as report:
             results = run_recipe(recipe, run_dir, data, scale=scale, report=report, until=until)
-    except Interrupted:
+    except Interrupted as stop:
         out.notice(f"stopped; the state is in {one_line(str(run_dir))}: the same command goes on from there")
-        return False
+        return stop.signal
     out.answer(result_table(results))
-    return True
+    return None
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def _progress(out: Output) -> Iterator[Any]:
         yield _LogLines(out)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
-    with Progress(*columns, console=out.console) as bars:
+    with out.bars(*columns, transient=False) as bars:
         tasks: dict[str, Any] = {}
 
         def report(progress: Report) -> None:
