@@ -32,6 +32,6 @@ from .model import Model as Model
 from .model import load as load
 from .prompt.messages import Message as Message
 from .prompt.tools import ToolCall as ToolCall
-from .runtime.session import devices as devices
+from .runtime.device import devices as devices
 
 __version__: str

@@ -30,6 +30,7 @@ from phirt.errors import BundleError, ConfigError, ContextError, RequestCancelle
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.engine_pool import NOBODY, CacheLimits, CacheOwner, EnginePool
 from phirt.generate.generation import AnswerOptions, Generation, Request, Runtime
+from phirt.generate.kv_cache import cache_dtype
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, LogitsProcessor, Sampler
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.generate.text_stream import AsyncTextStream, TextStream
@@ -38,7 +39,7 @@ from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS, Tools
 from phirt.runtime.lora import LoraInputs
-from phirt.runtime.session import Session, SessionConfig, suited_attention
+from phirt.runtime.session import Session, SessionConfig
 from phirt.runtime.system import give_back_freed
 
 _DEFAULTS = GenerationConfig()
@@ -78,7 +79,8 @@ class Generator:
         # Taking an adapter costs even where none is active: who brings none does without.
         graph = LORA_DECODER if loras else DECODER
         # A vocabulary of 200,000 takes a second to read; meanwhile the decoder opens on the other cores.
-        with suited_attention(manifest.graphs[graph]), ThreadPoolExecutor(1) as opener:
+        kept = cache_dtype(manifest.graphs[graph].inputs)
+        with config.device.attention_kernel(kept), ThreadPoolExecutor(1) as opener:
             decoder = opener.submit(Session, manifest, graph, config)
             self.tokenizer = Tokenizer(
                 manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS

@@ -23,7 +23,8 @@ from phirt.errors import BundleError
 from phirt.generate.engine_pool import CacheLimits
 from phirt.generate.sampling import GenerationConfig
 from phirt.generator import Generator, TokenCount
-from phirt.runtime.session import OnPrepare, SessionConfig, check_threads, resolve_providers
+from phirt.runtime.device import Device, Provider
+from phirt.runtime.session import OnPrepare, SessionConfig
 
 EMBEDDED = "nano"
 TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."  # Phi-4-multimodal's own wording
@@ -111,7 +112,7 @@ class Model:
 def load(
     path: str | Path | None = None,
     *,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | Provider | None = None,
     threads: int | None = None,
     verify: bool = False,
     on_prepare: OnPrepare | None = None,
@@ -121,7 +122,9 @@ def load(
 ) -> Model:
     """Loads a bundle; None is the embedded one.
 
-    `providers` are execution providers in order of preference, the CPU by default. `verify` checks every
+    `providers` are execution providers in order of preference, the CPU by default: names, or a name with
+    onnxruntime's options for it. `threads` None takes as many as pay here: the physical cores that this
+    process may use. `verify` checks every
     file's sha256, which reads them all; sizes are always checked. Where a large graph is opened for the first
     time on this machine it is prepared for it, and kept in the user's cache folder (the environment variable
     PHIRT_CACHE names another, or is `off`): `on_prepare` is called before, with the graph's name and the
@@ -131,9 +134,7 @@ def load(
     of LoRA adapters that PEFT has saved, by names of which each chat may choose one. Raises BundleError,
     AdapterError, ProviderError, ConfigError.
     """
-    config = SessionConfig(
-        providers=resolve_providers(providers), threads=check_threads(threads), on_prepare=on_prepare
-    )
+    config = SessionConfig(Device.named(providers, threads), on_prepare=on_prepare)
     folder = embedded_bundle() if path is None else Path(path)
     manifest = with_limits(load_manifest(folder), limits)
     if verify:

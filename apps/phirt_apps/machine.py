@@ -5,10 +5,11 @@ Knows the system's files. Does not know what the runtime would choose.
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from pathlib import Path
+
+from phirt.runtime.cpus import quota, thread_count, usable_cpus
 
 from .output import one_line
 
@@ -26,8 +27,9 @@ def cpu_name() -> str:
     return one_line(platform.processor()) or platform.machine() or "unknown"
 
 
-def usable_cores() -> int:
-    """How many logical processors this process may run on; a container's mask counts."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores_and_threads(threads: int | None) -> str:
+    """What may be used of the processor, and what computing takes of it: for a line of a table."""
+    limit = quota()
+    share = "" if limit is None else f", {limit:g} of them at a time (the control group's quota)"
+    used = thread_count(threads)
+    return f"{usable_cpus()} logical cores usable{share}; {used} thread{'s' if used > 1 else ''}"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -127,7 +127,7 @@ def load_model(checkpoint: Checkpoint) -> Model:
 def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
     """Raise ConfigError unless the reference model and a bundle of this size fit into memory together."""
     needed, there = needed_memory(checkpoint.config) + bundle_bytes, available_memory()
-    if there is not None and needed > there:
+    if needed > there:
         raise ConfigError(
             f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about "
             f"{needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are available; close other programs, "
@@ -154,15 +154,6 @@ def _left_in_container() -> float:
         return math.inf
 
 
-def available_memory() -> int | None:
-    """Bytes that programs can still take; all of the memory where only that is known; None for unknown."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(min(int(line.split()[1]) * 1024, _left_in_container()))
-    except (OSError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+def available_memory() -> int:
+    """Bytes that programs can still take."""
+    return int(min(psutil.virtual_memory().available, _left_in_container()))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from phirt.generate.sequence import Rows
-from phirt.runtime.session import empty_array, ort_value
+from phirt.runtime.tensor import empty_array, ort_value
 
 
 class DecoderIO:

@@ -35,7 +35,8 @@ from phirt.generate.sequence import (
 )
 from phirt.generate.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
 from phirt.runtime.lora import LoraInputs
-from phirt.runtime.session import Session, ort_value
+from phirt.runtime.session import Session
+from phirt.runtime.tensor import ort_value
 
 # onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
 PREFILL_CHUNK = 128
@@ -81,7 +82,7 @@ class Engine:
         self._geometry = manifest.geometry
         self._chunk = prefill_chunk
         geometry = manifest.geometry
-        self._cache = KVCache.of_graph(session.spec.inputs, geometry)
+        self._cache = KVCache.of_graph(session.spec.inputs, geometry, session.device)
         self._ids = np.zeros(256, dtype=np.int64)
         self._spans: tuple[MediaSpan, ...] = ()
         self._loras = loras or LoraInputs(session.spec, geometry)

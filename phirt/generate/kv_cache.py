@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from phirt.bundle.manifest import Geometry, TensorSpec
 from phirt.errors import BundleError, out_of_memory
-from phirt.runtime.session import empty_array, ort_value
+from phirt.runtime.device import CPU, Device
+from phirt.runtime.tensor import Tensor
 
 _FIRST_CAPACITY = 256
 
@@ -24,44 +25,44 @@ _INPUT = "past_key_values."
 
 
 class KVCache:
-    """Buffers [1, num_kv_heads, capacity, head_dim] for keys and values of every layer, float32, or int8
-    where the graph knows the scales.
+    """Buffers [1, num_kv_heads, capacity, head_dim] for keys and values of every layer, in the memory of the
+    device: float32, or int8 where the graph knows the scales.
 
     GroupQueryAttention writes new entries in place after `length` ones, so past and present are one buffer.
     Capacity doubles from 256 up to `context`. Entries past `length` are leftovers and never read.
     """
 
     def __init__(
-        self, num_layers: int, num_kv_heads: int, head_dim: int, context: int, dtype: str = "float32"
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        context: int,
+        dtype: str = "float32",
+        device: Device = CPU,
     ) -> None:
         self.num_layers = num_layers
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.context = context
         self.dtype = np.dtype(dtype)
+        self._device = device
         self.length = 0
         self.capacity = 0
-        self._arrays: dict[str, Layer] = {}
-        self._values: dict[str, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
         self._allocate(min(_FIRST_CAPACITY, context))
 
     @classmethod
-    def of_graph(cls, inputs: Sequence[TensorSpec], geometry: Geometry) -> KVCache:
+    def of_graph(cls, inputs: Sequence[TensorSpec], geometry: Geometry, device: Device = CPU) -> KVCache:
         """An empty cache for a decoder graph with these inputs. Raises BundleError where they are not one
         buffer for keys and one for values of each of the geometry's layers, in one of DTYPES.
         """
-        dtypes = {spec.name: spec.dtype for spec in inputs if spec.name.startswith(_INPUT)}
-        kinds = sorted(set(dtypes.values()))
-        if len(kinds) != 1 or kinds[0] not in DTYPES:
-            raise BundleError(
-                f"the decoder graph keeps keys and values as {' and '.join(kinds) or 'nothing'}, accepted: "
-                f"{' or '.join(DTYPES)}; export the bundle again"
-            )
         sizes = (geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, geometry.context)
-        cache = cls(*sizes, dtype=kinds[0])
-        if set(dtypes) != {f"{_INPUT}{name}" for name in cache.names}:
+        cache = cls(*sizes, dtype=cache_dtype(inputs), device=device)
+        names = {spec.name for spec in inputs if spec.name.startswith(_INPUT)}
+        if names != {f"{_INPUT}{name}" for name in cache.names}:
             raise BundleError(
-                f"the decoder graph takes {len(dtypes)} cache buffers, the geometry's layers make "
+                f"the decoder graph takes {len(names)} cache buffers, the geometry's layers make "
                 f"{len(cache.names)}; export the bundle again"
             )
         return cache
@@ -93,73 +94,85 @@ class KVCache:
         """Forgets everything and gives grown buffers back."""
         self.length = 0
         if self.capacity > min(_FIRST_CAPACITY, self.context):
-            self._arrays.clear()
+            self._tensors.clear()
             self._allocate(min(_FIRST_CAPACITY, self.context))
 
     def copy(self, length: int | None = None) -> KVCache:
         """An independent cache with the same first `length` positions, by default all."""
         length = self.length if length is None else length
         assert length <= self.length
-        other = KVCache(self.num_layers, self.num_kv_heads, self.head_dim, self.context, self.dtype.name)
+        sizes = (self.num_layers, self.num_kv_heads, self.head_dim, self.context)
+        other = KVCache(*sizes, self.dtype.name, self._device)
         other.reserve(length)
-        for suffix, array in self._arrays.items():
-            other._arrays[suffix][:, :, :length] = array[:, :, :length]
+        for suffix, tensor in self._tensors.items():
+            other._tensors[suffix].write(tensor.read(length))
         other.length = length
         return other
 
     def bindings(self) -> Iterator[tuple[str, str, Any]]:
         """Graph input name, graph output name and the OrtValue that serves as both."""
-        for suffix, value in self._values.items():
-            yield f"{_INPUT}{suffix}", f"present.{suffix}", value
+        for suffix, tensor in self._tensors.items():
+            yield f"{_INPUT}{suffix}", f"present.{suffix}", tensor.value
 
     def export(self) -> Iterator[tuple[str, Layer]]:
         """(name, array [1, num_kv_heads, length, head_dim]) for every buffer, names as `names`."""
-        for suffix, array in self._arrays.items():
-            yield suffix, array[:, :, : self.length]
+        for suffix, tensor in self._tensors.items():
+            yield suffix, tensor.read(self.length)
 
     def restore(self, arrays: Mapping[str, Layer], length: int) -> None:
         """Takes over exported arrays of `length` positions."""
-        assert set(arrays) == set(self._arrays)
+        assert set(arrays) == set(self._tensors)
         self.length = 0
         self.reserve(length)
         for suffix, array in arrays.items():
-            self._arrays[suffix][:, :, :length] = array
+            self._tensors[suffix].write(array)
         self.length = length
 
     @property
     def names(self) -> tuple[str, ...]:
         """The buffers' names: "0.key", "0.value", "1.key", …"""
-        return tuple(self._arrays)
+        return tuple(self._tensors)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers at their present capacity."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def _allocate(self, capacity: int) -> None:
         try:
             self._grow(capacity)
         except BaseException as error:  # out of memory, or Ctrl-C: an empty cache is whole, half a one is not
             self.length = 0
-            self._arrays, self._values = {}, {}
+            self._tensors = {}
             self._grow(min(_FIRST_CAPACITY, self.context))
             raise out_of_memory(error, f"keep keys and values of {capacity} tokens") or error from None
 
     def _grow(self, capacity: int) -> None:
-        old = self._arrays
-        self._arrays, self._values = {}, {}
+        old = self._tensors
+        self._tensors = {}
         for layer in range(self.num_layers):
             for part in ("key", "value"):
                 suffix = f"{layer}.{part}"
-                array = empty_array((1, self.num_kv_heads, capacity, self.head_dim), self.dtype)
-                previous = old.pop(
-                    suffix, None
-                )  # freed buffer by buffer, so that growth needs little extra memory
-                if previous is not None:
-                    array[:, :, : self.length] = previous[:, :, : self.length]
-                self._arrays[suffix] = array
-                self._values[suffix] = ort_value(array)
+                tensor = self._device.allocate((1, self.num_kv_heads, capacity, self.head_dim), self.dtype)
+                # Freed buffer by buffer, so that growth needs little extra memory.
+                previous = old.pop(suffix, None)
+                if previous is not None and self.length:
+                    tensor.write(previous.read(self.length))
+                self._tensors[suffix] = tensor
         self.capacity = capacity
+
+
+def cache_dtype(inputs: Sequence[TensorSpec]) -> str:
+    """The type in which a decoder graph with these inputs keeps keys and values. Raises BundleError where it
+    is none of DTYPES.
+    """
+    kinds = sorted({spec.dtype for spec in inputs if spec.name.startswith(_INPUT)})
+    if len(kinds) != 1 or kinds[0] not in DTYPES:
+        raise BundleError(
+            f"the decoder graph keeps keys and values as {' and '.join(kinds) or 'nothing'}, accepted: "
+            f"{' or '.join(DTYPES)}; export the bundle again"
+        )
+    return kinds[0]
 
 
 def _grown(capacity: int, total: int, context: int) -> int:

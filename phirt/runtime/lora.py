@@ -12,7 +12,7 @@ import numpy as np
 
 from phirt.bundle.lora import ACTIVE_INPUT, NO_LORA, DecoderSizes, Lora
 from phirt.bundle.manifest import GraphSpec
-from phirt.runtime.session import ort_value
+from phirt.runtime.tensor import ort_value
 
 
 class LoraInputs:

@@ -1,45 +1,30 @@
-"""The only place that creates inference sessions: execution providers, session options, encoders opened on
-demand.
+"""The only place that creates inference sessions: graphs checked, prepared and opened on a device, encoders
+on demand.
 
 Knows onnxruntime. Knows nothing of tokens, media or conversations.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-
-# onnxruntime reads this while it is imported; whoever has already decided keeps their choice.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
 
 from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
 from phirt.bundle.manifest import GraphSpec, Manifest
-from phirt.errors import BundleError, ConfigError, PhirtError, ProviderError, not_enough_memory, out_of_memory
+from phirt.errors import BundleError, PhirtError, ProviderError, not_enough_memory, out_of_memory
 from phirt.runtime import prepared as prepacked
 from phirt.runtime import system as memory
+from phirt.runtime.device import CPU, Device
 from phirt.runtime.native_calls import native_calls
+from phirt.runtime.ort import ort
 
-ort.disable_telemetry_events()
-
-DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-_REMOTE_PROVIDERS = frozenset({"AzureExecutionProvider"})
-_SUFFIX = "ExecutionProvider"
-_LOG_NOTHING_BUT_FATAL = 4  # what goes wrong is raised; onnxruntime would print it a second time
-_MAX_THREADS = 1024
-_OPENING = threading.Lock()
-_PLAIN_ATTENTION = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _EXTERNAL_BYTES = 1024  # smaller initializers stay in the prepared graph itself
 _ORT_TYPES = {
     "float32": "tensor(float)",
@@ -59,7 +44,7 @@ OnPrepare = Callable[[str, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class SessionConfig:
-    """How graphs are executed. `threads` None lets onnxruntime take the physical cores.
+    """How graphs are executed: on `device`.
 
     `repeated` says that runs follow each other quickly, as decode steps do: worker threads then stay awake
     for a moment, and memory for what the graph computes is kept between runs. `on_prepare` is called with a
@@ -67,74 +52,9 @@ class SessionConfig:
     is done once (see `prepacked`).
     """
 
-    providers: tuple[str, ...] = DEFAULT_PROVIDERS
-    threads: int | None = None
+    device: Device = CPU
     repeated: bool = True
     on_prepare: OnPrepare | None = None
-
-
-def devices() -> tuple[str, ...]:
-    """The execution providers that this installation of onnxruntime offers, in its order of preference.
-
-    Remote ones are left out: nothing leaves this machine.
-    """
-    return tuple(name for name in ort.get_available_providers() if name not in _REMOTE_PROVIDERS)
-
-
-def resolve_providers(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Full provider names for what a user wrote: "cuda", "CUDA" and "CUDAExecutionProvider" are the same.
-
-    None means the CPU. Raises ProviderError naming those available.
-    """
-    if names is None:
-        return DEFAULT_PROVIDERS
-    if isinstance(names, str):
-        names = (names,)
-    available = {_short(name): name for name in devices()}
-    if not names:
-        raise ProviderError(f"no provider was named; available: {', '.join(available.values())}")
-    unknown = [str(name) for name in names if _short(str(name)) not in available]
-    if unknown:
-        raise ProviderError(
-            f"execution provider {', '.join(unknown)} is not available here; "
-            f"available: {', '.join(available.values())}; install the onnxruntime package that contains it"
-        )
-    return tuple(dict.fromkeys(available[_short(str(name))] for name in names))
-
-
-def check_threads(threads: int | None) -> int | None:
-    """`threads` as given if it is None or a sensible count. Raises ConfigError."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ConfigError(
-            f"threads is {threads!r}, accepted: a whole number from 1 to {_MAX_THREADS}, or None"
-        )
-    if threads is not None and threads > _MAX_THREADS:
-        raise ConfigError(f"threads is {threads}, accepted: at most {_MAX_THREADS}")
-    return threads
-
-
-def _short(name: str) -> str:
-    return name.strip().removesuffix(_SUFFIX).lower()
-
-
-@contextlib.contextmanager
-def suited_attention(spec: GraphSpec) -> Iterator[None]:
-    """Sessions opened inside have the attention kernel that suits the graph's cache.
-
-    Over keys and values of int8 the plain kernel takes 0.65 to 0.9 of the time of the one in blocks, for one
-    position behind 1024 to 4096, and as long for many; it holds the scores of a chunk, 50 MB for 24 heads and
-    128 positions behind 4096. onnxruntime asks the environment which to take. To be entered before other
-    threads start, which may ask it something too; one graph at a time.
-    """
-    with _OPENING:  # what is set for one graph must not be seen by another
-        if not any(tensor.dtype == "int8" for tensor in spec.inputs) or _PLAIN_ATTENTION in os.environ:
-            yield
-            return
-        os.environ[_PLAIN_ATTENTION] = "1"
-        try:
-            yield
-        finally:
-            os.environ.pop(_PLAIN_ATTENTION, None)
 
 
 class Session:
@@ -143,6 +63,7 @@ class Session:
     def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
         self.spec = manifest.graphs[graph]
         self.graph = graph
+        self.device = config.device
         # Weights are mapped at least; a library that gets no memory may end the process.
         if not memory.has_address_space(sum(manifest.files[name].size for name in self.spec.data)):
             raise not_enough_memory(f"open the {graph} graph")
@@ -161,6 +82,7 @@ class Session:
                     "weights are damaged: run 'phirt verify', then export the bundle again or fetch a fresh "
                     "copy"
                 ) from error
+            _check_provider(self._session, config.device)
             _check_interface(self._session, self.spec)
             memory.give_back_mapped([manifest.path(name) for name in self.spec.data])
 
@@ -170,7 +92,7 @@ class Session:
         what none may hold.
         """
         entry = None
-        if config.providers == DEFAULT_PROVIDERS:
+        if config.device.is_cpu:
             entry = prepacked.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
         if entry is None or not entry.is_complete():
             check_graph(manifest, self.spec)
@@ -221,6 +143,17 @@ class Session:
         )
 
 
+def _check_provider(session: Any, device: Device) -> None:
+    """onnxruntime goes on with the CPU where a provider's libraries or drivers are missing, and only warns.
+    Raises ProviderError.
+    """
+    if device.provider not in session.get_providers():
+        raise ProviderError(
+            f"execution provider {device.provider} cannot be used here: its libraries or its driver are "
+            "missing or do not fit; install what its onnxruntime package names, or leave --provider out"
+        )
+
+
 def _check_interface(session: Any, spec: GraphSpec) -> None:
     """The graph must have the inputs and outputs that the manifest promises. Raises BundleError."""
     found = {node.name: node.type for node in session.get_inputs()}
@@ -237,7 +170,7 @@ def _check_interface(session: Any, spec: GraphSpec) -> None:
 
 
 def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
-    options = _options(config)
+    options = config.device.session_options(spinning=config.repeated)
     if prepared:
         # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
         # their content; on all cores, for which it holds all unpacked ones to the end.
@@ -245,7 +178,7 @@ def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     with native_calls:
         return ort.InferenceSession(
-            str(path), sess_options=options, providers=list(config.providers), enable_fallback=0
+            str(path), sess_options=options, providers=list(config.device.providers), enable_fallback=0
         )
 
 
@@ -275,7 +208,7 @@ def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepa
 
 
 def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
-    options = _options(config)
+    options = config.device.session_options(spinning=config.repeated)
     options.optimized_model_filepath = str(folder / prepacked.MODEL_NAME)
     for key, value in (
         ("optimized_model_external_initializers_file_name", prepacked.DATA_NAME),
@@ -284,18 +217,7 @@ def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
     ):
         options.add_session_config_entry(f"session.{key}", value)
     with native_calls:
-        ort.InferenceSession(str(path), sess_options=options, providers=list(config.providers))
-
-
-def _options(config: SessionConfig) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = _LOG_NOTHING_BUT_FATAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.inter_op_num_threads = 1
-    options.intra_op_num_threads = config.threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.repeated else "0")
-    return options
+        ort.InferenceSession(str(path), sess_options=options, providers=list(config.device.providers))
 
 
 def _first_line(error: Exception) -> str:
@@ -330,14 +252,3 @@ class LazySession:
         """Gives the graph's memory back; the next run opens it again."""
         with self._lock:
             self._session = None
-
-
-def ort_value(array: Array) -> Any:
-    """An OrtValue on the very memory of a contiguous CPU array: what either side writes, the other sees."""
-    assert array.flags.c_contiguous
-    return ort.OrtValue.ortvalue_from_numpy(array)
-
-
-def empty_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """A zeroed array. Zeroed pages cost no memory until they are written."""
-    return np.zeros(shape, dtype)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from phirt.bundle.manifest import Manifest
 from phirt.bundle.onnx_graph import read_graph
 from phirt.errors import BundleError, ConfigError
 from phirt.runtime import prepared as prepacked
+from phirt.runtime.cpus import thread_count
 from phirt_apps.bench import opening, peaks, speed
 from phirt_apps.bench.spread import Spread
 from phirt_apps.bench.work import decoder_work
@@ -70,11 +72,13 @@ def test_json_has_every_figure(bundle: Path, quick_machine: None, monkeypatch: p
     assert (done.exit_code, done.stderr) == (0, "")
     value = json.loads(done.stdout)
     assert set(value) == {
-        "bundle", "machine", "versions", "load", "prefill", "decode", "media", "sustained", "peak_memory",
+        "bundle", "machine", "versions", "load", "prefill", "decode", "media", "by_threads", "sustained",
+        "peak_memory",
     }  # fmt: skip
     machine, load = value["machine"], value["load"]
     assert machine["read"]["bytes_per_second"] > 0 and machine["multiply"] == peak
-    assert machine["threads"] is None
+    assert machine["threads"] == thread_count(None)
+    assert value["by_threads"] == []
     assert (load["cold"] is None) != (load["why_not_cold"] is None) and load["preparing"] is None
     for name in ("warm", "imports"):
         _check_spread(load[name], 2)
@@ -372,3 +376,16 @@ def test_a_spread() -> None:
     assert spread.map(lambda value: 1 / value).takes == (0.5, 0.25, 1 / 9)
     assert Spread((3.0,)).text(str) == "3.0" and Spread((3.0,)).deviation == 0.0
     assert spread.text(lambda value: f"{value:.1f}") == "5.0 ± 3.6"
+
+
+def test_numbers_of_threads_are_compared(bundle: Path, quick_machine: None) -> None:
+    command = ["bench", "-m", str(bundle), *SHORT, "--compare-threads", "1,2"]
+    value = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert [row["threads"] for row in value["by_threads"]] == [1, 2]
+    for row in value["by_threads"]:
+        _check_spread(row["prefill"], 2)
+        _check_spread(row["decode"], 2)
+    shown = CliRunner().invoke(app, command).stdout
+    assert re.search(r"threads +prefill of 16 +decode at 8 *\n", shown)
+    refused = CliRunner().invoke(app, [*command[:-1], "0"])
+    assert refused.exit_code == 2

@@ -33,7 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from phirt_apps.machine import cpu_name, usable_cores  # noqa: E402
+from phirt.runtime.cpus import usable_cpus  # noqa: E402
+from phirt_apps.machine import cpu_name  # noqa: E402
 from tests.checkpoints import text  # noqa: E402
 from tests.checkpoints.write import write_checkpoint  # noqa: E402
 
@@ -223,7 +224,7 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
                 against = f"{theirs.runtime}, {peer.title}"
                 rows += [row.text(against) for row in compare(ours, theirs, tasks, options.pairs)]
     return [
-        f"{options.scale}, {runtime}, keys and values in {options.kv}; {cpu_name()}, {usable_cores()} "
+        f"{options.scale}, {runtime}, keys and values in {options.kv}; {cpu_name()}, {usable_cpus()} "
         f"logical cores, {threads} threads; median of {options.pairs} alternating pairs (quartiles).",
         "",
         "| against | | phirt, tokens/s | peer, tokens/s | phirt is faster by |",

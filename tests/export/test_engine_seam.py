@@ -12,13 +12,14 @@ from small_models import IMAGE
 from phirt.bundle.files import load_manifest
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
+from phirt.runtime.device import Device
 from phirt.runtime.session import Session, SessionConfig
 
 
 @pytest.mark.parametrize("route", ["none", "vision", "speech"])
 def test_greedy_ids_equal_the_reference(exported, route):
     manifest = load_manifest(exported.bundle)
-    engine = Engine(Session(manifest, "decoder", SessionConfig(threads=1)), manifest, prefill_chunk=8)
+    engine = Engine(Session(manifest, "decoder", SessionConfig(Device.cpu(1))), manifest, prefill_chunk=8)
     rows = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
     ids = [5, 9, *[IMAGE] * 6, 7, 20, 30]
     prompt = Prompt(np.array(ids, np.int64), (MediaSpan(2, rows, "picture"),), Adapter(route))

@@ -21,9 +21,9 @@ import phirt
 from phirt.bundle.files import load_manifest
 from phirt.bundle.manifest import TensorSpec
 from phirt.errors import BundleError, ConfigError, ConversationError
-from phirt.generate.kv_cache import KVCache
+from phirt.generate.kv_cache import KVCache, cache_dtype
 from phirt.generate.sequence import Prompt
-from phirt.runtime.session import suited_attention
+from phirt.runtime.device import CPU
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export.checkpoint import Checkpoint
@@ -222,10 +222,10 @@ def test_the_kernel_is_chosen_while_the_decoder_opens_and_no_longer(model, plain
     monkeypatch.delenv(name, raising=False)
     if given is not None:
         monkeypatch.setenv(name, given)
-    with suited_attention(model.manifest.graphs["decoder"]):
+    with CPU.attention_kernel(cache_dtype(model.manifest.graphs["decoder"].inputs)):
         assert os.environ.get(name) == inside
     assert os.environ.get(name) == given
-    with suited_attention(load_manifest(plain.bundle).graphs["decoder"]):
+    with CPU.attention_kernel(cache_dtype(load_manifest(plain.bundle).graphs["decoder"].inputs)):
         assert os.environ.get(name) == given
 
 

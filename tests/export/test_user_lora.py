@@ -20,6 +20,7 @@ from phirt.bundle.files import load_manifest
 from phirt.bundle.peft import read_lora
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
+from phirt.runtime.device import Device
 from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session, SessionConfig
 from phirt_export.exporter import export_bundle
@@ -59,7 +60,7 @@ class Bundle:
         self.manifest = load_manifest(folder)
         loras = {name: read_lora(path, self.manifest.geometry) for name, path in adapters.items()}
         self.digests = {name: lora.digest() for name, lora in loras.items()}
-        session = Session(self.manifest, "decoder_lora", SessionConfig(threads=1))
+        session = Session(self.manifest, "decoder_lora", SessionConfig(Device.cpu(1)))
         by_digest = {self.digests[name]: lora for name, lora in loras.items()}
         inputs = LoraInputs(session.spec, self.manifest.geometry, by_digest)
         self.new_engine = lambda: Engine(session, self.manifest, loras=inputs, prefill_chunk=16)

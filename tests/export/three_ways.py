@@ -16,6 +16,7 @@ from checkpoints.write import write_checkpoint
 from phirt.bundle.files import load_manifest
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
+from phirt.runtime.device import Device
 from phirt.runtime.session import Session, SessionConfig
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
@@ -108,7 +109,7 @@ class ThreeWays:
 
     def _generate(self, prompt: Prompt) -> tuple[list[int], np.ndarray]:
         manifest = load_manifest(self.bundle)
-        engine = Engine(Session(manifest, "decoder", SessionConfig(threads=1)), manifest)
+        engine = Engine(Session(manifest, "decoder", SessionConfig(Device.cpu(1))), manifest)
         seen: list[np.ndarray] = []
 
         def choose(logits: np.ndarray) -> int:

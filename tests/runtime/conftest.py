@@ -84,10 +84,11 @@ def chat(model):
 def decoder(bundle):
     """The tiny bundle's opened decoder and its manifest."""
     from phirt.bundle.files import load_manifest
+    from phirt.runtime.device import Device
     from phirt.runtime.session import Session, SessionConfig
 
     manifest = load_manifest(bundle)
-    return Session(manifest, "decoder", SessionConfig(threads=1)), manifest
+    return Session(manifest, "decoder", SessionConfig(Device.cpu(1))), manifest
 
 
 @pytest.fixture

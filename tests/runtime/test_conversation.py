@@ -13,8 +13,8 @@ import phirt
 from phirt import GenerationConfig
 from phirt.encoders.media_encoder import FeatureCache
 from phirt.errors import BundleError, ConfigError, ContextError, MediaError
-from phirt.generate import kv_cache
 from phirt.generate.engine import Engine
+from phirt.runtime import device
 from phirt.runtime.session import LazySession
 
 
@@ -305,7 +305,7 @@ def test_the_feature_cache_drops_the_least_recently_used():
 def test_a_cache_that_cannot_grow_leaves_the_chat_usable(model, monkeypatch):
     chat = model.chat()
     chat.send("hello", config=phirt.GenerationConfig(max_new_tokens=2)).text()
-    make, left = kv_cache.empty_array, [2]
+    make, left = device.empty_array, [2]
 
     def scarce(*shape):
         left[0] -= 1
@@ -314,7 +314,7 @@ def test_a_cache_that_cannot_grow_leaves_the_chat_usable(model, monkeypatch):
         return make(*shape)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kv_cache, "empty_array", scarce)
+        patch.setattr(device, "empty_array", scarce)
         with pytest.raises(MemoryError):
             chat.send("word " * 100, config=phirt.GenerationConfig(max_new_tokens=2)).text()
     chat.rewind()

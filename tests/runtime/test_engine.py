@@ -16,6 +16,7 @@ from phirt.errors import ContextError, RequestCancelledError
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import GenerationConfig, TokenSampler
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt, common_prefix
+from phirt.runtime.device import Device
 from phirt.runtime.session import Session, SessionConfig
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -276,7 +277,7 @@ class TestLongRegime:
     @pytest.fixture
     def engines(self, folder):
         manifest = load_manifest(folder)
-        session = Session(manifest, "decoder", SessionConfig(threads=1))
+        session = Session(manifest, "decoder", SessionConfig(Device.cpu(1)))
         return lambda **options: Engine(session, manifest, **options)
 
     def expected(self, folder, ids):

@@ -40,8 +40,9 @@ ANSWERING = """
 ENCODING = """
     import sys, threading, numpy, phirt
     from phirt.bundle.files import load_manifest
+    from phirt.runtime.device import Device
     from phirt.runtime.session import LazySession, SessionConfig
-    encoder = LazySession(load_manifest(sys.argv[1]), "speech", SessionConfig(threads=1))
+    encoder = LazySession(load_manifest(sys.argv[1]), "speech", SessionConfig(Device.cpu(1)))
     feed = {"audio_embeds": numpy.ones((1, 90000, 80), "float32"), "projector": numpy.zeros(1, "int64")}
     encoder.run(feed)
     began = threading.Event()

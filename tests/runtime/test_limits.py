@@ -11,6 +11,7 @@ from phirt.bundle.files import load_manifest
 from phirt.bundle.limits import with_limits
 from phirt.encoders.media_encoder import MediaEncoder
 from phirt.errors import ConfigError, MediaError
+from phirt.runtime.device import Device
 from phirt.runtime.session import SessionConfig
 
 
@@ -22,7 +23,7 @@ def test_nothing_changes_where_nothing_is_said(bundle):
 def test_limits_can_be_lowered_and_raised(bundle, photo, clip):
     manifest = load_manifest(bundle)
     low = MediaEncoder(
-        with_limits(manifest, {"image_pixels": 1499, "audio_seconds": 0.4}), SessionConfig(threads=1)
+        with_limits(manifest, {"image_pixels": 1499, "audio_seconds": 0.4}), SessionConfig(Device.cpu(1))
     )
     with pytest.raises(MediaError, match="1499"):
         low.prepare("image", photo)

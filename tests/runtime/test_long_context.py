@@ -17,6 +17,7 @@ from phirt.errors import RequestCancelledError
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import GenerationConfig, TokenSampler
 from phirt.generate.sequence import Prompt
+from phirt.runtime.device import Device
 from phirt.runtime.session import Session, SessionConfig
 
 ORIGINAL = 200  # two chunks of a prefill are run again at the border
@@ -179,7 +180,7 @@ def test_cancelling_while_it_is_run_again_leaves_a_conversation_that_goes_on(mod
 def test_the_published_border_of_4096(tmp_path):
     tiny = Tiny(layers=1, heads=2, kv_heads=1, context=8192, original_context=4096, long=32.0)
     manifest = load_manifest(write_bundle(tmp_path, tiny, vision=False, speech=False))
-    session = Session(manifest, "decoder", SessionConfig(threads=1))
+    session = Session(manifest, "decoder", SessionConfig(Device.cpu(1)))
     ids = np.random.default_rng(0).integers(12, 512, 4090)
 
     def run(prompt: Prompt, count: int) -> list[int]:

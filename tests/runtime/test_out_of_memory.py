@@ -95,17 +95,17 @@ def test_a_run_that_finds_no_memory_says_so(decoder):
 
 
 def test_keys_and_values_that_find_no_memory_leave_an_empty_cache(monkeypatch):
-    from phirt.generate import kv_cache
+    from phirt.runtime import device
 
     cache = KVCache(1, 1, 4, 4096)
-    real = kv_cache.empty_array
+    real = device.empty_array
 
     def refuse(shape: tuple[int, ...], dtype: object) -> object:
         if shape[2] > 256:
             raise MemoryError
         return real(shape, dtype)
 
-    monkeypatch.setattr(kv_cache, "empty_array", refuse)
+    monkeypatch.setattr(device, "empty_array", refuse)
     with pytest.raises(OutOfMemoryError, match="not enough memory to keep keys and values of 1024 tokens"):
         cache.reserve(1000)
     assert (cache.length, cache.capacity) == (0, 256)

@@ -17,6 +17,7 @@ from phirt.generate.engine import Engine
 from phirt.generate.sampling import TokenSampler
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.generate.speculation import LONGEST_RUN, RUN_SIZES, DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.runtime.device import Device
 from phirt.runtime.session import Session, SessionConfig
 
 CONFIGS = {
@@ -216,7 +217,7 @@ class TestLongRegime:
     def test_answers_across_the_border(self, tmp_path, length):
         folder = write_bundle(tmp_path, self.TINY)
         manifest = load_manifest(folder)
-        session = Session(manifest, "decoder", SessionConfig(threads=1))
+        session = Session(manifest, "decoder", SessionConfig(Device.cpu(1)))
         prompt = prompts(1, length)[0]
         expected = tiny_reference.greedy(folder, prompt.ids, 40, tiny=self.TINY)
         plain = run(Engine(session, manifest), prompt, {})

@@ -13,10 +13,10 @@ from typing import Any
 import phirt
 from phirt.bundle.files import load_manifest
 from phirt.bundle.manifest import Modality
-from phirt.runtime.session import check_threads
+from phirt.runtime.cpus import thread_count
+from phirt.runtime.device import check_threads
 from phirt_apps.answer import peak_memory
 from phirt_apps.errors import UsageError
-from phirt_apps.machine import usable_cores
 from phirt_apps.output import Busy, Output
 
 from . import opening, peaks, speed
@@ -38,6 +38,7 @@ class Request:
     image: Path | None
     audio: Path | None
     threads: int | None
+    compare_threads: tuple[int, ...] | None = None
 
 
 def lengths(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -67,8 +68,8 @@ def measure(folder: Path, request: Request, out: Output) -> Report:
     )  # fmt: skip
     work = decoder_work(manifest)
     with out.busy("measuring the machine") as busy:
-        steps = _Steps(busy, _count_steps(plan))
-        probe_threads = threads or usable_cores()
+        steps = _Steps(busy, _count_steps(plan) + len(request.compare_threads or ()))
+        probe_threads = thread_count(threads)
         steps.begin("measuring the machine")
         read = peaks.measure_reading(probe_threads)
         steps.begin("measuring the machine")
@@ -92,11 +93,15 @@ def measure(folder: Path, request: Request, out: Output) -> Report:
             steps.begin(f"decoding for {plan.sustained:g} seconds")
             over_time = speed.sustained(engine, prompts, plan.depths[0], plan.new_tokens, plan.sustained)
         memory = peak_memory()
+        by_threads = []
+        for count in request.compare_threads or ():
+            steps.begin(f"with {count} threads")
+            by_threads.append(speed.with_threads(folder, plan, count))
         steps.begin("measuring the machine again")
         read = max(read, peaks.measure_reading(probe_threads), key=_rate)
     return Report(
         manifest, threads, opened, tuple(prefills), tuple(decodes), media, tuple(over_time), memory, work,
-        read, multiply,
+        read, multiply, tuple(by_threads),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 
 from phirt.errors import PhirtError
 
@@ -136,10 +137,7 @@ def _seconds(pool: ThreadPoolExecutor, read: Callable[[Any], Any], pieces: list[
 
 def _affordable(nbytes: int) -> int:
     """At most a quarter of the memory that is there, but enough to be larger than caches."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not told (Windows)
-        return nbytes
+    total = psutil.virtual_memory().total
     return int(min(nbytes, max(1 << 27, total // 4))) & ~0xFFFFF
 
 

@@ -10,12 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 from phirt.bundle.manifest import Manifest
+from phirt.runtime.cpus import thread_count, usable_cpus
 from phirt_apps.extras import install_line
-from phirt_apps.machine import cpu_name, usable_cores
+from phirt_apps.machine import cores_and_threads, cpu_name
 from phirt_apps.output import Output, one_line, plain_table, size
 
 from .opening import Opening
-from .speed import Decode, Encode, Prefill
+from .speed import Decode, Encode, Prefill, ThreadSpeed
 from .spread import Spread
 from .work import DecoderWork
 
@@ -39,6 +40,7 @@ class Report:
     work: DecoderWork
     read: dict[str, Any]
     multiply: dict[str, Any] | None
+    by_threads: tuple[ThreadSpeed, ...] = ()
 
     def prefill_speed(self, row: Prefill) -> Spread:
         """Tokens a second."""
@@ -69,8 +71,8 @@ def as_object(report: Report) -> dict[str, Any]:
         },
         "machine": {
             "cpu": cpu_name(),
-            "cores": usable_cores(),
-            "threads": report.threads,
+            "cores": usable_cpus(),
+            "threads": thread_count(report.threads),
             "read": report.read,
             "multiply": report.multiply,
         },
@@ -112,6 +114,14 @@ def as_object(report: Report) -> dict[str, Any]:
             }
             for kind, row in report.media.items()
         },
+        "by_threads": [
+            {
+                "threads": row.threads,
+                "prefill": row.prefill.as_object(),
+                "decode": row.decode.as_object(),
+            }
+            for row in report.by_threads
+        ],
         "sustained": [{"seconds": at, "tokens_per_second": rate} for at, rate in report.sustained],
         "peak_memory": report.peak_memory,
     }
@@ -125,6 +135,8 @@ def show(report: Report, out: Output) -> None:
         tables.append(_media(report))
     if report.sustained:
         tables.append(_sustained(report))
+    if report.by_threads:
+        tables.append(_by_threads(report))
     for table in tables:
         out.answer("\n")
         out.table(table)
@@ -141,8 +153,7 @@ def _heading(report: Report) -> Any:
     manifest, opening, read = report.manifest, report.opening, report.read
     table = plain_table("bundle", one_line(manifest.name))
     table.add_row("size", size(sum(entry.size for entry in manifest.files.values())))
-    table.add_row("cpu", f"{cpu_name()}, {usable_cores()} logical cores usable")
-    table.add_row("threads", "one per physical core" if report.threads is None else str(report.threads))
+    table.add_row("cpu", f"{cpu_name()}, {cores_and_threads(report.threads)}")
     table.add_row(
         "reading memory",
         f"{read['bytes_per_second'] / 1e9:.1f} GB/s at most ({read['method']}, {read['pages']} pages, "
@@ -151,7 +162,7 @@ def _heading(report: Report) -> Any:
     if (peak := report.multiply) is not None:
         table.add_row(
             "int8 products",
-            f"{peak['operations_per_second'] / 1e9:.0f} GFLOP/s at most (int4 weights in blocks of "
+            f"{peak['operations_per_second'] / 1e9:.0f} GOP/s at most (int4 weights in blocks of "
             f"{peak['block_size']}, {peak['rows']} rows, {peak['threads']} threads)",
         )
     if opening.preparing is not None:
@@ -215,3 +226,12 @@ def _seconds(value: float) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _by_threads(report: Report) -> Any:
+    table = plain_table(
+        "threads", f"prefill of {report.prefill[0].prompt_tokens}", f"decode at {report.decode[0].depth}"
+    )
+    for row in report.by_threads:
+        table.add_row(str(row.threads), row.prefill.text(_rate), row.decode.text(_rate))
+    return table

@@ -63,6 +63,15 @@ class Decode:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThreadSpeed:
+    """Tokens a second of the plan's first prefill and first depth with so many threads."""
+
+    threads: int
+    prefill: Spread
+    decode: Spread
+
+
+@dataclasses.dataclass(frozen=True)
 class Encode:
     """Seconds to read and process one picture or clip, and to run its encoder."""
 
@@ -106,6 +115,16 @@ def make_plan(
     return Plan(
         tuple(dict.fromkeys(prompt_tokens)), new_tokens, tuple(dict.fromkeys(depths)), repeats, sustained
     )
+
+
+def with_threads(folder: Path, plan: Plan, threads: int) -> ThreadSpeed:
+    """Opens the bundle anew with so many threads, and measures the first of each."""
+    model = phirt.load(folder, threads=threads)
+    engine, prompts = model.generator.new_engine(), Prompts(model.manifest)
+    first = prefill(engine, prompts, plan.prompt_tokens[0], plan.repeats)
+    decoded = decode(engine, prompts, plan.depths[0], plan.new_tokens, plan.repeats)
+    speed = first.first_token.map(lambda seconds: first.prompt_tokens / seconds)
+    return ThreadSpeed(threads, speed, decoded.tokens_per_second)
 
 
 def _check_depth(geometry: Geometry, depth: int, new_tokens: int) -> None:

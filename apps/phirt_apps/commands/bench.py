@@ -46,6 +46,10 @@ def command(
         typer.Option("--sustained", min=1.0, metavar="SECONDS", help="Decode that long: speed over time."),
     ] = None,
     threads: options.Threads = None,
+    compare_threads: Annotated[
+        str | None,
+        typer.Option("--compare-threads", metavar="N,...", help="Measure with so many threads as well."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Measures load time, time to first token, prefill, decoding, encoders and memory of a bundle.
@@ -58,6 +62,7 @@ def command(
       phirt bench
       phirt bench -m phi4-int4 --prompt-tokens 1024 --depth 128,4096
       phirt bench -m phi4-int4 --sustained 300 --json
+      phirt bench --compare-threads 1,2,4
     """
     from phirt_apps.bench.measure import Request, lengths, measure
     from phirt_apps.bench.report import as_object, show
@@ -71,6 +76,7 @@ def command(
         image=image,
         audio=audio,
         threads=threads,
+        compare_threads=lengths(compare_threads, "--compare-threads"),
     )
     out = Output()
     report = measure(bundle_folder(bundle), request, out)

@@ -18,17 +18,18 @@ def command(json: options.Json = False) -> None:
     \b
       phirt devices
     """
-    from phirt.runtime import session
-    from phirt_apps.machine import cpu_name, usable_cores
+    from phirt.runtime.cpus import usable_cpus
+    from phirt.runtime.device import CPU, devices
+    from phirt_apps.machine import cores_and_threads, cpu_name
 
     out = Output()
-    used = session.resolve_providers(None)
-    cpu, cores = cpu_name(), usable_cores()
+    cpu, used = cpu_name(), [name for name, _ in CPU.providers]
     if json:
-        out.json({"cpu": cpu, "cores": cores, "providers": list(session.devices()), "used": list(used)})
+        facts = {"cpu": cpu, "cores": usable_cpus(), "threads": CPU.thread_count}
+        out.json({**facts, "providers": list(devices()), "used": used})
         return
     table = plain_table("provider", "used by default")
-    for name in session.devices():
+    for name in devices():
         table.add_row(name, "yes" if name in used else "")
     out.table(table)
-    out.answer(f"\ncpu: {cpu}, {cores} logical cores usable\n")
+    out.answer(f"\ncpu: {cpu}, {cores_and_threads(None)}\n")
