@@ -22,6 +22,7 @@ from .generate.results import Result as Result
 from .generate.results import Timings as Timings
 from .generate.results import Usage as Usage
 from .generate.sampling import GenerationConfig as GenerationConfig
+from .generate.sampling import Logits as Logits
 from .generate.sampling import LogitsProcessor as LogitsProcessor
 from .generate.sampling import Sampler as Sampler
 from .generate.text_stream import AsyncTextStream as AsyncTextStream

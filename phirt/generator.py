@@ -59,6 +59,18 @@ class TokenCount:
     adapter: str
 
 
+class StreamArguments(GenerationOverrides, total=False):
+    """What `Generator.stream` takes beside the messages."""
+
+    system: str | None
+    tools: Tools | Iterable[Mapping[str, Any]] | None
+    config: GenerationConfig
+    logits_processors: Iterable[LogitsProcessor]
+    sampler: Sampler | None
+    on_progress: OnProgress | None
+    adapter: str | None
+
+
 class Generator:
     """A loaded bundle that answers messages: `stream(messages)` gives text and then a typed result.
 
@@ -123,7 +135,7 @@ class Generator:
         )
         return TextStream(generation)
 
-    def astream(self, messages: Sequence[Message], **arguments: Any) -> AsyncTextStream:
+    def astream(self, messages: Sequence[Message], **arguments: Unpack[StreamArguments]) -> AsyncTextStream:
         """`stream` for asyncio: `async for piece in generator.astream(...)`, with the same arguments."""
         return AsyncTextStream(lambda cancel: self.stream(messages, cancel=cancel, **arguments))
 

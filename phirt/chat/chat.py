@@ -34,6 +34,24 @@ _DEFAULTS = GenerationConfig()
 _POLL_SECONDS = 0.05  # how often a thread that waits for its turn looks whether it is still wanted
 
 
+class AnswerArguments(GenerationOverrides, total=False):
+    """What `Chat.send_tool_results` takes beside the results."""
+
+    config: GenerationConfig
+    logits_processors: Iterable[LogitsProcessor]
+    sampler: Sampler | None
+    on_progress: OnProgress | None
+    wait: bool
+
+
+class SendArguments(AnswerArguments, total=False):
+    """What `Chat.send` takes beside the text."""
+
+    images: Iterable[ImageSource]
+    audio: Iterable[AudioSource]
+    image_detail: ImageDetail
+
+
 class Chat:
     """A conversation: its messages, its system message, the tools that it offers.
 
@@ -176,14 +194,14 @@ class Chat:
             content = results_to_json(results, len(calls))
             return self._answer(Message(self.generator.tool_role, content), options, begin, cancel)
 
-    def asend(self, text: str, **arguments: Any) -> AsyncReply:
+    def asend(self, text: str, **arguments: Unpack[SendArguments]) -> AsyncReply:
         """`send` for asyncio, with the same arguments: `async for piece in chat.asend("…")`.
 
         Nothing is done before the first piece is asked for; errors of `send` are raised there.
         """
         return AsyncReply(lambda cancel: self.send(text, cancel=cancel, **arguments))
 
-    def asend_tool_results(self, results: Iterable[Any], **arguments: Any) -> AsyncReply:
+    def asend_tool_results(self, results: Iterable[Any], **arguments: Unpack[AnswerArguments]) -> AsyncReply:
         """`send_tool_results` for asyncio, with the same arguments."""
         return AsyncReply(lambda cancel: self.send_tool_results(results, cancel=cancel, **arguments))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 import phirt
 from phirt import GenerationConfig, Message
+from phirt.chat.chat import AnswerArguments, SendArguments
 from phirt.errors import ClosedError, ConfigError, ContextError, RequestCancelledError
 from phirt.generate.sampling import GenerationOverrides
+from phirt.generator import StreamArguments
 
 
 @pytest.fixture
@@ -104,9 +107,23 @@ def test_settings_may_be_given_beside_a_config(chat):
         chat.send("hello", max_new_tokens=0)
     with pytest.raises(ConfigError, match="config is a dict, accepted: a GenerationConfig"):
         chat.send("hello", config={}, max_new_tokens=3)
-    assert GenerationOverrides.__annotations__.keys() == {
-        f.name for f in dataclasses.fields(GenerationConfig)
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "method"),
+    [
+        (SendArguments, phirt.Chat.send),
+        (AnswerArguments, phirt.Chat.send_tool_results),
+        (StreamArguments, phirt.Generator.stream),
+    ],
+)
+def test_the_asynchronous_ways_take_the_same_arguments(asynchronous, method):
+    settings = {field.name for field in dataclasses.fields(GenerationConfig)}
+    assert GenerationOverrides.__annotations__.keys() == settings
+    keywords = {
+        name for name, one in inspect.signature(method).parameters.items() if one.kind is one.KEYWORD_ONLY
     }
+    assert asynchronous.__annotations__.keys() - settings == keywords - {"cancel"}
 
 
 @pytest.mark.parametrize(
