@@ -28,7 +28,7 @@ from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.decoder import rope_tables
 from phirt_export.reference.model import Route
-from phirt_quant.evaluation import STEPS, Case, Rows, following
+from phirt_quant.evaluation import STEPS, Case, Logits, following
 
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
 _ROOM = 1 << 30
@@ -61,7 +61,7 @@ class CheckpointReference:
             )
         self._model = load_model(opened)
 
-    def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
+    def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """Logits along a case; see `phirt_quant.evaluation.Reference`."""
         route: Route = prompt.adapter.name  # type: ignore[assignment]
         ids = [int(i) for i in prompt.ids]
@@ -75,7 +75,7 @@ class CheckpointReference:
                 yield logits
                 ids.append(following(case, logits, step))
 
-    def _logits(self, ids: list[int], media: Tensor | None, route: Route, first: int) -> Iterator[Rows]:
+    def _logits(self, ids: list[int], media: Tensor | None, route: Route, first: int) -> Iterator[Logits]:
         """Logits at each position from `first` on; only a few rows of them exist at a time."""
         hidden = self._model.hidden_states(torch.tensor([ids]), media, route)[0, first:]
         for rows in hidden.split(_ROWS):

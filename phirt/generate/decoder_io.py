@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from phirt.generate.sequence import Rows
+from phirt.generate.sequence import Features
 from phirt.runtime.tensor import empty_array, ort_value
+
+Logits = npt.NDArray[np.float32]
 
 
 class DecoderIO:
@@ -22,9 +25,9 @@ class DecoderIO:
     def __init__(self, vocab_size: int, hidden_size: int, longest: int) -> None:
         self._vocab_size = vocab_size
         self.tokens = np.zeros(longest, dtype=np.int64)
-        self.no_media: Rows = np.zeros((0, hidden_size), dtype=np.float32)
+        self.no_media: Features = np.zeros((0, hidden_size), dtype=np.float32)
         self.no_media_value = ort_value(self.no_media)
-        self.logits: Rows = empty_array((longest, vocab_size), np.float32)
+        self.logits: Logits = empty_array((longest, vocab_size), np.float32)
         self.route = np.zeros(1, dtype=np.int64)
         self._num_logits = np.zeros(1, dtype=np.int64)
         self._seqlens_k = np.zeros(1, dtype=np.int32)
@@ -44,9 +47,9 @@ class DecoderIO:
         """The first `count` rows of `logits` as graph output [1, count, vocab]."""
         return ort_value(self.logits[:count].reshape(1, count, self._vocab_size))
 
-    def row(self, index: int) -> Rows:
+    def row(self, index: int) -> Logits:
         """The logits [vocab] in row `index`, valid until the next run."""
-        row: Rows = self.logits[index]
+        row: Logits = self.logits[index]
         return row
 
     def set_lengths(self, length: int, announced: int, num_logits: int) -> None:

@@ -2,9 +2,9 @@
 
 Knows token ids, media feature rows and adapters. Knows nothing of text, templates, images or sound.
 
-A cached position is valid for one adapter and one rotary regime only (short or long LongRoPE factors, spec
-section A), so both are part of the cache's state: when either changes, everything is run again from the
-start.
+A cached position is valid for one adapter and one rotary regime only (LongRoPE, arXiv 2402.13753, has short
+and long factors), so both are part of the cache's state: when either changes, everything is run again from
+the start.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 from phirt.bundle.adapters import adapter_id
 from phirt.bundle.manifest import Manifest
 from phirt.errors import ContextError, RequestCancelledError
-from phirt.generate.decoder_io import DecoderIO
+from phirt.generate.decoder_io import DecoderIO, Logits
 from phirt.generate.kv_cache import KVCache, Layer
 from phirt.generate.results import FinishReason
 from phirt.generate.sequence import (
     BASE_WEIGHTS,
     Adapter,
+    Features,
     Ids,
     MediaSpan,
     Prompt,
-    Rows,
     common_prefix,
     extended,
     feature_rows,
@@ -177,7 +177,7 @@ class Engine:
 
     def prefill_prompt(
         self, prompt: Prompt, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
-    ) -> Rows:
+    ) -> Logits:
         """Makes the cache hold exactly `prompt`, running only what it does not hold yet.
 
         Returns the logits float32 [vocab] after the last position, valid until the next call. `on_progress`
@@ -214,12 +214,12 @@ class Engine:
     def prefill(
         self,
         ids: Sequence[int] | Ids,
-        media_features: Rows | None = None,
+        media_features: Features | None = None,
         adapter: Adapter = BASE_WEIGHTS,
         *,
         cancel: threading.Event | None = None,
         on_progress: OnProgress | None = None,
-    ) -> Rows:
+    ) -> Logits:
         """Appends `ids` to what is cached; `media_features` [M, hidden] are the rows of their placeholders,
         in order.
 
@@ -233,7 +233,7 @@ class Engine:
 
     def decode_step(
         self, token: int, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
-    ) -> Rows:
+    ) -> Logits:
         """Appends one id, which must not be a media placeholder. Returns the logits [vocab], valid until the
         next call.
 
@@ -261,7 +261,7 @@ class Engine:
     def generate(
         self,
         prompt: Prompt,
-        choose: Callable[[Rows], int],
+        choose: Callable[[Logits], int],
         *,
         max_new_tokens: int,
         eos: Sequence[int],
@@ -311,7 +311,7 @@ class Engine:
         wanted: int,
         cancel: threading.Event | None,
         on_progress: OnProgress | None,
-    ) -> Rows:
+    ) -> Logits:
         """Appends the chosen id. Returns the logits [vocab] after it: from the last run if it was drafted
         there, else from a new one, in which at most `wanted` ids are drafted.
         """
@@ -378,7 +378,7 @@ class Engine:
             if moved:
                 self._decode_bindings.clear()
 
-    def _run_chunk(self, ids: Ids, features: Rows) -> None:
+    def _run_chunk(self, ids: Ids, features: Features) -> None:
         """Runs one chunk of a prefill."""
         start = self._cache.length
         stop = start + len(ids)

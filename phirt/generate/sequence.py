@@ -15,7 +15,7 @@ import numpy.typing as npt
 from phirt.bundle.manifest import NO_ADAPTER
 
 Ids = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class MediaSpan:
     """
 
     start: int
-    features: Rows
+    features: Features
     key: str
 
     @property
@@ -81,7 +81,7 @@ def common_prefix(old: Prompt, new: Prompt) -> int:
     return length
 
 
-def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Rows) -> Rows:
+def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Features) -> Features:
     """The rows that stand at positions `start` to `stop`; spans are in order and do not overlap."""
     parts = [
         span.features[max(start - span.start, 0) : stop - span.start]
@@ -91,7 +91,9 @@ def feature_rows(spans: tuple[MediaSpan, ...], start: int, stop: int, empty: Row
     return np.concatenate(parts) if parts else empty
 
 
-def extended(known: Prompt, ids: Ids, rows: Rows, placeholders: Sequence[int], adapter: Adapter) -> Prompt:
+def extended(
+    known: Prompt, ids: Ids, rows: Features, placeholders: Sequence[int], adapter: Adapter
+) -> Prompt:
     """`known`, which may end inside a medium, and then `ids` with the feature rows of their placeholders."""
     length = len(known.ids)
     spans = tuple(span.before(length) for span in known.spans)
@@ -99,7 +101,9 @@ def extended(known: Prompt, ids: Ids, rows: Rows, placeholders: Sequence[int], a
     return Prompt(np.concatenate([known.ids, ids]), spans, adapter)
 
 
-def _anonymous_spans(ids: Ids, rows: Rows, placeholders: Sequence[int], offset: int) -> tuple[MediaSpan, ...]:
+def _anonymous_spans(
+    ids: Ids, rows: Features, placeholders: Sequence[int], offset: int
+) -> tuple[MediaSpan, ...]:
     """One span for each run of placeholders in `ids`, which begin at `offset`, named by the content of its
     rows.
     """

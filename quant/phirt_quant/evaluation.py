@@ -32,7 +32,7 @@ from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT
 STEPS = 16
 PASSAGE_TOKENS = 256
 
-Rows = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Case:
 class Reference(Protocol):
     """A model to be compared with."""
 
-    def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
+    def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """Logits float32 [vocab] after the prompt, and after each token that follows: those of `case.forced`,
         or the likeliest one of the logits before. `prompt` is the candidate's encoding of the case.
         """
@@ -77,7 +77,7 @@ class BundleReference:
             )
         self._model = model
 
-    def follow(self, case: Case, prompt: Prompt) -> Iterator[Rows]:
+    def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """See `Reference`."""
         engine = self._model.generator.new_engine()
         own = encode(self._model, case)
@@ -93,7 +93,7 @@ class BundleReference:
             yield logits
 
 
-def following(case: Case, logits: Rows, step: int) -> int:
+def following(case: Case, logits: Logits, step: int) -> int:
     """The token that follows the logits of a step, counted from 0."""
     return int(logits.argmax()) if case.forced is None else case.forced[step + 1]
 
