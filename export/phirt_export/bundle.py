@@ -28,13 +28,13 @@ from phirt.bundle.manifest import (
 )
 from phirt.errors import BundleError, ConfigError
 from phirt.fields import Fields, read_dataclass, write_dataclass
+from phirt.runtime.atomic_file import atomic_write
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.encoders import EncoderPlan, adapter_specs, rules
 from phirt_export.narrow import narrow
 from phirt_export.reference import ModelConfig
 
 CARD_NAME = "MODEL_CARD.md"
-_DRAFT_NAME = f"{MANIFEST_NAME}.draft"
 _MAX_PIXELS, _MAX_SECONDS = 100_000_000, 1800.0  # where a model says nothing: what cameras make, half an hour
 _MEDIA_BYTES = 1 << 28  # of one file, whatever its format
 _CHUNK = 1 << 20
@@ -98,7 +98,7 @@ def write_manifest(
     files = {
         path.name: FileEntry(path.stat().st_size, digests.get(path.name) or _sha256(path))
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST_NAME, _DRAFT_NAME)
+        if path.name != MANIFEST_NAME
     }
     manifest = Manifest(
         name=name,
@@ -118,12 +118,12 @@ def write_manifest(
         folder=folder,
         fingerprint="",
     )
-    draft = folder / _DRAFT_NAME
     try:
-        draft.write_bytes(manifest_bytes(manifest))
+        content = manifest_bytes(manifest)
     except BundleError as error:
         raise ConfigError(f"the checkpoint makes no bundle that would load: {error}") from error
-    draft.replace(folder / MANIFEST_NAME)
+    with atomic_write(folder / MANIFEST_NAME) as stream:
+        stream.write(content)
 
 
 def geometry(config: ModelConfig) -> Geometry:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from typing import BinaryIO
 from phirt.bundle.files import load_manifest
 from phirt.bundle.manifest import FORMAT, MANIFEST_NAME
 from phirt.errors import BundleError, ConfigError, PhirtError
+from phirt.runtime.atomic_file import sync_file, sync_folder
 from phirt_export.containers import read_json
 from phirt_export.journal import Journal
 
@@ -90,8 +90,8 @@ def _publish(partial: Path, output: Path) -> None:
     """Bring all of the bundle to the disk, then move it to `output`; a former bundle stays until then."""
     folder, former = partial / _BUNDLE, partial / _FORMER
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync_file(path)
+    sync_folder(folder)
     if output.exists():
         output.rename(former)
     try:
@@ -100,7 +100,7 @@ def _publish(partial: Path, output: Path) -> None:
         if former.exists():
             former.rename(output)
         raise
-    _sync(output.parent)
+    sync_folder(output.parent)
 
 
 def _settle_former(partial: Path, output: Path) -> None:
@@ -213,17 +213,3 @@ def require_replaceable(output: Path) -> None:
         raise ConfigError(
             f"{output} exists and is not a bundle, so it is not overwritten; choose another output"
         )
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there, and need not be
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems sync no folders; a file that cannot be synced is not safe.
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from phirt.generate.sequence import Adapter, MediaSpan, Prompt, common_prefix
 from phirt.generator import Generator
 from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tools import Tools
+from phirt.runtime.atomic_file import atomic_write
 
 FORMAT = "phirt-conversation"
 ACCEPTED_VERSIONS = (1, 2)
@@ -86,7 +87,7 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
         if len(document) > _max_document_bytes(generator.manifest):
             raise ConversationError(f"the conversation's texts are too long to be saved to {path}")
         try:
-            with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            with atomic_write(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
                 archive.writestr(_DOCUMENT, document)
                 for index, item in enumerate(media):
                     for projector, features in item.features.items():
@@ -276,22 +277,6 @@ def _may_replace(path: Path) -> bool:
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise ConversationError(f"{path} cannot be saved to: {reason}; choose another name") from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes `path`'s place when all went well and vanishes otherwise."""
-    handle, name = tempfile.mkstemp(prefix=_STAGED_PREFIX, suffix=".tmp", dir=path.parent)
-    staged = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:

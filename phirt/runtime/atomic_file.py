@@ -47,8 +47,11 @@ def write_text(path: Path, text: str) -> None:
 
 def sync_file(path: Path) -> None:
     """Has the system write the file's content to the disk."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

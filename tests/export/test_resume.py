@@ -77,7 +77,7 @@ class Moments:
 
         patch.setattr(DataFile, "_put", half)
         for owner, name in (
-            (Journal, "_write"), (exporter, "write_manifest"), (staging, "_sync"), (staging, "_discard"),
+            (Journal, "_write"), (exporter, "write_manifest"), (staging, "sync_file"), (staging, "_discard"),
             (Path, "rename"), (Path, "replace"),
         ):  # fmt: skip
             patch.setattr(owner, name, self._counted(getattr(owner, name)))
