@@ -40,7 +40,7 @@ from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS, Tools
 from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session, SessionConfig
-from phirt.runtime.system import give_back_freed
+from phirt.runtime.system import trim_heap
 
 _DEFAULTS = GenerationConfig()
 _DEFAULT_LIMITS = CacheLimits()
@@ -250,7 +250,7 @@ class Generator:
                     spans.append(MediaSpan(start, features, self.encoder.span_key(item, rule)))
         finally:
             if begun:  # crops and what encoders compute; the C library would keep it once for each thread
-                give_back_freed()
+                trim_heap()
         return spans
 
     def count_tokens(

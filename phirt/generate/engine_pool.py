@@ -24,7 +24,7 @@ from typing import Any
 from phirt.errors import ClosedError, ConfigError
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Prompt
-from phirt.runtime.system import give_back_freed
+from phirt.runtime.system import trim_heap
 
 _MEMORY_SHARE = 4  # by default caches may take a quarter of the machine's memory
 _MEMORY_UNKNOWN = 8 << 30
@@ -302,7 +302,7 @@ class EnginePool:
         if self._dropped_bytes > (_WORTH_GIVING_BACK if self._busy else 0):
             # The C library would keep it, once for each thread that asked for some.
             self._dropped_bytes = 0
-            give_back_freed()
+            trim_heap()
 
     def _exceeds_limits(self) -> bool:
         engines = [*self._idle, *self._busy]

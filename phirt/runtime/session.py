@@ -19,8 +19,7 @@ from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
 from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt.errors import BundleError, PhirtError, ProviderError, not_enough_memory, out_of_memory
-from phirt.runtime import prepared as prepacked
-from phirt.runtime import system as memory
+from phirt.runtime import prepared, system
 from phirt.runtime.device import CPU, Device
 from phirt.runtime.native_calls import native_calls
 from phirt.runtime.ort import ort
@@ -49,7 +48,7 @@ class SessionConfig:
     `repeated` says that runs follow each other quickly, as decode steps do: worker threads then stay awake
     for a moment, and memory for what the graph computes is kept between runs. `on_prepare` is called with a
     graph's name and the bytes of its weights before it is prepared for this machine, which takes seconds and
-    is done once (see `prepacked`).
+    is done once (see `prepared`).
     """
 
     device: Device = CPU
@@ -65,7 +64,7 @@ class Session:
         self.graph = graph
         self.device = config.device
         # Weights are mapped at least; a library that gets no memory may end the process.
-        if not memory.has_address_space(sum(manifest.files[name].size for name in self.spec.data)):
+        if not system.has_address_space(sum(manifest.files[name].size for name in self.spec.data)):
             raise not_enough_memory(f"open the {graph} graph")
         self._run_options = ort.RunOptions()
         native_calls.register(self)
@@ -84,7 +83,7 @@ class Session:
                 ) from error
             _check_provider(self._session, config.device)
             _check_interface(self._session, self.spec)
-            memory.give_back_mapped([manifest.path(name) for name in self.spec.data])
+            system.release_mapped_pages([manifest.path(name) for name in self.spec.data])
 
     def _open_prepared(self, manifest: Manifest, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
@@ -93,7 +92,7 @@ class Session:
         """
         entry = None
         if config.device.is_cpu:
-            entry = prepacked.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
+            entry = prepared.find_entry(manifest, self.spec, f"onnxruntime {ort.__version__}")
         if entry is None or not entry.is_complete():
             check_graph(manifest, self.spec)
             if entry is not None and not entry.has_failed():
@@ -101,15 +100,15 @@ class Session:
         if entry is None or not entry.is_complete():
             return None
         try:
-            session = _open(entry.model, config, prepared=True)
+            session = _open(entry.model, config, optimized=True)
             _check_interface(session, self.spec)
         except Exception as error:  # a damaged entry: the bundle itself is the way that always works
             _log.info("the prepared %s graph cannot be opened: %s", self.graph, _first_line(error))
             entry.discard()
             check_graph(manifest, self.spec)
             return None
-        memory.give_back_mapped([entry.data])
-        memory.give_back_freed()
+        system.release_mapped_pages([entry.data])
+        system.trim_heap()
         return session
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -169,9 +168,9 @@ def _check_interface(session: Any, spec: GraphSpec) -> None:
         raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
 
 
-def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
+def _open(path: Path, config: SessionConfig, *, optimized: bool = False) -> Any:
     options = config.device.session_options(spinning=config.repeated)
-    if prepared:
+    if optimized:
         # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
         # their content; on all cores, for which it holds all unpacked ones to the end.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -182,7 +181,7 @@ def _open(path: Path, config: SessionConfig, *, prepared: bool = False) -> Any:
         )
 
 
-def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepacked.Entry) -> None:
+def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepared.Entry) -> None:
     """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry; gives up
     without a word where that fails.
 
@@ -204,14 +203,14 @@ def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepa
         _log.warning("the %s graph was not prepared for this machine: %s", graph, _first_line(error))
         _log.debug("where preparing it failed", exc_info=error)
     finally:
-        memory.give_back_freed()
+        system.trim_heap()
 
 
 def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
     options = config.device.session_options(spinning=config.repeated)
-    options.optimized_model_filepath = str(folder / prepacked.MODEL_NAME)
+    options.optimized_model_filepath = str(folder / prepared.MODEL_NAME)
     for key, value in (
-        ("optimized_model_external_initializers_file_name", prepacked.DATA_NAME),
+        ("optimized_model_external_initializers_file_name", prepared.DATA_NAME),
         ("optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_BYTES)),
         ("save_external_prepacked_constant_initializers", "1"),
     ):

@@ -34,7 +34,7 @@ def has_address_space(nbytes: int) -> bool:
     return True
 
 
-def give_back_mapped(files: Collection[Path]) -> None:
+def release_mapped_pages(files: Collection[Path]) -> None:
     """Lets the system take back the resident pages of these mapped files; whatever is read again comes from
     the file. Mappings that were written to are left alone: what they hold is in no file.
     """
@@ -48,7 +48,7 @@ def give_back_mapped(files: Collection[Path]) -> None:
             madvise(start, stop - start, _DONT_NEED)
 
 
-def give_back_freed() -> None:
+def trim_heap() -> None:
     """Lets the system take back memory that was freed. For after work that took much more than what stays."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library than glibc

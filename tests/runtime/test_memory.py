@@ -36,7 +36,7 @@ def test_pages_that_were_only_read_go_and_come_back(path):
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
         content = bytes(view)
         assert resident(path) == SIZE // 1024
-        memory.give_back_mapped([path])
+        memory.release_mapped_pages([path])
         assert resident(path) == 0
         assert bytes(view) == content
 
@@ -44,14 +44,14 @@ def test_pages_that_were_only_read_go_and_come_back(path):
 def test_what_was_written_stays(path):
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as view:
         view[5] = 99
-        memory.give_back_mapped([path])
+        memory.release_mapped_pages([path])
         assert view[5] == 99
 
 
 def test_other_files_are_left_alone(path, tmp_path):
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         assert sum(view[:: mmap.PAGESIZE]) == 0
-        memory.give_back_mapped([tmp_path / "another", tmp_path])
+        memory.release_mapped_pages([tmp_path / "another", tmp_path])
         assert resident(path) > 0
 
 
@@ -64,6 +64,6 @@ def test_freed_memory_goes_back():
     last = b"y" * 60000  # holds the end of the heap, so that it does not shrink by itself
     full = anonymous()
     del small
-    memory.give_back_freed()
+    memory.trim_heap()
     assert anonymous() < full - 100_000
     assert len(last) == 60000

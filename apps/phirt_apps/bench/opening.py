@@ -21,7 +21,7 @@ from typing import Any
 
 from phirt.bundle.manifest import Manifest
 from phirt.errors import BundleError, PhirtError
-from phirt.runtime import prepared as prepacked
+from phirt.runtime.prepared import find_entry
 
 from .spread import Spread
 
@@ -74,7 +74,7 @@ def _files(manifest: Manifest) -> list[Path]:
 
     files = [manifest.path(name) for name in manifest.files]
     for graph in manifest.graphs.values():
-        entry = prepacked.find_entry(manifest, graph, f"onnxruntime {ort.__version__}")
+        entry = find_entry(manifest, graph, f"onnxruntime {ort.__version__}")
         if entry is not None and entry.is_complete():
             files += entry.folder.iterdir()
     return files
