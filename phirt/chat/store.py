@@ -1,5 +1,5 @@
 """One file for one conversation: turns, media features and the cache, so that it goes on without running
-anything again. And the place of such a file, kept for one process at a time.
+anything again.
 
 Knows the file's layout and distrusts it. A zip without compression: conversation.json (texts, ids, what the
 arrays are) and arrays as .npy. Never pickle. Written beside its place and moved there, so an older
@@ -8,16 +8,12 @@ file survives any failure.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import math
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -26,6 +22,7 @@ import numpy.typing as npt
 
 from phirt.bundle.adapters import adapter_name
 from phirt.bundle.manifest import Manifest, Modality, Rule
+from phirt.chat.place import DAMAGED, DOCUMENT, BoundedFile, may_replace
 from phirt.errors import ContextError, ConversationError
 from phirt.fields import Fields, Length, Range, parse_json
 from phirt.generate.engine import Engine
@@ -34,20 +31,14 @@ from phirt.generate.sequence import Adapter, MediaSpan, Prompt, common_prefix
 from phirt.generator import Generator
 from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tools import Tools
-from phirt.runtime.atomic_file import atomic_write
+from phirt.runtime.atomic_file import PRIVATE, atomic_write
 
 FORMAT = "phirt-conversation"
 ACCEPTED_VERSIONS = (1, 2)
 
-_DOCUMENT = "conversation.json"
-_STAGED_PREFIX = ".phirt-"
 _KEY_LENGTH = 64  # hex sha256
-_MAX_NAME_BYTES = 255  # of most file systems
 _MAX_MEDIA = 4096
-_MAX_DIRECTORY_BYTES = 2 << 20  # of some 100 bytes for each part
 _MAX_MESSAGES = 1 << 16
-# What reading a zip archive with a damaged directory can raise, and what the system refuses.
-_DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 _REMEDY = "name a file that phirt saved, unchanged"
 
 Array = npt.NDArray[Any]
@@ -77,7 +68,7 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
     Replaces a saved conversation, but no other file and no device.
     """
     path = Path(path)
-    if not _may_replace(path):
+    if not may_replace(path):
         raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
     media = list(dict.fromkeys(item for message in conversation.messages for item in message.media))
     wanted = _prompt_of(generator, conversation)
@@ -87,8 +78,11 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
         if len(document) > _max_document_bytes(generator.manifest):
             raise ConversationError(f"the conversation's texts are too long to be saved to {path}")
         try:
-            with atomic_write(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_DOCUMENT, document)
+            with (
+                atomic_write(path, mode=PRIVATE) as stream,
+                zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
+            ):
+                archive.writestr(DOCUMENT, document)
                 for index, item in enumerate(media):
                     for projector, features in item.features.items():
                         _write_array(archive, f"media/{index}/{projector}.npy", features)
@@ -104,48 +98,6 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
             ) from error
 
 
-@contextlib.contextmanager
-def reserve(
-    path: str | Path, *, wait: bool = False, on_wait: Callable[[], None] | None = None
-) -> Iterator[None]:
-    """Keeps the place of a conversation for this process until the block ends, after trying whether it can be
-    saved there: to be entered before the conversation is read and answered.
-
-    Where another process has it, raises ConversationError, or waits; `on_wait` is called before that. An
-    empty file beside the place, named after it with a dot in front and `.lock` behind, carries the lock and
-    stays. Raises ConversationError also for a folder that does not exist or cannot be written to, and for a
-    file that is no saved conversation.
-    """
-    from filelock import FileLock, Timeout  # 40 ms, for this only
-
-    path = Path(path)
-    if not _may_replace(path):
-        raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
-    try:
-        with tempfile.TemporaryFile(prefix=_STAGED_PREFIX, dir=path.parent):
-            pass
-        lock = FileLock(_lock_place(path), thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            if not wait:
-                raise ConversationError(
-                    f"{path} is being used by another phirt; wait until it has ended, or name another file"
-                ) from error
-            if on_wait is not None:
-                on_wait()
-            lock.acquire()
-    except (OSError, ValueError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConversationError(
-            f"a conversation cannot be saved to {path}: {reason}; choose another place"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def load(generator: Generator, path: str | Path, user_adapter: str | None = None) -> Conversation:
     """Restores a conversation with the bundle that it was held with, and with the adapter, unless another one
     is named. Raises ConversationError, ConfigError.
@@ -155,10 +107,10 @@ def load(generator: Generator, path: str | Path, user_adapter: str | None = None
     try:
         if not path.is_file():
             raise ConversationError(f"{path} is no file; name a saved conversation")
-        with _BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
+        with BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
             stream.limit = None
             return _Reader(generator, archive, path).read(user_adapter)
-    except (*_DAMAGED, EOFError) as error:
+    except (*DAMAGED, EOFError) as error:
         raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
 
 
@@ -241,44 +193,6 @@ def _max_document_bytes(manifest: Manifest) -> int:
     return (1 << 20) + 128 * manifest.geometry.context
 
 
-def _lock_place(path: Path) -> Path:
-    """Beside the conversation, so that whoever sees the one sees the other."""
-    name = f".{path.name}.lock"
-    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
-        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.lock"
-    return path.with_name(name)
-
-
-class _BoundedFile(io.BufferedReader):
-    """A file of which at most `limit` bytes are read at once: the directory of a zip archive is, and a forged
-    one of gigabytes takes minutes to understand.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self.limit: int | None = _MAX_DIRECTORY_BYTES
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file. Raises ValueError beyond the limit."""
-        if self.limit is not None and size is not None and size > self.limit:
-            raise ValueError(f"its directory has {size} bytes, at most {self.limit} are read")
-        return super().read(size)
-
-
-def _may_replace(path: Path) -> bool:
-    """Whether nothing is there, or a saved conversation."""
-    try:
-        if not path.exists():
-            return True
-        if not (path.is_file() and zipfile.is_zipfile(path)):
-            return False
-        with _BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
-            return _DOCUMENT in archive.namelist()
-    except _DAMAGED as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConversationError(f"{path} cannot be saved to: {reason}; choose another name") from error
-
-
 def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
     with archive.open(name, "w", force_zip64=True) as stream:
         np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
@@ -340,13 +254,13 @@ class _Reader:
 
     def _document(self) -> Fields:
         try:
-            info = self._archive.getinfo(_DOCUMENT)
+            info = self._archive.getinfo(DOCUMENT)
         except KeyError as error:
-            raise self._refusal(f"it has no {_DOCUMENT}") from error
+            raise self._refusal(f"it has no {DOCUMENT}") from error
         limit = _max_document_bytes(self._manifest)
         if info.file_size > limit:
-            raise self._refusal(f"its {_DOCUMENT} is larger than {limit} bytes")
-        where = f"{self._path}: {_DOCUMENT}"
+            raise self._refusal(f"its {DOCUMENT} is larger than {limit} bytes")
+        where = f"{self._path}: {DOCUMENT}"
         document = parse_json(self._archive.read(info), where, ConversationError, _REMEDY)
         root = Fields(document, where, ConversationError, _REMEDY)
         if root.raw("format") != FORMAT:

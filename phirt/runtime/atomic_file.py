@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import IO
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+PRIVATE = 0o600  # for what is nobody else's to read
 _NAME_SHOWN = 32  # characters of the final name in the one written to: names have at most 255 bytes
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A new file that takes `path`'s place when the block ends well and vanishes otherwise.
 
-    What was there keeps its permissions; a new file has those that the user's umask leaves. Behind a link the
-    file that it names is replaced. The content is on the disk before it takes the place. Raises OSError.
+    What was there keeps its permissions; a new file has those of `mode` that the user's umask leaves. Behind
+    a link the file that it names is replaced. The content is on the disk before it takes the place. Raises
+    OSError.
     """
     path = Path(os.path.realpath(path))
     staged = path.with_name(f".{path.name[:_NAME_SHOWN]}.{os.urandom(4).hex()}.tmp")
-    descriptor = os.open(staged, _NEW, 0o666)
+    descriptor = os.open(staged, _NEW, mode)
     try:
         with os.fdopen(descriptor, "w+b") as stream:
             yield stream

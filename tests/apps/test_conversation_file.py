@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import phirt
+from phirt.chat import place
 
 CUT_FILES = (
     "import resource, signal, sys; size = int(sys.argv.pop(1)); "
@@ -88,4 +89,28 @@ def test_no_room_to_save_costs_neither_the_answer_nor_the_file(bundle: Path, tmp
     assert last.startswith(b"error: ") and done.stderr.count(b"\n") == 2  # the other one: the answer is cut
     assert b"talk.phirt" in done.stderr and b"File too large" in done.stderr
     assert path.read_bytes() == earlier
+    assert [entry.name for entry in tmp_path.iterdir()] == ["talk.phirt"]
+
+
+def test_two_processes_on_one_conversation_take_turns(bundle: Path, tmp_path: Path) -> None:
+    """The second goes on with what the first one saved, and says why it waits."""
+    path = tmp_path / "talk.phirt"
+    command = [sys.executable, "-m", "phirt", "chat", "-m", str(bundle), "--conversation", str(path)]
+    with place.reserve(path):
+        running = [
+            subprocess.Popen(
+                [*command, "--max-new-tokens", "5", text],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for text in ("one", "two")
+        ]
+        for process in running:
+            assert process.stderr is not None
+            assert b"another phirt is using" in process.stderr.readline()
+    for process in running:
+        assert process.wait(60) == 0
+    messages = phirt.load(bundle).load_chat(path).messages
+    assert sorted(message.content for message in messages[::2]) == ["one", "two"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["talk.phirt"]

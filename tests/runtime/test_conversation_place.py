@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from phirt.chat import store
+from phirt.chat import place
 from phirt.errors import ConversationError
 
 HOLDER = """
 import sys
-from phirt.chat import store
-with store.reserve(sys.argv[1]):
+from phirt.chat import place
+with place.reserve(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -32,10 +32,10 @@ def held(tmp_path):
 
 def test_the_second_process_is_told(held):
     path, process = held
-    with pytest.raises(ConversationError, match="is being used by another phirt"), store.reserve(path):
+    with pytest.raises(ConversationError, match="is being used by another phirt"), place.reserve(path):
         pass
     process.communicate("\n")
-    with store.reserve(path):
+    with place.reserve(path):
         pass
 
 
@@ -46,7 +46,7 @@ def test_the_second_process_may_wait(held):
         process.stdin.write("\n")
         process.stdin.flush()
 
-    with store.reserve(path, wait=True, on_wait=end):
+    with place.reserve(path, wait=True, on_wait=end):
         assert not path.exists()
 
 
@@ -54,25 +54,66 @@ def test_a_killed_process_holds_nothing(held):
     path, process = held
     process.kill()
     process.wait()
-    with store.reserve(path):
+    with place.reserve(path):
         pass
 
 
 def test_places_are_tried_before_the_answer(model, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8 a photo")
-    for place in ("photo.jpg", "missing/talk", "x" * 300, "a\0b", "."):
-        with pytest.raises(ConversationError), store.reserve(tmp_path / place):
+    for name in ("photo.jpg", "missing/talk", "x" * 300, "a\0b", "."):
+        with pytest.raises(ConversationError), place.reserve(tmp_path / name):
             pass
     longest = "x" * 255
-    with store.reserve(tmp_path / longest):
+    with place.reserve(tmp_path / longest):
         model.chat().save(tmp_path / longest)
-    seen = {item.name for item in tmp_path.iterdir() if not item.name.startswith(".")}
-    assert seen == {"photo.jpg", longest}
+    assert {item.name for item in tmp_path.iterdir()} == {"photo.jpg", longest}
 
 
 def test_one_process_holds_a_place_once(tmp_path):
-    with store.reserve(tmp_path / "x"):
-        with pytest.raises(ConversationError, match="used by another phirt"), store.reserve(tmp_path / "x"):
+    with place.reserve(tmp_path / "x"):
+        with pytest.raises(ConversationError, match="used by another phirt"), place.reserve(tmp_path / "x"):
             pass
-        with store.reserve(tmp_path / "y"):
+        with place.reserve(tmp_path / "y"):
             pass
+
+
+def test_behind_a_link_it_is_one_place(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "talk")
+    with place.reserve(tmp_path / "talk"):
+        with (
+            pytest.raises(ConversationError, match="used by another phirt"),
+            place.reserve(tmp_path / "link"),
+        ):
+            pass
+        assert (tmp_path / ".talk.lock").exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
+    (tmp_path / ".talk.lock").symlink_to(tmp_path / "other")
+    with pytest.raises(ConversationError, match="cannot be saved"), place.reserve(tmp_path / "talk"):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
+COUNTER = """
+import sys, time
+from pathlib import Path
+from phirt.chat import place
+path = Path(sys.argv[1])
+for _ in range(20):
+    with place.reserve(path, wait=True):
+        inside = path.with_suffix(".inside")
+        inside.touch(exist_ok=False)
+        inside.unlink()
+"""
+
+
+def test_many_processes_take_turns(tmp_path):
+    """Each removes the lock's file when it ends; nobody may hold one that has no name any more."""
+    command = [sys.executable, "-c", COUNTER, str(tmp_path / "talk")]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+    assert list(tmp_path.iterdir()) == []

@@ -71,7 +71,7 @@ def command(
     """
     from phirt_apps.answer import Request, as_object, figures, stream_answer
     from phirt_apps.arguments import gather, generation_config, tool_list, valid_text
-    from phirt_apps.conversation import open_chat
+    from phirt_apps.conversation import held, open_chat
     from phirt_apps.models import load
     from phirt_apps.remarks import why_cut
     from phirt_apps.rendering.display import NoDisplay
@@ -99,36 +99,37 @@ def command(
         raise UsageError(
             "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
         )
-    if inputs.text is None:
-        from phirt_apps.interactive.session import Setup
-        from phirt_apps.interactive.start import run_session
+    with held(conversation, out):
+        if inputs.text is None:
+            from phirt_apps.interactive.session import Setup
+            from phirt_apps.interactive.start import run_session
 
-        def open_it() -> tuple[phirt.Model, phirt.Chat]:
-            model = load(bundle, out, provider, threads, adapter)
-            return model, open_chat(model, conversation, system, tool_specs)
+            def open_it() -> tuple[phirt.Model, phirt.Chat]:
+                model = load(bundle, out, provider, threads, adapter)
+                return model, open_chat(model, conversation, system, tool_specs)
 
-        run_session(
-            open_it,
-            Setup(config, conversation, image_detail, stats),
-            out,
-            images=image or (),
-            audio=audio or (),
-            history=history,
-        )
-        return
-    request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
-    model = load(bundle, out, provider, threads, adapter)
-    talk = open_chat(model, conversation, system, tool_specs)
-    answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
-    if json:
-        out.json(as_object(answer.result))
-    cut = why_cut(answer.result, model.manifest.geometry.context)
-    if cut is not None:
-        out.hint(cut)
-    if stats:
-        out.hint(figures(answer.result))
-    if conversation is not None:
-        with interrupts.patient():
-            talk.save(conversation)
+            run_session(
+                open_it,
+                Setup(config, conversation, image_detail, stats),
+                out,
+                images=image or (),
+                audio=audio or (),
+                history=history,
+            )
+            return
+        request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
+        model = load(bundle, out, provider, threads, adapter)
+        talk = open_chat(model, conversation, system, tool_specs)
+        answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
+        if json:
+            out.json(as_object(answer.result))
+        cut = why_cut(answer.result, model.manifest.geometry.context)
+        if cut is not None:
+            out.hint(cut)
+        if stats:
+            out.hint(figures(answer.result))
+        if conversation is not None:
+            with interrupts.patient():
+                talk.save(conversation)
     if answer.interrupted:
         raise typer.Exit(INTERRUPTED)
