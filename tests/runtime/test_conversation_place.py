@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -117,3 +118,12 @@ def test_many_processes_take_turns(tmp_path):
         _, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversation_is_its_owners_alone(model, tmp_path):
+    former = os.umask(0o022)
+    try:
+        model.chat().save(tmp_path / "talk")
+    finally:
+        os.umask(former)
+    assert (tmp_path / "talk").stat().st_mode & 0o777 == 0o600
