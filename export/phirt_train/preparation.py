@@ -86,7 +86,7 @@ def _run(module: Any, task: PreparationTask, options: Any) -> None:
     except Exception as error:  # whatever code that is not ours may raise
         _log.debug("the recipe's code failed", exc_info=True)
         raise ConfigError(
-            f"{module.__file__} failed: {type(error).__name__}: {error}; it is the recipe's own code"
+            f"{module.__file__} failed: {_one_line(error)}; it is the recipe's own code"
         ) from error
 
 
@@ -95,20 +95,29 @@ def _load(folder: Path, name: str) -> Any:
     if not (folder / name).is_file():
         raise ConfigError(f"the recipe names {name}, and {folder} holds no such file")
     package = f"phirt_recipe_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
-    if package not in sys.modules:
-        made = types.ModuleType(package, "The code of one recipe.")
-        made.__path__ = [str(folder.resolve())]
-        sys.modules[package] = made
+    for loaded in [one for one in sys.modules if one.partition(".")[0] == package]:
+        del sys.modules[loaded]  # the files may have changed since
+    made = types.ModuleType(package, "The code of one recipe.")
+    made.__path__ = [str(folder.resolve())]
+    sys.modules[package] = made
+    importlib.invalidate_caches()
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         module = importlib.import_module(f"{package}.{Path(name).stem}")
     except Exception as error:  # whatever code that is not ours may raise
-        raise ConfigError(f"{folder / name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{folder / name} cannot be loaded: {_one_line(error)}") from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
     for wanted in ("Options", "prepare"):
         if not hasattr(module, wanted):
             raise ConfigError(
-                f"{folder / name} has no {wanted}; it needs a dataclass Options and a prepare()"
+                f"{folder / name} has no {wanted}; it needs a dataclass Options and a function prepare"
             )
     return module
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _digest(folder: Path, options: str) -> str:

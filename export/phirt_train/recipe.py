@@ -7,6 +7,7 @@ matter, as are the numbers of a model. Knows nothing of tensors or of how a stag
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ from phirt_train.stage import StageConfig
 RECIPE_NAME = "recipe.toml"
 _MAX_BYTES = 1 << 20
 _REMEDY = "correct the recipe"
+_SINGLE_STAGE = re.compile(rb"^\s*\[stage\]", re.MULTILINE)
 _RESERVED = ("cache", "checkpoint", "prepared")  # what else lies in a run's folder
 _Name = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, . - and _")]
 _Module = Annotated[
@@ -205,7 +207,8 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError among them
-        raise ConfigError(f"{path} is not valid TOML: {error}; {_REMEDY}") from error
+        remedy = "write [[stage]] above each stage" if _SINGLE_STAGE.search(content) else _REMEDY
+        raise ConfigError(f"{path} is not valid TOML: {error}; {remedy}") from error
 
 
 def _fields(value: object, path: Path, *place: str) -> Fields:

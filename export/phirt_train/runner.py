@@ -188,8 +188,9 @@ class _Run:
             snap_weights(model)
         state = model.state_dict()
         trained = {name for name in run.parameters if not name.startswith("head.")}
-        kept = trained | set(run.buffers) | set(copied)
-        save_tensors(before | {name: state[name] for name in sorted(kept)}, folder / WEIGHTS_NAME)
+        kept = trained | set(run.buffers) | set(copied)  # among the buffers tables that no checkpoint has
+        tensors = {name: state[name] for name in sorted(kept) if name in state}
+        save_tensors(before | tensors, folder / WEIGHTS_NAME)
         write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
         run.state_path.unlink(missing_ok=True)
         return result

@@ -5,7 +5,6 @@ uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -28,29 +27,7 @@ from phirt_train.loop import Interrupted, StageRun
 from phirt_train.progress import Progress
 from phirt_train.runner import run_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "export/recipes/nano"
-
-
-def _small_data(folder: Path) -> Path:
-    spec = importlib.util.spec_from_file_location("small_data", Path(__file__).with_name("small_data.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return Path(module.write_small_data(folder))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _small_data(tmp_path_factory.mktemp("data") / "data")
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    results = run_recipe(RECIPE, folder, data, scale="tiny")
-    assert [result.name for result in results][-1] == "joint"
-    return folder
+RECIPE = Path(__file__).resolve().parents[2] / "export/recipes/nano"
 
 
 def test_a_run_ends_with_a_checkpoint_that_export_accepts(finished: Path) -> None:
