@@ -162,7 +162,8 @@ def change(document: Any, place: tuple[Any, ...], value: Any) -> None:
         if isinstance(document, list) and not (isinstance(key, int) and key < len(document)):
             return
         document = document[key]
-    if isinstance(document, dict) or (isinstance(document, list) and place[-1] in range(len(document))):
+    is_there = isinstance(document, list) and place[-1] in range(len(document))
+    if is_there or (isinstance(document, dict) and isinstance(place[-1], str)):
         if value == "leave out":
             document.pop(place[-1], None) if isinstance(document, dict) else document.pop(place[-1])
         else:

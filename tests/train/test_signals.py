@@ -23,7 +23,7 @@ def former() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, handler)
 
 
-class _Stopped(Exception):
+class _Stopped(Exception):  # noqa: N818 - it is no error
     """The steps have ended as the test wants it."""
 
 
