@@ -23,7 +23,7 @@ from phirt.errors import PhirtError
 
 from .interrupts import interrupts
 from .rendering.controls import printable
-from .rendering.display import AnswerDisplay, answer_display
+from .rendering.display import AnswerDisplay, answer_display, columns
 
 
 class OutputError(PhirtError):
@@ -140,7 +140,7 @@ class Output:
 
     def notice(self, text: str, style: str = "") -> None:
         """One or more lines on stderr."""
-        self._console.print(Text(printable(text), style=style))
+        self._console.print(Text(self._wrapped(printable(text)), style=style))
 
     def hint(self, text: str) -> None:
         """A quiet line on stderr: figures, reminders."""
@@ -161,9 +161,17 @@ class Output:
 
     def error(self, text: str) -> None:
         """One line on stderr, beginning with `error:`."""
-        line = Text("error: ", style="bold red")
-        line.append(one_line(text), style="not bold default")
+        line = Text(self._wrapped(f"error: {one_line(text)}"))
+        line.stylize("bold red", 0, len("error: "))
         self._console.print(line)
+
+    def _wrapped(self, text: str) -> str:
+        """The text in whole words where that is a terminal; a program reads lines as they are."""
+        if not self._redraws:
+            return text
+        from .rendering.wrapping import in_whole_words  # its tables take a moment, which no pipe needs
+
+        return in_whole_words(text, columns(self._console.file))
 
     @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[Busy]:

@@ -140,8 +140,9 @@ def test_words_wrap_at_the_width_of_the_moment(session) -> None:
     screen.resize(30, 300)
     screen.wait("cut at 800")
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.seen)
-    answer = shown[: shown.index("cut at 800")].split("\r\n")[-100:-1]
-    assert max(map(len, answer)) > 40 and all(len(line) <= 60 for line in answer[5:])
+    answer = shown[shown.rindex("thinking") : shown.index("cut at 800")].split("\n")[1:-1]
+    answer = [line.strip("\r") for line in answer]
+    assert max(map(len, answer)) > 40 and all(len(line) <= 60 for line in answer)
     assert all(len(line) <= 30 for line in answer[-5:])
     screen.wait_line("> ")
     leave(screen)
@@ -289,3 +290,16 @@ def test_a_terminal_that_can_only_show_lines(terminal, bundle: Path, tmp_path: P
     assert screen.finish() == 0
     assert asked(bundle, tmp_path / "talk.phirt") == ["one\ntwo"]
     assert "\x1b" not in screen.seen.replace("\x1b[2m", "").replace("\x1b[0m", "")
+
+
+def test_notices_are_in_whole_words_too(session) -> None:
+    screen = session(size=(40, 50))
+    screen.type("/hlep" + ENTER)
+    screen.wait("message")
+    screen.wait_line("> ")
+    assert screen.lines[-4:-1] == [
+        "error: unknown command /hlep; did you",
+        "mean /help? //hlep would send it as a",
+        "message",
+    ]
+    leave(screen)

@@ -16,7 +16,7 @@ from phirt_apps.interactive.commands import COMMANDS, NAMES, WITH_PATH, WORDS, h
 from phirt_apps.interactive.completion import completions
 from phirt_apps.interactive.dropped import find_media, media_kind, names_a_file, typed_path, without
 from phirt_apps.interactive.entry import Message, Mistake, Order, is_open, read_entry
-from phirt_apps.interactive.history import FileHistory
+from phirt_apps.interactive.history import FileHistory, open_history
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(60)
 FLAC = b"fLaC" + bytes(60)
@@ -337,3 +337,16 @@ def test_a_history_that_cannot_be_kept_is_said_once(tmp_path: Path) -> None:
         assert len(notices) == 1 and str(path) in notices[0]
         assert history.get_strings()[-2:] == ["one", "two"]
     assert not target.exists()
+
+
+def test_a_user_without_a_home_has_a_history_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home(*_: object, **__: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    notices: list[str] = []
+    monkeypatch.setattr("platformdirs.user_state_path", no_home)
+    monkeypatch.chdir(tmp_path)
+    open_history(notices.append).append_string("one")
+    assert len(notices) == 1 and list(tmp_path.iterdir()) == []

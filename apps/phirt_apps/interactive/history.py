@@ -14,15 +14,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import platformdirs
-from prompt_toolkit.history import History
+from prompt_toolkit.history import History, InMemoryHistory
 
 _KEPT = 1000  # entries; the file is cut to this number when it holds twice as many
 _LONGEST = 20_000  # characters of an entry that is written
 
 
-def history_file() -> Path:
-    """Where the history lies: in the folder of this system for what programs remember."""
-    return platformdirs.user_state_path("phirt", appauthor=False) / "history"
+def open_history(notice: Callable[[str], None]) -> History:
+    """The history in the folder of this system for what programs remember; in memory where there is none."""
+    try:
+        path = platformdirs.user_state_path("phirt", appauthor=False) / "history"
+    except (OSError, RuntimeError):  # no HOME, and no entry among the system's users
+        path = Path("history")
+    if not path.is_absolute():
+        notice("the history is not kept: this user has no folder for it")
+        return InMemoryHistory()
+    return FileHistory(path, notice)
 
 
 class FileHistory(History):

@@ -52,7 +52,6 @@ def _reader(terminal: QuietTerminal | None, out: Output, *, history: bool) -> Re
     from prompt_toolkit.history import InMemoryHistory  # takes as long as all else
 
     from .editor import Editor
-    from .history import FileHistory, history_file
+    from .history import open_history
 
-    kept = FileHistory(history_file(), out.hint) if history else InMemoryHistory()
-    return Editor(terminal, WORDS, WITH_PATH, kept)
+    return Editor(terminal, WORDS, WITH_PATH, open_history(out.hint) if history else InMemoryHistory())

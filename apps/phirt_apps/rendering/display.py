@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import IO, Protocol, TextIO
 
 from .controls import printable
 
@@ -88,7 +88,7 @@ def answer_display(stdout: TextIO, write: Callable[[str], None], *, markdown: bo
     return MarkdownDisplay(write, lambda: columns(stdout), theme)
 
 
-def columns(stream: TextIO) -> int:
+def columns(stream: IO[str]) -> int:
     """The terminal's present width; where it does not tell, what COLUMNS says, or 80."""
     try:
         width = os.get_terminal_size(stream.fileno()).columns

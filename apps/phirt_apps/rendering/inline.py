@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _STYLED = {"strong": "1", "em": "3", "s": "9", "link": "4"}
+_MARKUP = re.compile(r"[\\`*_\[\]<&~]")
 _LONGEST = 1000  # characters parsed at once
 _ELSEWHERE = "\0"  # stands for what is no literal text
 # What could still become the beginning of something: (pattern, for how many characters one waits).
@@ -62,12 +63,16 @@ def _tokens(source: str) -> list[Token]:
 
 def must_wait(source: str) -> bool:
     """Whether text that follows could still change how this looks, and it is worth waiting for."""
+    if not _MARKUP.search(source):
+        return False
     literal = "".join(token.content if token.type == "text" else _ELSEWHERE for token in _tokens(source))
     return any(len(source) <= patience and pattern.search(literal) for pattern, patience in _OPENERS)
 
 
 def styled(source: str, theme: Theme, base: str = "") -> list[Span]:
     """The source of one line as spans; `<br>` is a newline in their text. `base` is their common style."""
+    if not _MARKUP.search(source):
+        return [Span(source, base)]
     spans: list[Span] = []
     while source:
         # Markup spans few words, and parsing takes time by the square of the length.

@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import wcwidth
-
 _TAB = 4
 _KEEPS_TOGETHER = "\u00a0\u2007\u202f"  # spaces that are there to prevent a break
 _ZERO_WIDTH_SPACE = "\u200b"
@@ -53,6 +51,8 @@ def cell_width(cluster: str) -> int:
     """
     if cluster.isascii():
         return len(cluster)
+    import wcwidth  # takes a moment, which most answers do not need
+
     return max(wcwidth.width(cluster), sum(max(0, wcwidth.wcwidth(character)) for character in cluster))
 
 
@@ -60,7 +60,16 @@ def text_width(text: str) -> int:
     """The columns that the text takes on one line."""
     if text.isascii():
         return len(text)
-    return sum(map(cell_width, wcwidth.iter_graphemes(text)))
+    return sum(map(cell_width, clusters(text)))
+
+
+def clusters(text: str) -> Iterable[str]:
+    """The text as what a person takes for its characters."""
+    if text.isascii():
+        return text
+    import wcwidth
+
+    return wcwidth.iter_graphemes(text)
 
 
 def spans_width(spans: Iterable[Span]) -> int:
@@ -98,7 +107,7 @@ class WordWrapper:
 
     def add(self, text: str, style: str = "") -> None:
         """Adds text without newlines; its last word waits until it is known to have ended."""
-        for cluster in wcwidth.iter_graphemes(text):
+        for cluster in clusters(text):
             if cluster == _ZERO_WIDTH_SPACE:
                 self._end_word()
             elif cluster.isspace() and cluster not in _KEEPS_TOGETHER:
@@ -169,6 +178,17 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
     return joined
 
 
+def in_whole_words(text: str, width: int) -> str:
+    """The text with newlines where words would go over the edge; one that fits no line stays whole."""
+    written: list[str] = []
+    words = WordWrapper(written.append, lambda: width)
+    for line in text.split("\n"):
+        words.begin()
+        words.add(line)
+        words.end_line()
+    return "".join(written).removesuffix("\n")
+
+
 def wrapped(spans: Iterable[Span], width: int) -> list[list[Span]]:
     """The spans as lines of at most `width` columns; a longer word is broken."""
     lines: list[list[Span]] = []
@@ -193,7 +213,7 @@ def _words(spans: Iterable[Span]) -> list[list[Span]]:
     words: list[list[Span]] = []
     after_space = True
     for span in spans:
-        for cluster in wcwidth.iter_graphemes(span.text):
+        for cluster in clusters(span.text):
             space = cluster.isspace() and cluster not in _KEEPS_TOGETHER
             if not words or (space and not after_space):
                 words.append([])
