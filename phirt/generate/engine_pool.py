@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import queue
 import threading
 import weakref
@@ -24,10 +23,9 @@ from typing import Any
 from phirt.errors import ClosedError, ConfigError
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Prompt
-from phirt.runtime.system import trim_heap
+from phirt.runtime.system import trim_heap, usable_memory
 
-_MEMORY_SHARE = 4  # by default caches may take a quarter of the machine's memory
-_MEMORY_UNKNOWN = 8 << 30
+_MEMORY_SHARE = 4  # by default caches may take a quarter of the memory that there is
 _WORTH_GIVING_BACK = 64 << 20  # bytes, while there is other work
 
 
@@ -68,7 +66,7 @@ class CacheLimits:
 
     The least recently used go first, those of conversations that are no more before all others. An engine
     that is answering is never taken away, and the one used last is kept whatever it takes. `max_bytes` None
-    is a quarter of the machine's memory. Raises ConfigError where a value is out of range.
+    is a quarter of the memory that this process may use. Raises ConfigError where a value is out of range.
     """
 
     max_engines: int = 16
@@ -82,9 +80,9 @@ class CacheLimits:
                 raise ConfigError(f"{name} is {value!r}, accepted: a whole number of at least {low}")
 
     @property
-    def bytes(self) -> int:
+    def bytes_allowed(self) -> int:
         """The bound in bytes."""
-        return _physical_memory() // _MEMORY_SHARE if self.max_bytes is None else self.max_bytes
+        return usable_memory() // _MEMORY_SHARE if self.max_bytes is None else self.max_bytes
 
 
 @dataclasses.dataclass(eq=False)
@@ -117,7 +115,8 @@ class EnginePool:
 
     def __init__(self, new_engine: Callable[[], Engine], limits: CacheLimits) -> None:
         self._make: Callable[[], Engine] | None = new_engine
-        self._limits = limits
+        self._max_engines = limits.max_engines
+        self._max_bytes = limits.bytes_allowed
         self._lock = threading.Lock()
         self._idle: list[_Entry] = []  # the most recently used last
         self._busy: set[_Entry] = set()
@@ -243,7 +242,7 @@ class EnginePool:
 
     def _empty(self, owner: CacheOwner) -> _Entry:
         """A new engine, or one that would have to go for it: less memory is asked for and given back."""
-        if len(self._idle) + len(self._busy) < self._limits.max_engines or not self._idle:
+        if len(self._idle) + len(self._busy) < self._max_engines or not self._idle:
             return _Entry(self.new_engine(), owner)
         entry = self._oldest()
         entry.engine.reset()
@@ -272,7 +271,7 @@ class EnginePool:
         staying = [*self._busy, source]
         cache = source.engine.cache
         needed = sum(entry.engine.cache.nbytes for entry in staying) + cache.nbytes_for(shared)
-        return len(staying) < self._limits.max_engines and needed <= self._limits.bytes
+        return len(staying) < self._max_engines and needed <= self._max_bytes
 
     def _collect(self) -> None:
         """Notes the engines that came back since."""
@@ -306,12 +305,5 @@ class EnginePool:
 
     def _exceeds_limits(self) -> bool:
         engines = [*self._idle, *self._busy]
-        too_many = len(engines) > self._limits.max_engines
-        return too_many or sum(entry.engine.cache.nbytes for entry in engines) > self._limits.bytes
-
-
-def _physical_memory() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return _MEMORY_UNKNOWN
+        too_many = len(engines) > self._max_engines
+        return too_many or sum(entry.engine.cache.nbytes for entry in engines) > self._max_bytes

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from phirt.runtime.cgroups import group_folders
+
 _ROOT = Path("/")
 # Where version 1 of control groups may show the controller `cpu`.
 _VERSION_1 = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
@@ -72,26 +74,9 @@ def _core(cpu: int, root: Path) -> str | None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    with contextlib.suppress(OSError, ValueError):
-        listed = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
-        for line in listed.splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:  # version 2
-                for folder in _upwards(root / "sys/fs/cgroup", path):
-                    yield from _quota(folder, "cpu.max")
-            elif "cpu" in controllers.split(","):
-                for name in _VERSION_1:
-                    for folder in _upwards(root / "sys/fs/cgroup" / name, path):
-                        yield from _quota(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
-
-
-def _upwards(mount: Path, path: str) -> Iterator[Path]:
-    """The group's folder and those around it; in a container the path may be one of the host, which is not
-    there, and the container's own group is the top.
-    """
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for count in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:count])
+    for folder in group_folders(root, "cpu", _VERSION_1):
+        yield from _quota(folder, "cpu.max")
+        yield from _quota(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 def _quota(folder: Path, *names: str) -> Iterator[float]:

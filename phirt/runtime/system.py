@@ -1,4 +1,5 @@
-"""Memory as the system counts it: whether there is room, and what a process holds though it is done with it.
+"""Memory as the system counts it: how much there is, whether there is room, and what a process holds though
+it is done with it.
 
 onnxruntime maps weights from their files, reads them once to pack them, and keeps some of the mappings (those
 of matrices inside an If): their pages cost nothing when memory is short, but count as the process's own until
@@ -15,9 +16,24 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from phirt.runtime.cgroups import group_folders
+
+_ROOT = Path("/")
 _NO_PERMISSIONS = 0  # PROT_NONE
 _DONT_NEED = 4  # MADV_DONTNEED, <asm-generic/mman-common.h>
 _TABLE = Path("/proc/self/smaps")
+
+
+def usable_memory(root: Path = _ROOT) -> int:
+    """Bytes of memory that this process may use at most: the machine's, or what its control groups allow."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for folder in group_folders(root, "memory", ("memory",)):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                limits.append(int((folder / name).read_text(encoding="ascii")))
+    return min(limits)
 
 
 def has_address_space(nbytes: int) -> bool:

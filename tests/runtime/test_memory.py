@@ -6,6 +6,7 @@ import mmap
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from phirt.runtime import system as memory
@@ -67,3 +68,27 @@ def test_freed_memory_goes_back():
     memory.trim_heap()
     assert anonymous() < full - 100_000
     assert len(last) == 60000
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": "1000000\n"}, 1_000_000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "500\n"}, 500),
+        (
+            {"proc/self/cgroup": "5:memory:/x\n", "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "2000\n"},
+            2000,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, None),
+        (
+            {"proc/self/cgroup": "5:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2**63)},
+            None,
+        ),
+        ({}, None),
+    ],
+)
+def test_usable_memory_is_what_control_groups_allow(tmp_path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory.usable_memory(tmp_path) == (expected or psutil.virtual_memory().total)
