@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,11 @@ class Session:
         native_calls.register(self)
         if not config.repeated:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        begin = time.perf_counter()
         self._session = self._open_prepared(manifest, config)
+        where = "the cache of prepared graphs"
         if self._session is None:
+            where = "the bundle"
             path = manifest.path(self.spec.file)
             try:
                 self._session = _open(path, config)
@@ -84,6 +88,10 @@ class Session:
             _check_provider(self._session, config.device)
             _check_interface(self._session, self.spec)
             system.release_mapped_pages([manifest.path(name) for name in self.spec.data])
+        if _log.isEnabledFor(logging.DEBUG):
+            how = f"{config.device.provider}, {config.device.thread_count} threads"
+            seconds = time.perf_counter() - begin
+            _log.debug("the %s graph is open after %.2f s, from %s: %s", graph, seconds, where, how)
 
     def _open_prepared(self, manifest: Manifest, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
@@ -103,6 +111,8 @@ class Session:
             session = _open(entry.model, config, optimized=True)
             _check_interface(session, self.spec)
         except Exception as error:  # a damaged entry: the bundle itself is the way that always works
+            if lacking := out_of_memory(error, f"open the {self.graph} graph"):
+                raise lacking from error
             _log.info("the prepared %s graph cannot be opened: %s", self.graph, _first_line(error))
             entry.discard()
             check_graph(manifest, self.spec)
@@ -182,8 +192,8 @@ def _open(path: Path, config: SessionConfig, *, optimized: bool = False) -> Any:
 
 
 def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepared.Entry) -> None:
-    """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry; gives up
-    without a word where that fails.
+    """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry; logs why
+    where that fails.
 
     What is kept is read from then on in the bundle's place, so it must be the bundle's: raises BundleError
     where a file has not the manifest's sha256.

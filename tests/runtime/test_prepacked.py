@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -339,3 +340,28 @@ def test_an_entry_that_an_older_version_has_written_is_used(bundle, cache, opene
     logits(bundle)
     assert opened == [entry / "model.onnx"]
     assert {path.name for path in cache.iterdir()} == {entry.name, *LAID_OUT}
+
+
+def test_an_entry_that_finds_no_memory_stays(bundle, cache, monkeypatch):
+    logits(bundle)
+    (entry,) = entries(cache)
+    before = {path.name: path.stat().st_ino for path in entry.iterdir()}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("std::bad_alloc")
+
+    with monkeypatch.context() as patch, pytest.raises(phirt.OutOfMemoryError):
+        patch.setattr(ort, "InferenceSession", refuse)
+        logits(bundle)
+    assert {path.name: path.stat().st_ino for path in entry.iterdir()} == before
+
+
+def test_the_log_tells_where_a_graph_was_opened_from(bundle, cache, caplog, monkeypatch):
+    with caplog.at_level("DEBUG", "phirt"):
+        logits(bundle)
+        logits(bundle)
+        monkeypatch.setenv(prepacked.VARIABLE, "off")
+        logits(bundle)
+    told = r"the decoder graph is open after [\d.]+ s, from the (\w+).*: CPU\w+, 1 threads"
+    places = re.findall(told, caplog.text)
+    assert places == ["cache", "cache", "bundle"]
