@@ -114,3 +114,29 @@ def test_two_processes_on_one_conversation_take_turns(bundle: Path, tmp_path: Pa
     messages = phirt.load(bundle).load_chat(path).messages
     assert sorted(message.content for message in messages[::2]) == ["one", "two"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["talk.phirt"]
+
+
+def test_a_place_where_nothing_can_be_saved_is_told_before_any_work(
+    bundle: Path, tmp_path: Path, run
+) -> None:
+    (tmp_path / "notes.txt").write_text("no conversation")
+    for where in (tmp_path / "notes.txt", tmp_path, Path("/dev/full"), Path("/proc/none/talk.phirt")):
+        done = run("chat", "-m", bundle / "nowhere", "--conversation", where, "hi")
+        assert (done.returncode, done.stdout) == (1, b""), where
+        assert done.stderr.count(b"\n") == 1 and b"nowhere" not in done.stderr, done.stderr
+    assert (tmp_path / "notes.txt").read_text() == "no conversation"
+
+
+def test_a_session_waits_for_the_one_that_has_the_conversation(
+    bundle: Path, tmp_path: Path, terminal
+) -> None:
+    path = tmp_path / "talk.phirt"
+    first = terminal("chat", "-m", bundle, "--conversation", path)
+    first.wait("leaves")
+    second = terminal("chat", "-m", bundle, "--conversation", path)
+    second.wait("another phirt is using")
+    first.type("\x04")
+    assert first.finish() == 0
+    second.wait("leaves")
+    second.type("\x04")
+    assert second.finish() == 0

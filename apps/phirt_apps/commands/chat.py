@@ -16,7 +16,11 @@ from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import phirt
+    from phirt_apps.answer import Request
+    from phirt_apps.arguments import Inputs
 
 SUMMARY = "Answer a prompt, or start an interactive session."
 SECTION = "Use a model"
@@ -69,12 +73,12 @@ def command(
       phirt chat -m bundle --adapter my-lora "And in your own words?"
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
-    from phirt_apps.answer import Request, as_object, figures, stream_answer
+    from phirt_apps.answer import Request
     from phirt_apps.arguments import gather, generation_config, tool_list, valid_text
     from phirt_apps.conversation import held, open_chat
+    from phirt_apps.interactive.session import Setup
+    from phirt_apps.interactive.start import run_session
     from phirt_apps.models import load
-    from phirt_apps.remarks import why_cut
-    from phirt_apps.rendering.display import NoDisplay
 
     out = Output(markdown=not plain)
     config = generation_config(
@@ -90,46 +94,53 @@ def command(
     )
     tool_specs = tool_list(tools)
     system = None if system is None else valid_text(system)
-    if conversation is not None and conversation.exists() and not options.is_given(context, "system"):
-        system = None  # that of the settings is for new conversations
     inputs = gather(prompt, image, audio, out)
+    _require_something(inputs, json)
+
+    def open_one() -> tuple[phirt.Model, phirt.Chat]:
+        begun = conversation is not None and conversation.exists()
+        # What the settings say is for new conversations.
+        text = None if begun and not options.is_given(context, "system") else system
+        model = load(bundle, out, provider, threads, adapter)
+        return model, open_chat(model, conversation, text, tool_specs)
+
+    with held(conversation, out):
+        if inputs.text is None:
+            setup = Setup(config, conversation, image_detail, stats)
+            run_session(open_one, setup, out, images=image or (), audio=audio or (), history=history)
+            return
+        _, chat = open_one()
+        request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
+        interrupted = _answer(chat, request, out, as_json=json, stats=stats, kept_in=conversation)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _require_something(inputs: Inputs, json: bool) -> None:
     if inputs.text is None and json:
         raise UsageError("--json needs a PROMPT, or text on stdin; an interactive session has no one answer")
     if inputs.text is not None and not (inputs.text.strip() or inputs.images or inputs.audio):
         raise UsageError(
             "the prompt is empty; give PROMPT, pipe text into stdin, or attach --image or --audio"
         )
-    with held(conversation, out):
-        if inputs.text is None:
-            from phirt_apps.interactive.session import Setup
-            from phirt_apps.interactive.start import run_session
 
-            def open_it() -> tuple[phirt.Model, phirt.Chat]:
-                model = load(bundle, out, provider, threads, adapter)
-                return model, open_chat(model, conversation, system, tool_specs)
 
-            run_session(
-                open_it,
-                Setup(config, conversation, image_detail, stats),
-                out,
-                images=image or (),
-                audio=audio or (),
-                history=history,
-            )
-            return
-        request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
-        model = load(bundle, out, provider, threads, adapter)
-        talk = open_chat(model, conversation, system, tool_specs)
-        answer = stream_answer(talk, request, out, NoDisplay() if json else out.answer_display())
-        if json:
-            out.json(as_object(answer.result))
-        cut = why_cut(answer.result, model.manifest.geometry.context)
-        if cut is not None:
-            out.hint(cut)
-        if stats:
-            out.hint(figures(answer.result))
-        if conversation is not None:
-            with interrupts.patient():
-                talk.save(conversation)
-    if answer.interrupted:
-        raise typer.Exit(INTERRUPTED)
+def _answer(
+    chat: phirt.Chat, request: Request, out: Output, *, as_json: bool, stats: bool, kept_in: Path | None
+) -> bool:
+    """Answers and saves. Returns whether a signal stopped the answer."""
+    from phirt_apps.answer import as_object, figures, stream_answer
+    from phirt_apps.remarks import remarks
+    from phirt_apps.rendering.display import NoDisplay
+
+    answer = stream_answer(chat, request, out, NoDisplay() if as_json else out.answer_display())
+    if as_json:
+        out.json(as_object(answer.result))
+    for line in remarks(answer.result, chat):
+        out.hint(line)
+    if stats:
+        out.hint(figures(answer.result))
+    if kept_in is not None:
+        with interrupts.patient():
+            chat.save(kept_in)
+    return answer.interrupted

@@ -18,7 +18,7 @@ from phirt_apps.answer import Request, ToolResults, figures, stream_answer
 from phirt_apps.arguments import valid_text
 from phirt_apps.errors import report
 from phirt_apps.output import Output, OutputError, one_line
-from phirt_apps.remarks import why_cut
+from phirt_apps.remarks import unoffered_calls, why_cut
 
 from .commands import ARGUMENTS, BY_NAME, NAMES, help_text
 from .dropped import MediaKind, find_media, names_a_file, typed_path, without
@@ -173,6 +173,8 @@ class Session:
         if answer.result.tool_calls:
             names = ", ".join(one_line(call.name) for call in answer.result.tool_calls)
             self._out.hint(f"calls {names}: /result gives what came back")
+        if made_up := unoffered_calls(answer.result, self._chat):
+            self._out.hint(made_up)
         if self._setup.stats:
             self._out.hint(figures(answer.result))
         if self._kept_in is not None:
