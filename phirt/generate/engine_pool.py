@@ -96,7 +96,7 @@ class _Entry:
         """How many positions of the prompt `owner` may take from here."""
         if self.owner.is_akin_to(owner):
             return self.engine.reusable(prompt)
-        if owner.isolated or self.owner.isolated:
+        if owner.isolated or self.owner.isolated or not self.engine.aligned_length:
             return 0
         return self.engine.reusable_to_the_bit(prompt)
 

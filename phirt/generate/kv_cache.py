@@ -136,7 +136,8 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers at their present capacity."""
-        return sum(tensor.nbytes for tensor in self._tensors.values())
+        positions = 2 * self.num_layers * self.num_kv_heads * self.capacity  # of keys and of values
+        return positions * self.head_dim * self.dtype.itemsize
 
     def _allocate(self, capacity: int) -> None:
         try:
