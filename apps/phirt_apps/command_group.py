@@ -49,6 +49,13 @@ class CommandGroup(TyperGroup):
         try:
             value = super().main(args, standalone_mode=False, **options)
             status = value if isinstance(value, int) else 0
+            sys.stdout.flush()  # help is written before any command begins
+        except BrokenPipeError:
+            abandon(sys.stdout)
+            status = BROKEN_PIPE
+        except OSError as error:
+            abandon(sys.stdout)
+            status = report(PhirtError(f"cannot write to standard output: {error.strerror}"), Output())
         except Exception as error:
             status = report(error, Output())
         sys.exit(status)

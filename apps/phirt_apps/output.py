@@ -48,7 +48,7 @@ def keep_stdout_for_answers() -> None:
         return  # not files of the system: nothing native writes there
     encoding = sys.stdout.encoding
     sys.stdout.flush()
-    sys.stdout = os.fdopen(answers, "w", encoding=encoding, errors="replace", buffering=1)
+    sys.stdout = os.fdopen(answers, "w", encoding=encoding, errors="replace", buffering=1, closefd=False)
 
 
 def abandon(stream: TextIO) -> None:

@@ -152,7 +152,7 @@ def _guarded(work: Callable[[], T], name: str) -> T:
     except Exception as error:
         if lacking := out_of_memory(error, f"decode {name}"):
             raise lacking from error
-        reason = _ADDRESS.sub("the file", str(error)) or type(error).__name__
+        reason = " ".join(_ADDRESS.sub("the file", str(error)).split()) or type(error).__name__
         what = reason if isinstance(error, DamagedError) else f"its decoder says: {reason}"
         raise MediaError(f"{name} is damaged or incomplete: {what}; give a complete picture") from error
 

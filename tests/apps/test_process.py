@@ -99,6 +99,16 @@ def test_a_full_disk_behind_stdout(bundle: Path, run, command: list[str]) -> Non
     assert done.stderr == b"error: cannot write to standard output: No space left on device\n"
 
 
+@posix
+@pytest.mark.parametrize("command", [["--help"], ["chat", "--help"], ["--version"]])
+def test_a_full_disk_behind_help(run, command: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run(*command, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+    assert b"No space left on device" in done.stderr and b"a fault in phirt" not in done.stderr
+
+
 def test_stdout_and_stderr_of_an_answer(bundle: Path, run) -> None:
     done = run("chat", "-m", bundle, "the quick", "--max-new-tokens", 8, "--stats")
     assert done.returncode == 0

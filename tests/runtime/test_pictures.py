@@ -264,6 +264,13 @@ def test_heic_is_upright(orientation):
     assert np.abs(found - expected).mean() < 4
 
 
+def test_what_libheif_says_of_a_cut_picture_is_one_line():
+    data = heic()
+    with pytest.raises(MediaError, match="is damaged or incomplete: its decoder says") as caught:
+        read(data[: len(data) // 2])
+    assert "\n" not in str(caught.value)
+
+
 def test_heic_with_opacity_and_avif():
     clear = PICTURE.copy()
     clear.putalpha(0)

@@ -184,6 +184,29 @@ def test_a_flac_of_unknown_length(rate, samples):
         np.testing.assert_array_equal(read(variant)[0], expected)
 
 
+def with_length(flac: bytes, total: int) -> bytes:
+    """The FLAC with another total of samples: 36 bits from the lower half of byte 21 on (RFC 9639, 8.2)."""
+    return flac[:21] + ((flac[21] >> 4) << 36 | total).to_bytes(5, "big") + flac[26:]
+
+
+@pytest.mark.parametrize("total", [1, 100, TONE.size - 1, 2**36 - 1])
+def test_a_flac_that_says_less_than_it_has_or_a_placeholder(total):
+    flac = encoded(kind="FLAC")
+    np.testing.assert_array_equal(read(with_length(flac, total))[0], read(flac)[0])
+
+
+@pytest.mark.parametrize("more", [1, 10 * TONE.size])
+def test_a_flac_that_says_more_than_it_has_is_damaged(more):
+    total = TONE.size + more
+    with pytest.raises(MediaError, match=f"declares {total} samples and holds {TONE.size}"):
+        read(with_length(encoded(kind="FLAC"), total))
+
+
+def test_what_stands_behind_a_flac_of_known_length_does_no_harm():
+    flac = encoded(kind="FLAC")
+    np.testing.assert_array_equal(read(flac + b"APETAGEX" * 40)[0], read(flac)[0])
+
+
 def test_a_flac_of_libav_into_a_pipe():
     data = without_length(by_libav("flac", "flac", 48000))
     assert len(read(data)[0]) == 48000

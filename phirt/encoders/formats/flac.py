@@ -1,10 +1,11 @@
-"""FLAC: how long it is where its header does not say so, and whether its last frame is whole (RFC 9639).
+"""FLAC (RFC 9639): how long it is where its header lies or says nothing; whether its last frame is whole.
 
 Knows stream information and frame headers. The decoding is libsndfile's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import BinaryIO
 
@@ -12,22 +13,28 @@ from phirt.encoders.formats import sndfile
 from phirt.encoders.formats.sound import DamagedError, Part, Sound, read_at, size_of
 
 _TOTAL_AT = 21  # the byte whose lower half begins the 36 bits of the total number of samples
+_NOT_KNOWN = (0, (1 << 36) - 1)  # the standard's placeholder, and that of writers that fill the field up
 _LONGEST_FRAME = 1 << 20  # bytes looked through for the last frame
 _TRIES = 4  # false headers occur inside frames, though rarely
 _TAG = 128  # bytes of an ID3v1 tag, which some programs put behind
 
 
 def open_sound(stream: BinaryIO, start: int = 0) -> Sound:
-    """`start` is where "fLaC" stands. Raises DamagedError where the last frame is not whole."""
+    """`start` is where "fLaC" stands. Raises DamagedError where the last frame is not whole, or too early."""
     end = size_of(stream)
     head = bytearray(read_at(stream, start, 42))
     if len(head) < 42 or head[4] & 127:
         raise DamagedError("has no stream information")
     declared = int.from_bytes(head[_TOTAL_AT : _TOTAL_AT + 5], "big") & ((1 << 36) - 1)
-    if declared == 0:
-        tail = read_at(stream, max(start + 42, end - _LONGEST_FRAME), _LONGEST_FRAME)
-        declared = _length(tail, int.from_bytes(head[10:12], "big"))
-        head[_TOTAL_AT : _TOTAL_AT + 5] = ((head[_TOTAL_AT] >> 4) << 36 | declared).to_bytes(5, "big")
+    tail = read_at(stream, max(start + 42, end - _LONGEST_FRAME), _LONGEST_FRAME)
+    held = None
+    # What a tagging program has put behind the last frame hides it; a total that is known does without.
+    with contextlib.nullcontext() if declared in _NOT_KNOWN else contextlib.suppress(DamagedError):
+        held = _length(tail, int.from_bytes(head[10:12], "big"))
+    if held is not None and held != declared:
+        if held < declared and declared not in _NOT_KNOWN:
+            raise DamagedError(f"declares {declared} samples and holds {held}")
+        head[_TOTAL_AT : _TOTAL_AT + 5] = ((head[_TOTAL_AT] >> 4) << 36 | held).to_bytes(5, "big")
     return sndfile.open_sound(Part(stream, start + 42, end - start - 42, bytes(head)))
 
 
