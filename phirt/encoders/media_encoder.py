@@ -15,11 +15,13 @@ from typing import Any
 from phirt.bundle.adapters import encoder_name, projector_index
 from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.encoders.encoder import ImageDetail, InputSpecs, check_detail, open_encoders
-from phirt.errors import BundleError
+from phirt.errors import BundleError, not_enough_memory
 from phirt.prompt.messages import Features, Inputs, Media
 from phirt.runtime.session import LazySession, SessionConfig
+from phirt.runtime.system import has_address_space
 
 _FEATURE_CACHE_BYTES = 256 << 20
+_MATRIX_PRODUCT_BYTES = 40 << 20
 
 
 class FeatureCache:
@@ -91,6 +93,9 @@ class MediaEncoder:
         prepared = self._encoders[name].prepare(source, self._manifest.limits, check_detail(detail))
         known = self._known(name, prepared.key)
         missing = len(known) < len(self._manifest.encoders[name].projectors)
+        # numpy's library of matrix products ends the process where it gets no memory of its own.
+        if missing and not has_address_space(_MATRIX_PRODUCT_BYTES):
+            raise not_enough_memory(f"process the {modality}")
         inputs = prepared.make_inputs() if missing else None
         return Media(name, modality, prepared.key, prepared.num_tokens, inputs, known)
 

@@ -149,3 +149,12 @@ def test_a_command_with_little_memory_answers_or_says_so_in_one_line(tmp_path, l
         assert line.startswith("error: not enough memory to ")
     else:
         assert ended.stdout
+
+
+def test_a_recording_is_refused_before_a_library_ends_the_process(model, clip, monkeypatch):
+    from phirt.encoders import media_encoder
+
+    model.generator.encoder.cache.clear()
+    monkeypatch.setattr(media_encoder, "has_address_space", lambda nbytes: False)
+    with pytest.raises(OutOfMemoryError, match="not enough memory to process the audio"):
+        model.chat().send("what", audio=[clip]).text()
