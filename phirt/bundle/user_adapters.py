@@ -12,7 +12,7 @@ from pathlib import Path
 from phirt.bundle.lora import LORA_DECODER, Lora
 from phirt.bundle.manifest import Manifest
 from phirt.bundle.peft import read_lora
-from phirt.errors import AdapterError, ConfigError
+from phirt.errors import AdapterError, ConfigError, not_enough_memory
 
 _LONGEST_NAME = 200
 
@@ -42,4 +42,11 @@ def read_adapters(manifest: Manifest, folders: AdapterFolders | None) -> dict[st
             f"the bundle {manifest.name!r} takes no adapters: it was exported before there were inputs for "
             "them; export it again"
         )
-    return {name: read_lora(Path(folder), manifest.geometry) for name, folder in folders.items()}
+    return {name: _read(name, Path(folder), manifest) for name, folder in folders.items()}
+
+
+def _read(name: str, folder: Path, manifest: Manifest) -> Lora:
+    try:
+        return read_lora(folder, manifest.geometry)
+    except MemoryError as error:
+        raise not_enough_memory(f"read the adapter {name!r}") from error

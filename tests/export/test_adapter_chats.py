@@ -207,6 +207,15 @@ def test_what_is_no_adapter_is_refused(bundle, adapters, said):
         phirt.load(bundle, adapters=adapters)
 
 
+def test_an_adapter_that_finds_no_memory_is_not_called_damaged(bundle, folders, monkeypatch):
+    def find_none(*shape, **kind):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("phirt.bundle.peft.np.empty", find_none)
+    with pytest.raises(phirt.OutOfMemoryError, match="memory to read the adapter 'one'"):
+        phirt.load(bundle, adapters=folders)
+
+
 def test_a_bundle_that_was_exported_before_says_so(bundle, folders, tmp_path):
     older = shutil.copytree(bundle, tmp_path / "older")
     manifest = json.loads((older / "manifest.json").read_text())

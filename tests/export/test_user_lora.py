@@ -14,16 +14,19 @@ import pytest
 import torch
 from checkpoints.write import write_checkpoint
 from phi4_oracle import AFTER, BEFORE, Image, fused, oracle_images
+from small_models import rope
 from three_ways import STEPS, TOLERANCE, load_oracle, load_reference
 
 from phirt.bundle.files import load_manifest
 from phirt.bundle.peft import read_lora
+from phirt.errors import AdapterError
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
 from phirt.runtime.device import Device
 from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session, SessionConfig
 from phirt_export.exporter import export_bundle
+from phirt_export.reference import DecoderConfig
 
 pytest.importorskip("transformers", reason="transformers is the oracle here")
 peft = pytest.importorskip("peft", reason="PEFT makes the adapters and merges them")
@@ -216,3 +219,41 @@ def test_only_a_change_of_the_adapter_runs_the_history_again(tmp_path, ranks):
         assert runs[-1] == expected and engine.cached.adapter == under
         engine.decode_step(7)
         assert engine.cached.adapter == under
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "(DoRA)"),
+        ({"bias": "all"}, "it changes biases"),
+        ({"lora_bias": True}, "biases (lora_bias)"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "it changes embeddings"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "it changes the output head"),
+        ({"trainable_token_indices": [3, 4]}, "embeddings of tokens"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [0, 2]]}, "it repeats layers"),
+    ],
+)
+def test_what_peft_saves_and_cannot_be_added_is_refused(tmp_path, settings, said):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, vocab_size=50, tie_word_embeddings=False,
+    )  # fmt: skip
+    usual = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    model = peft.get_peft_model(LlamaForCausalLM(config), peft.LoraConfig(**{**usual, **settings}))
+    model.save_pretrained(str(tmp_path))
+    sizes = DecoderConfig(2, 64, 4, 2, 16, 96, 50, 1e-5, rope())
+    with pytest.raises(AdapterError) as caught:
+        read_lora(tmp_path, sizes)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_the_encoders_is_refused(multimodal, tmp_path):
+    _, exported, base = multimodal
+    save_adapter(base, tmp_path / "adapter", 4, target_modules=["q_proj", "qkv_proj"])  # theirs are called so
+    with pytest.raises(AdapterError, match="it changes encoders of images or audio"):
+        read_lora(tmp_path / "adapter", load_manifest(exported).geometry)
