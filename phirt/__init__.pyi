@@ -34,5 +34,9 @@ from .model import load as load
 from .prompt.messages import Message as Message
 from .prompt.tools import ToolCall as ToolCall
 from .runtime.device import devices as devices
+from .transcription import Segment as Segment
+from .transcription import Transcript as Transcript
+from .transcription import Transcription as Transcription
+from .transcription import TranscriptionProgress as TranscriptionProgress
 
 __version__: str

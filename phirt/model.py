@@ -6,10 +6,11 @@ Knows how the parts fit together. Each part's own rules live in its module; noth
 from __future__ import annotations
 
 import importlib.resources
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.limits import with_limits
@@ -21,13 +22,13 @@ from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
 from phirt.errors import BundleError
 from phirt.generate.engine_pool import CacheLimits
-from phirt.generate.sampling import GenerationConfig
+from phirt.generate.sampling import GenerationConfig, GenerationOverrides, overridden
 from phirt.generator import Generator, TokenCount
 from phirt.runtime.device import Device, Provider
 from phirt.runtime.session import OnPrepare, SessionConfig
+from phirt.transcription import OnTranscriptionProgress, Transcription
 
 EMBEDDED = "nano"
-TRANSCRIBE_PROMPT = "Transcribe the audio clip into text."  # Phi-4-multimodal's own wording
 _DEFAULTS = GenerationConfig()
 _DEFAULT_LIMITS = CacheLimits()
 
@@ -83,9 +84,42 @@ class Model:
         """
         return Chat.load(self.generator, path, adapter)
 
-    def transcribe(self, audio: AudioSource, *, config: GenerationConfig = _DEFAULTS) -> str:
-        """The words of a recording."""
-        return self.chat().send(TRANSCRIBE_PROMPT, audio=[audio], config=config).text().strip()
+    def transcribe(
+        self,
+        audio: AudioSource,
+        *,
+        config: GenerationConfig = _DEFAULTS,
+        on_progress: OnTranscriptionProgress | None = None,
+        cancel: threading.Event | None = None,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> str:
+        """The words of a recording of any length. See `transcribe_segments`, which tells when each of them is
+        said, and whether something was cut.
+        """
+        return self.transcribe_segments(
+            audio, config=config, on_progress=on_progress, cancel=cancel, **overrides
+        ).result.text
+
+    def transcribe_segments(
+        self,
+        audio: AudioSource,
+        *,
+        config: GenerationConfig = _DEFAULTS,
+        on_progress: OnTranscriptionProgress | None = None,
+        cancel: threading.Event | None = None,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> Transcription:
+        """The words of a recording of any length, each segment when it is done; then its `result`.
+
+        The recording is decoded as it is needed, and cut where nobody speaks, so that memory does not grow
+        with it. `on_progress` is called with a `phirt.TranscriptionProgress`. `cancel` is set, from any
+        thread, to end it; what it has is kept. `overrides` are settings that differ from `config`. Raises
+        MediaError, where the end of a recording is damaged after the segments before it; BundleError,
+        ConfigError, ClosedError.
+        """
+        self.generator.pool.require_open()
+        config = overridden(config, overrides)
+        return Transcription(self.generator, audio, config, on_progress, cancel)
 
     def count_tokens(
         self,

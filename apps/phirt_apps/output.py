@@ -214,7 +214,7 @@ class Busy:
             self._spinner = self._console.status(Text(one_line(label), style="dim"), spinner="dots")
             self._spinner.start()
 
-    def advance(self, label: str, done: int, total: int) -> None:
+    def advance(self, label: str, done: float, total: float) -> None:
         """Shows a bar under the label, and takes it away when all is done."""
         if not self._shown:
             return

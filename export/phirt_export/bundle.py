@@ -36,6 +36,10 @@ from phirt_export.reference import ModelConfig
 
 CARD_NAME = "MODEL_CARD.md"
 _MAX_PIXELS, _MAX_SECONDS = 100_000_000, 1800.0  # where a model says nothing: what cameras make, half an hour
+_LONG_CLIP = (
+    300.0  # seconds; a model that was made for such clips understands a piece better with more around
+)
+_TRANSCRIBE_SECONDS = 30.0  # of one piece then: what models of Whisper's kind take
 _MEDIA_BYTES = 1 << 28  # of one file, whatever its format
 _CHUNK = 1 << 20
 
@@ -139,10 +143,12 @@ def model_limits(config: ModelConfig, options: LimitOptions = LimitOptions()) ->
         ConfigError: a limit is none, or a context is longer than the model's.
     """
     vision, audio, context = config.vision, config.audio, config.decoder.rope.context
+    longest = _MAX_SECONDS if audio is None else audio.max_seconds
     own = {
         "image_pixels": _MAX_PIXELS if vision is None else vision.max_pixels,
-        "audio_seconds": _MAX_SECONDS if audio is None else audio.max_seconds,
+        "audio_seconds": longest,
         "media_bytes": _MEDIA_BYTES,
+        "transcribe_seconds": _TRANSCRIBE_SECONDS if longest >= _LONG_CLIP else None,
     }
     asked = {name: value for name, value in write_dataclass(options).items() if value is not None}
     fields = Fields(own | asked, "limits", ConfigError, f"the model's context has {context} positions")

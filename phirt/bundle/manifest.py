@@ -163,13 +163,15 @@ class Rule:
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What a request may cost at most: pixels of one image, seconds of one clip, bytes of one media file,
-    positions of one conversation (None: as many as the geometry has).
+    positions of one conversation (None: as many as the geometry has). And seconds of speech that
+    transcription joins to one request, where a recording has pauses (None: each utterance is a request).
     """
 
     image_pixels: Annotated[int, Range(1, 1 << 34)]
     audio_seconds: Annotated[float, Range(0.05, 86400.0)]
     media_bytes: Annotated[int, Range(1, 1 << 36)]
     context: _Positions | None = None
+    transcribe_seconds: Annotated[float, Range(0.05, 86400.0)] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

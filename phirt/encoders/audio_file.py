@@ -36,8 +36,6 @@ from phirt.encoders.source import FileSource, content_key, open_source, read_sou
 from phirt.errors import MediaError, not_enough_memory
 from phirt.runtime.native_calls import native_calls
 
-AudioSource = FileSource | SampleSource
-"""A recording: a file (path, bytes, open file), or samples and their rate in Hz: `(samples, 16000)`."""
 Samples = npt.NDArray[np.float32]
 T = TypeVar("T")
 
@@ -61,6 +59,11 @@ class Clip:
     rate: int
     key: str
     name: str
+
+
+AudioSource = FileSource | SampleSource | Clip
+"""A recording: a file (path, bytes, open file), or samples and their rate in Hz: `(samples, 16000)`; a
+Clip is what was read of one before."""
 
 
 class AudioReader:
@@ -140,6 +143,9 @@ class AudioReader:
 
 def open_audio(source: AudioSource, limits: Limits) -> AudioReader:
     """Opens a recording of any length. Raises MediaError."""
+    if isinstance(source, Clip):
+        clip = source
+        return AudioReader(clip.name, None, lambda: _sound_of(clip.samples[:, None], clip.rate))
     if isinstance(source, tuple | np.ndarray):
         samples, rate = from_arrays(source)
         return AudioReader("the given samples", None, lambda: _sound_of(samples, rate))
@@ -148,7 +154,12 @@ def open_audio(source: AudioSource, limits: Limits) -> AudioReader:
 
 
 def read_clip(source: AudioSource, limits: Limits) -> Clip:
-    """Reads a recording that a model takes at once. Raises MediaError, also where it is longer."""
+    """Reads a recording that a model takes at once. Raises MediaError, also where it is longer.
+
+    A Clip, which is a piece of something that was read before, is taken as it is.
+    """
+    if isinstance(source, Clip):
+        return source
     if isinstance(source, tuple | np.ndarray):
         samples, rate = from_arrays(source)
         with AudioReader("the given samples", None, lambda: _sound_of(samples, rate)) as recording:

@@ -24,8 +24,8 @@ from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.image_file import ImageSource
 from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
-from phirt.model import TRANSCRIBE_PROMPT
 from phirt.prompt.messages import Message
+from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_quant.fidelity import Fidelity, FidelityMeter
 from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT
 

@@ -23,9 +23,12 @@ import pyte
 import pytest
 import soundfile
 import torch
+from click.testing import Result
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from typer.testing import CliRunner
 
+from phirt_apps.cli import app
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import (
     AdapterConfig,
@@ -136,6 +139,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with other rotary factors past 64 tokens."""
     return _bundle(tmp_path_factory.mktemp("long"), TWO_REGIMES)
+
+
+@pytest.fixture
+def invoke(bundle: Path):
+    """Runs a command on the bundle inside this process."""
+
+    def run_command(command: str, *arguments: object, **options: object) -> Result:
+        return CliRunner().invoke(app, [command, "-m", str(bundle), *map(str, arguments)], **options)
+
+    return run_command
 
 
 @pytest.fixture

@@ -7,19 +7,9 @@ from pathlib import Path
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from phirt_apps.cli import app
-
-
-@pytest.fixture
-def invoke(bundle: Path):
-    """Runs a command on the bundle inside this process."""
-
-    def run_command(command: str, *arguments: object, **options: object) -> Result:
-        return CliRunner().invoke(app, [command, "-m", str(bundle), *map(str, arguments)], **options)
-
-    return run_command
 
 
 def test_an_answer_goes_to_stdout_and_nothing_else(invoke) -> None:
@@ -222,7 +212,8 @@ def test_transcribe_one_and_several(invoke, examples: Path) -> None:
     assert one.stdout.count("\n") == 1
     assert several.stdout == f"{clip}: {one.stdout}" * 2
     value = json.loads(invoke("transcribe", clip, "--json").stdout)
-    assert value == {"files": [{"path": str(clip), "text": value["files"][0]["text"]}]}
+    (file,) = value["files"]
+    assert list(file) == ["path", "text", "finish_reason", "segments"] and file["path"] == str(clip)
     assert " ".join(value["files"][0]["text"].split()) == one.stdout.strip()
 
 
@@ -231,9 +222,9 @@ def test_transcribe_goes_on_after_a_bad_file(invoke, examples: Path, bad_media: 
     result = invoke("transcribe", bad, clip)
     assert result.exit_code == 1
     assert result.stdout.startswith(f"{clip}: ") and result.stdout.count("\n") == 1
-    assert result.stderr.startswith(f"error: {bad}") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: {bad}") and "cut at 512 new tokens" in result.stderr
     value = json.loads(invoke("transcribe", bad, clip, "--json").stdout)
-    assert set(value["files"][0]) == {"path", "error"} and set(value["files"][1]) == {"path", "text"}
+    assert set(value["files"][0]) == {"path", "error"} and "text" in value["files"][1]
 
 
 def test_tokens_as_a_table(invoke, examples: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import phirt
-from phirt.model import TRANSCRIBE_PROMPT
+from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_quant.evaluation import BundleReference, Case, compare
 
 PAGE_TOKENS = 128

@@ -23,7 +23,7 @@ import numpy as np
 
 import phirt
 from phirt.generate.sequence import Prompt
-from phirt.model import TRANSCRIBE_PROMPT
+from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_quant.word_errors import word_errors
 
 HELD_OUT_SPEAKER = "fsdd5"

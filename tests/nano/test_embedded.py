@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import phirt
 from phirt.generate.sequence import Adapter
-from phirt.model import TRANSCRIBE_PROMPT
 from phirt.prompt.messages import Message
+from phirt.transcription import TRANSCRIBE_PROMPT
 
 SHORT = phirt.GenerationConfig(max_new_tokens=24)
 EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
@@ -172,3 +176,17 @@ def test_the_bundle_is_small_and_has_its_card(model: phirt.Model) -> None:
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for part in ("## Data and licences", "## Recipe", "## Results", "## Limits"):
         assert part in card
+
+
+def test_a_minute_of_digits_says_what_each_digit_says(model: phirt.Model, shared_data: Path) -> None:
+    rows = [json.loads(line) for line in (shared_data / "speech" / "fsdd.val.jsonl").open(encoding="utf-8")]
+    rng = np.random.default_rng(0)
+    with tarfile.open(shared_data / "speech" / "fsdd.val.tar") as tar:
+        clips = []
+        for index in rng.permutation(len(rows))[:45]:
+            content = tar.extractfile(rows[index]["file"])
+            assert content is not None
+            clips.append(soundfile.read(io.BytesIO(content.read()), dtype="float32")[0])
+    parts = [part for clip in clips for part in (clip, np.zeros(int(rng.uniform(3000, 12000)), np.float32))]
+    segments = list(model.transcribe_segments((np.concatenate(parts), 8000)))
+    assert [segment.text for segment in segments] == [model.transcribe((clip, 8000)) for clip in clips]

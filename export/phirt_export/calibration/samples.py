@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from phirt.errors import ConfigError
-from phirt.model import TRANSCRIBE_PROMPT
+from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT, read_text
 
 _TEXT = (".txt", ".md")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from phirt.model import TRANSCRIBE_PROMPT
+from phirt.transcription import TRANSCRIBE_PROMPT
 
 from .messages import TOOL_SYSTEM, slot_arguments, tool_call
 from .shapes import Scene, Thing
