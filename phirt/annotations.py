@@ -115,7 +115,7 @@ def _types(base: Any, kind: Any, inner: tuple[Any, ...]) -> tuple[type, ...]:
 def _checks(kind: Any, inner: tuple[Any, ...], bounds: tuple[Any, ...]) -> Iterator[Check]:
     if kind is Literal:
         yield inner.__contains__
-    if kind is Any:
+    if kind is Any and AnyCharacters() not in bounds:
         yield lambda value: not has_surrogate(value)
     if kind is str and AnyCharacters() not in bounds:
         yield lambda value: _SURROGATE.search(value) is None

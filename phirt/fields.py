@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from phirt.annotations import (
     MAX_ITEMS,
+    AnyCharacters,
     FreeText,
     Length,
     Matching,
@@ -228,7 +229,8 @@ class Fields:
 
     def children(self, key: str, limit: int = MAX_ITEMS) -> tuple[Fields, ...]:
         """A list of objects."""
-        values = self._items(key, Any, limit)
+        # What is inside an object is checked where it is read: some of it may be what a user has typed.
+        values = self._items(key, Annotated[Any, AnyCharacters()], limit)
         return tuple(self._inner(value, f"{key}[{index}]") for index, value in enumerate(values))
 
     def mapping(self, key: str) -> dict[str, Fields]:

@@ -342,7 +342,7 @@ class _Reader:
     def _message(self, fields: Fields, media: list[Media], context: int) -> Message:
         role = fields.text("role")
         if role not in get_args(Role):
-            raise fields.refusal(f"role {role!r} is not known")
+            raise fields.refusal(f"role {fields.shown('role')} is not known")
         used = tuple(media[index] for index in fields.integers("media", 0, len(media) - 1, context))
         token_ids = None
         if fields.has("ids"):

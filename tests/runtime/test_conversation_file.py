@@ -79,6 +79,28 @@ def test_an_empty_conversation_is_saved_too(model, tmp_path):
     )
 
 
+def test_lone_surrogates_that_were_typed_come_back(model, tmp_path):
+    chat = model.chat(system="a\ud800", tools=[{"name": "f", "description": "\udfff"}])
+    chat.send("\udcff", config=SHORT).text()
+    chat.save(tmp_path / "typed.phirt")
+    restored = model.load_chat(tmp_path / "typed.phirt")
+    assert (restored.system, restored.messages[0].content) == ("a\ud800", "\udcff")
+    assert restored.send("go on", config=SHORT).text() == chat.send("go on", config=SHORT).text()
+
+
+def test_a_long_role_is_refused_in_a_short_line(model, chat, tmp_path):
+    path = tmp_path / "talk.phirt"
+    chat.save(path)
+
+    def long_role(document):
+        document["messages"][0]["role"] = "a" * 10_000
+
+    changed = rewritten(path, tmp_path / "changed.phirt", document=long_role)
+    with pytest.raises(ConversationError, match="role 'aaa") as caught:
+        model.load_chat(changed)
+    assert len(str(caught.value)) < 500
+
+
 def test_saving_ends_a_cancelled_reply_and_no_other(model, tmp_path):
     chat = model.chat()
     reply = chat.send("talk", config=GenerationConfig(max_new_tokens=400))
