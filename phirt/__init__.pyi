@@ -15,6 +15,7 @@ from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import PhirtError as PhirtError
 from .errors import ProviderError as ProviderError
 from .errors import RequestCancelledError as RequestCancelledError
+from .generate.cancellation import CancelSignal as CancelSignal
 from .generate.engine import Progress as Progress
 from .generate.engine_pool import CacheLimits as CacheLimits
 from .generate.results import FinishReason as FinishReason

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,8 @@ from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
 from phirt.encoders.media_encoder import MediaEncoder
-from phirt.errors import BundleError, ConfigError, ContextError, RequestCancelledError
+from phirt.errors import BundleError, ConfigError, ContextError
+from phirt.generate.cancellation import Cancellation, CancelSignal, check
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.engine_pool import NOBODY, CacheLimits, CacheOwner, EnginePool
 from phirt.generate.generation import AnswerOptions, Generation, Request, Runtime
@@ -116,7 +116,7 @@ class Generator:
         logits_processors: Iterable[LogitsProcessor] = (),
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         adapter: str | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> TextStream:
@@ -146,7 +146,7 @@ class Generator:
         tools: Tools | None,
         options: AnswerOptions,
         *,
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         begin: float | None = None,
         owner: CacheOwner = NOBODY,
         on_end: Callable[[Generation], None] | None = None,
@@ -157,7 +157,6 @@ class Generator:
         """
         _require_messages(messages, system)
         begin = time.perf_counter() if begin is None else begin
-        cancel = threading.Event() if cancel is None else cancel
         prompt = self.encode_prompt(messages, system, tools, cancel, user_adapter)
         counts = {"image": 0, "audio": 0}
         for item in (item for message in messages for item in message.media):
@@ -172,7 +171,9 @@ class Generator:
             owner=owner,
             user_adapter=user_adapter,
         )
-        return Generation(Runtime(self.manifest, self.tokenizer, self.pool), request, cancel, on_end)
+        return Generation(
+            Runtime(self.manifest, self.tokenizer, self.pool), request, Cancellation(cancel), on_end
+        )
 
     def message(
         self,
@@ -181,7 +182,7 @@ class Generator:
         images: Iterable[ImageSource] = (),
         audio: Iterable[AudioSource] = (),
         image_detail: ImageDetail = "auto",
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
     ) -> Message:
         """A user's turn with its media read and processed. Raises MediaError, ConfigError, BundleError;
         RequestCancelledError where `cancel` was set meanwhile.
@@ -195,7 +196,7 @@ class Generator:
         images: Iterable[ImageSource],
         audio: Iterable[AudioSource],
         image_detail: ImageDetail = "auto",
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
     ) -> tuple[Media, ...]:
         """Reads and processes the media of one turn, images first. Raises as `message` does."""
         self.pool.require_open()
@@ -203,10 +204,10 @@ class Generator:
         media = []
         with _plain_arithmetic():
             for picture in pictures:
-                _check(cancel)
+                check(cancel)
                 media.append(self.encoder.prepare("image", picture, image_detail))
             for clip in clips:
-                _check(cancel)
+                check(cancel)
                 media.append(self.encoder.prepare("audio", clip))
         return tuple(media)
 
@@ -215,7 +216,7 @@ class Generator:
         messages: Sequence[Message],
         system: str | None = None,
         tools: Tools | None = None,
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         user_adapter: str | None = None,
     ) -> Prompt:
         """The engine's prompt for a conversation, its media encoded. Raises ContextError before anything is
@@ -234,18 +235,18 @@ class Generator:
                 "use fewer media, or start a new conversation"
             )
         spans = self._encoded_media(encoded.media, rule, cancel)
-        _check(cancel)
+        check(cancel)
         return Prompt(encoded.ids, tuple(spans), adapter)
 
     def _encoded_media(
-        self, media: Sequence[tuple[int, Media]], rule: Rule, cancel: threading.Event | None
+        self, media: Sequence[tuple[int, Media]], rule: Rule, cancel: CancelSignal | None
     ) -> list[MediaSpan]:
         spans = []
         begun = any(item.inputs is not None for _, item in media)
         try:
             with _plain_arithmetic():
                 for start, item in media:
-                    _check(cancel)
+                    check(cancel)
                     features = self.encoder.features(item, rule)
                     spans.append(MediaSpan(start, features, self.encoder.span_key(item, rule)))
         finally:
@@ -355,11 +356,6 @@ def _plain_arithmetic() -> Iterator[None]:
     """
     with np.errstate(all="ignore"):
         yield
-
-
-def _check(cancel: threading.Event | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise RequestCancelledError("the request was cancelled before its answer began")
 
 
 def _require_messages(messages: Sequence[Message], system: object) -> None:

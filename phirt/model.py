@@ -20,7 +20,7 @@ from phirt.chat.chat import Chat
 from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
-from phirt.errors import BundleError
+from phirt.errors import BundleError, ConfigError
 from phirt.generate.engine_pool import CacheLimits
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, overridden
 from phirt.generator import Generator, TokenCount
@@ -168,6 +168,8 @@ def load(
     of LoRA adapters that PEFT has saved, by names of which each chat may choose one. Raises BundleError,
     AdapterError, ProviderError, ConfigError.
     """
+    if not isinstance(cache_limits, CacheLimits):
+        raise ConfigError(f"cache_limits is a {type(cache_limits).__name__}, accepted: a phirt.CacheLimits")
     config = SessionConfig(Device.named(providers, threads), on_prepare=on_prepare)
     folder = embedded_bundle() if path is None else Path(path)
     manifest = with_limits(load_manifest(folder), limits)

@@ -21,7 +21,8 @@ from phirt.chat.reply import AsyncReply, Reply
 from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.image_file import ImageSource
-from phirt.errors import ChatBusyError, ConfigError, RequestCancelledError
+from phirt.errors import ChatBusyError, ConfigError
+from phirt.generate.cancellation import CancelSignal, check
 from phirt.generate.engine import OnProgress
 from phirt.generate.engine_pool import CacheOwner
 from phirt.generate.generation import AnswerOptions, Generation
@@ -133,7 +134,7 @@ class Chat:
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
         wait: bool = False,
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
         """Adds a user turn and returns its answer, which streams when it is iterated.
@@ -175,7 +176,7 @@ class Chat:
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
         wait: bool = False,
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
         """Adds a turn with what the tools returned, and returns the model's answer to it.
@@ -255,7 +256,7 @@ class Chat:
         return chat
 
     def _answer(
-        self, message: Message, options: AnswerOptions, begin: float, cancel: threading.Event | None
+        self, message: Message, options: AnswerOptions, begin: float, cancel: CancelSignal | None
     ) -> Reply:
         """The reply to the conversation with `message` at its end."""
         messages = (*self._messages, message)
@@ -276,7 +277,7 @@ class Chat:
         return Reply(generation)
 
     @contextlib.contextmanager
-    def _next_turn(self, wait: bool, cancel: threading.Event | None = None) -> Iterator[None]:
+    def _next_turn(self, wait: bool, cancel: CancelSignal | None = None) -> Iterator[None]:
         """Holds the turn when the earlier answer has ended. Raises ChatBusyError where that would disturb its
         reader and it is not to `wait`; RequestCancelledError where `cancel` is set meanwhile.
         """
@@ -290,14 +291,14 @@ class Chat:
                     "another thread is sending to this chat; wait for it, pass wait=True, or use a chat for "
                     "each thread"
                 )
-            _check(cancel)
+            check(cancel)
         try:
             self._end_pending(wait, cancel)
             yield
         finally:
             self._turn.release()
 
-    def _end_pending(self, wait: bool, cancel: threading.Event | None) -> None:
+    def _end_pending(self, wait: bool, cancel: CancelSignal | None) -> None:
         pending = self._pending
         if pending is None or pending.has_ended:
             return
@@ -309,7 +310,7 @@ class Chat:
                 "use a chat for each thread"
             )
         if not pending.finish(stop_waiting=cancel):
-            _check(cancel)
+            check(cancel)
 
     @contextlib.contextmanager
     def _after_cancelling(self) -> Iterator[None]:
@@ -336,8 +337,3 @@ def _keep(chat: Chat | None, generation: Generation) -> None:
         # After a stop string the text ends before its ids do: the text then stands for the turn.
         token_ids = None if generation.stop_string_found else result.token_ids
         chat._messages = (*chat._messages, Message("assistant", result.text, token_ids=token_ids))
-
-
-def _check(cancel: threading.Event | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise RequestCancelledError("the request was cancelled before its answer began")

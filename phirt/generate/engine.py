@@ -10,7 +10,6 @@ the start.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import numpy as np
 from phirt.bundle.adapters import adapter_id
 from phirt.bundle.manifest import Manifest
 from phirt.errors import ContextError, RequestCancelledError
+from phirt.generate.cancellation import CancelSignal, check
 from phirt.generate.decoder_io import DecoderIO, Logits
 from phirt.generate.kv_cache import KVCache, Layer
 from phirt.generate.results import FinishReason
@@ -64,8 +64,8 @@ OnProgress = Callable[[Progress], None]
 class Engine:
     """One sequence on a decoder session: its cache and what that cache holds.
 
-    Several engines may share a session. An engine itself serves one thread at a time; only the events passed
-    as `cancel` may be set from elsewhere.
+    Several engines may share a session. An engine itself serves one thread at a time; only the signals
+    passed as `cancel` may be set from elsewhere.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Engine:
         return self._aligned
 
     def prefill_prompt(
-        self, prompt: Prompt, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
+        self, prompt: Prompt, cancel: CancelSignal | None = None, on_progress: OnProgress | None = None
     ) -> Logits:
         """Makes the cache hold exactly `prompt`, running only what it does not hold yet.
 
@@ -200,7 +200,7 @@ class Engine:
         for start in range(keep, total, self._chunk):
             if on_progress is not None:
                 on_progress(Progress(reason, start - keep, total - keep))
-            _check(cancel)
+            check(cancel)
             stop = min(start + self._chunk, total)
             self._run_chunk(
                 prompt.ids[start:stop], feature_rows(prompt.spans, start, stop, self._io.no_media)
@@ -217,7 +217,7 @@ class Engine:
         media_features: Features | None = None,
         adapter: Adapter = BASE_WEIGHTS,
         *,
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         on_progress: OnProgress | None = None,
     ) -> Logits:
         """Appends `ids` to what is cached; `media_features` [M, hidden] are the rows of their placeholders,
@@ -232,7 +232,7 @@ class Engine:
         return self.prefill_prompt(prompt, cancel, on_progress)
 
     def decode_step(
-        self, token: int, cancel: threading.Event | None = None, on_progress: OnProgress | None = None
+        self, token: int, cancel: CancelSignal | None = None, on_progress: OnProgress | None = None
     ) -> Logits:
         """Appends one id, which must not be a media placeholder. Returns the logits [vocab], valid until the
         next call.
@@ -265,7 +265,7 @@ class Engine:
         *,
         max_new_tokens: int,
         eos: Sequence[int],
-        cancel: threading.Event | None = None,
+        cancel: CancelSignal | None = None,
         on_progress: OnProgress | None = None,
         speculation: Speculation | None = None,
     ) -> Generator[int, None, FinishReason]:
@@ -294,7 +294,7 @@ class Engine:
             if self._cache.length == self._geometry.context:
                 return "context"
             try:
-                _check(cancel)
+                check(cancel)
                 if speculation is None:
                     logits = self.decode_step(token, cancel, on_progress)
                 else:
@@ -309,7 +309,7 @@ class Engine:
         token: int,
         speculation: Speculation,
         wanted: int,
-        cancel: threading.Event | None,
+        cancel: CancelSignal | None,
         on_progress: OnProgress | None,
     ) -> Logits:
         """Appends the chosen id. Returns the logits [vocab] after it: from the last run if it was drafted
@@ -416,8 +416,3 @@ class Engine:
             grown[:start] = self._ids[:start]
             self._ids = grown
         self._ids[start:stop] = ids
-
-
-def _check(cancel: threading.Event | None) -> None:
-    if cancel is not None and cancel.is_set():
-        raise RequestCancelledError("the request was cancelled while its prompt was run")

@@ -119,7 +119,7 @@ class EnginePool:
         self._max_bytes = limits.bytes_allowed
         self._lock = threading.Lock()
         self._idle: list[_Entry] = []  # the most recently used last
-        self._busy: set[_Entry] = set()
+        self._busy: weakref.WeakSet[_Entry] = weakref.WeakSet()
         self._dropped_bytes = 0  # since memory was given back
         # An engine may come back while the garbage collector runs, in a thread that holds the lock: such a
         # queue is the one thing that may then be touched.

@@ -15,6 +15,7 @@ from typing import Any
 
 from phirt.bundle.manifest import Manifest
 from phirt.errors import ChatBusyError
+from phirt.generate.cancellation import Cancellation, CancelSignal
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.engine_pool import NOBODY, CacheOwner, EnginePool
 from phirt.generate.results import FinishReason, Result, Timings, Usage
@@ -98,7 +99,7 @@ class Generation:
         self,
         runtime: Runtime,
         request: Request,
-        cancel: threading.Event,
+        cancel: Cancellation,
         on_end: Callable[[Generation], None] | None = None,
     ) -> None:
         self.request = request
@@ -165,7 +166,7 @@ class Generation:
             finally:
                 self._runner = None
 
-    def finish(self, stop_waiting: threading.Event | None = None) -> bool:
+    def finish(self, stop_waiting: CancelSignal | None = None) -> bool:
         """Runs to the end, or until the event is set. Returns whether the end was reached.
 
         Whoever reads the answer still gets every piece, and its failure, which is not raised here.
@@ -250,7 +251,7 @@ _Steps = Generator[int, None, FinishReason]
 
 
 def _text_pieces(
-    runtime: Runtime, request: Request, cancel: threading.Event, state: _State
+    runtime: Runtime, request: Request, cancel: Cancellation, state: _State
 ) -> Generator[str, None, FinishReason]:
     """Takes an engine and yields pieces of text; returns why the answer ended."""
     stops, decoder = StopStrings(request.options.config.stop), StreamDecoder(runtime.tokenizer)
@@ -276,7 +277,7 @@ def _text_pieces(
 
 
 def _start(
-    engine: Engine, manifest: Manifest, request: Request, cancel: threading.Event, state: _State
+    engine: Engine, manifest: Manifest, request: Request, cancel: Cancellation, state: _State
 ) -> _Steps:
     """The ids of the answer, none of which is chosen yet."""
     prompt, options, tokens = request.prompt, request.options, manifest.tokens

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
+from phirt.generate.cancellation import Cancellation, CancelSignal
 from phirt.generate.generation import Generation
 from phirt.generate.results import Result
 
@@ -93,7 +94,7 @@ class AsyncTextStream(AsyncIterator[str]):
     and encoding media before the next picture or recording.
     """
 
-    def __init__(self, start: Callable[[threading.Event], TextStream]) -> None:
+    def __init__(self, start: Callable[[CancelSignal], TextStream]) -> None:
         self._work = _Work(start)
         self._given = 0
 
@@ -149,8 +150,8 @@ class _Work:
     dropped when its reader drops it and not when a thread is done with it.
     """
 
-    def __init__(self, start: Callable[[threading.Event], TextStream]) -> None:
-        self.cancel = threading.Event()
+    def __init__(self, start: Callable[[CancelSignal], TextStream]) -> None:
+        self.cancel = Cancellation()
         self.generation: Generation | None = None
         self._start = start
         self._lock = threading.Lock()

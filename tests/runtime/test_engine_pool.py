@@ -271,6 +271,8 @@ def test_senseless_limits_are_refused(limits, expected):
 
 
 def test_limits_reach_the_pool(bundle):
+    with pytest.raises(ConfigError, match=r"cache_limits is a int, accepted: a phirt\.CacheLimits"):
+        phirt.load(bundle, cache_limits=4)
     model = phirt.load(bundle, threads=1, cache_limits=CacheLimits(max_engines=2))
     chats = [model.chat() for _ in range(4)]
     for chat in chats:

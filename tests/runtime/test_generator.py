@@ -95,6 +95,20 @@ def test_an_event_of_the_callers_ends_an_answer(generator):
     assert stream.result.finish_reason == "cancelled"
 
 
+def test_one_event_may_end_many_answers_and_one_answer_ends_itself_alone(generator):
+    cancel = threading.Event()
+    streams = [
+        generator.stream([Message("user", "hello")], cancel=cancel, max_new_tokens=100) for _ in range(3)
+    ]
+    for stream in streams:
+        next(stream)
+    streams[0].cancel()
+    assert streams[0].result.finish_reason == "cancelled"
+    assert not cancel.is_set()
+    cancel.set()
+    assert [stream.result.finish_reason for stream in streams] == ["cancelled"] * 3
+
+
 def test_settings_may_be_given_beside_a_config(chat):
     config = GenerationConfig(max_new_tokens=50, stop=("never",))
     result = chat.send("hello", config=config, max_new_tokens=3).result
