@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from phirt_apps.interrupts import Interrupts
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 
 ENTRY = "from phirt_apps.__main__ import main; main()"
@@ -167,3 +169,12 @@ def test_an_export_stopped_by_sigterm_says_so_by_its_status(tmp_path: Path) -> N
     )
     done = _run(script + ENTRY, "export", tmp_path, "-o", tmp_path / "out")
     assert (done.returncode, done.stderr, done.stdout) == (143, b"", b"")
+
+
+def test_a_terminal_is_put_back_before_the_process_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(os, "_exit", done.append)
+    one = Interrupts()
+    one.before_leaving = lambda: done.append("put back")
+    one.leave(143)
+    assert done == ["put back", 143]
