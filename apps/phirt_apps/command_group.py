@@ -48,8 +48,10 @@ class CommandGroup(TyperGroup):
             return super().main(args, standalone_mode=False, **options)
         try:
             value = super().main(args, standalone_mode=False, **options)
-            status = value if isinstance(value, int) else 0
+            status: Any = value if isinstance(value, int) else 0
             sys.stdout.flush()  # help is written before any command begins
+        except SystemExit as error:  # the library ends so when the reader of the help went away
+            status = BROKEN_PIPE if isinstance(error.__context__, BrokenPipeError) else error.code
         except BrokenPipeError:
             abandon(sys.stdout)
             status = BROKEN_PIPE

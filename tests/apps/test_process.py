@@ -109,6 +109,14 @@ def test_a_full_disk_behind_help(run, command: list[str]) -> None:
     assert b"No space left on device" in done.stderr and b"a fault in phirt" not in done.stderr
 
 
+@posix
+def test_a_reader_that_does_not_want_the_help() -> None:
+    process = _start("--help")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(timeout=20), process.stderr.read()) == (141, b"")
+
+
 def test_stdout_and_stderr_of_an_answer(bundle: Path, run) -> None:
     done = run("chat", "-m", bundle, "the quick", "--max-new-tokens", 8, "--stats")
     assert done.returncode == 0
