@@ -203,6 +203,7 @@ class Transcription(Iterator[Segment]):
             result = answer.result
         except RequestCancelledError:
             return None
+        self._generator.encoder.cache.forget(message.media[0].key)  # or an hour of them would fill it
         start, end = piece.start / rate, (piece.start + len(piece.samples)) / rate
         return Segment(start, end, result.text.strip(), result.finish_reason)
 

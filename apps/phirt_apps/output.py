@@ -103,6 +103,11 @@ class Output:
         """Whether stderr is a terminal, where a display may redraw itself."""
         return self._redraws
 
+    @property
+    def answers_on_terminal(self) -> bool:
+        """Whether stdout is a terminal, which a display on stderr would share."""
+        return self._stdout_is_terminal
+
     def answer_display(self) -> AnswerDisplay:
         """What shows an answer as it comes, on stdout. It raises OutputError when stdout cannot take it."""
         return answer_display(self._stdout, self._write, markdown=self._markdown)

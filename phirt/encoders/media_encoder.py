@@ -53,6 +53,12 @@ class FeatureCache:
             while self._bytes > self._max_bytes:
                 self._bytes -= self._entries.popitem(last=False)[1].nbytes
 
+    def forget(self, key: str) -> None:
+        """Forgets one content, under every projector."""
+        with self._lock:
+            for entry in [entry for entry in self._entries if entry[0] == key]:
+                self._bytes -= self._entries.pop(entry).nbytes
+
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:

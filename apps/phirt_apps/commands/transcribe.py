@@ -136,7 +136,8 @@ def _transcribe_one(
                 as_it_comes = transcription.seconds is None or transcription.seconds > _AT_ONCE
                 for segment in transcription:
                     if as_it_comes:
-                        busy.stop()
+                        if out.answers_on_terminal:
+                            busy.stop()
                         write(segment.text)
                     _remark(transcription.name, segment, config, out)
             result = transcription.transcript

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import re
+import zlib
 
 import numpy as np
 from PIL import JpegImagePlugin
@@ -21,6 +22,7 @@ _END = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _ALONE = (0x01, 0xD8, *range(0xD0, 0xD8))  # markers without a length
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_ROWS = 64  # looked at together
 _PADDING = b"".join(hashlib.sha256(bytes([i])).digest().replace(b"\xff", b"\x7f") for i in range(32))
 
 
@@ -87,9 +89,20 @@ def _scans(data: bytes) -> _Scans:
 
 def _missing_rows(data: bytes, other: bytes) -> tuple[int, int] | None:
     """How many rows differ between two files, from the first such row on, and how many there are."""
-    pictures = []
-    for content in (data, other):
-        image = JpegImagePlugin.JpegImageFile(io.BytesIO(content), "")
-        pictures.append(np.asarray(image))
-    same = np.array([np.array_equal(*rows) for rows in zip(*pictures, strict=True)])
-    return None if same.all() else (int(len(same) - same.argmin()), len(same))
+    rows, others = _row_sums(data), _row_sums(other)
+    for number, (one, another) in enumerate(zip(rows, others, strict=True)):
+        if one != another:
+            return len(rows) - number, len(rows)
+    return None
+
+
+def _row_sums(data: bytes) -> list[int]:
+    """A checksum of each row; so only one of two large pictures is in memory at a time."""
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data), "")
+    image.load()
+    width, height = image.size
+    sums = []
+    for top in range(0, height, _ROWS):
+        rows = np.asarray(image.crop((0, top, width, min(top + _ROWS, height))))
+        sums += [zlib.crc32(row.tobytes()) for row in rows]
+    return sums
