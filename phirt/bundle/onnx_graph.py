@@ -319,15 +319,15 @@ class _Reader:
                 typed.append((number, value))
         if not all(0 <= size < _MAX_DIMENSION for size in shape):
             raise ValueError(f"initializer {name[:80]!r} has no sensible shape")
+        if is_external:
+            length = external.get("length")
+            return Weight(
+                name, tuple(shape), data_type, 0, external.get("location", ""),
+                int(external.get("offset", "0")), None if length is None else int(length),
+            )  # fmt: skip
         bits = BITS.get(data_type, 0)
         held = sum(_typed_bytes(number, value, bits) for number, value in typed)
         weight = Weight(name, tuple(shape), data_type, held if raw is None else raw[1] - raw[0])
-        if is_external:
-            length = external.get("length")
-            return dataclasses.replace(
-                weight, location=external.get("location", ""), offset=int(external.get("offset", "0")),
-                length=None if length is None else int(length),
-            )  # fmt: skip
         if weight.elements <= _MOST_VALUES and data_type in _NUMBERS:
             return dataclasses.replace(weight, values=self._values(weight, raw, typed))
         return weight

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from phirt.errors import MediaError
 
@@ -99,6 +98,8 @@ def _path(source: object, kind: str) -> Path:
     if isinstance(source, str):
         scheme = source.partition(":")[0].lower()
         if scheme == "file" and source[5:7] == "//":
+            from urllib.request import url2pathname  # 14 ms, for such addresses only
+
             return Path(url2pathname(urlsplit(source).path))
         if scheme in _ADDRESSES and "://" in source[:12]:
             raise MediaError(f"{source}: phirt opens no network addresses; download it and name the file")

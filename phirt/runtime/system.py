@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -26,14 +27,21 @@ _TABLE = Path("/proc/self/smaps")
 
 def usable_memory(root: Path = _ROOT) -> int:
     """Bytes of memory that this process may use at most: the machine's, or what its control groups allow."""
-    import psutil
-
-    limits = [int(psutil.virtual_memory().total)]
+    limits = [_physical_memory()]
     for folder in group_folders(root, "memory", ("memory",)):
         for name in ("memory.max", "memory.limit_in_bytes"):
             with contextlib.suppress(OSError, ValueError):  # not there, or "max"
                 limits.append(int((folder / name).read_text(encoding="ascii")))
     return min(limits)
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        import psutil  # 20 ms, which every start would take
+
+        return int(psutil.virtual_memory().total)
 
 
 def has_address_space(nbytes: int) -> bool:
