@@ -95,19 +95,20 @@ def _guarded(work: Callable[[], T], name: str | Path, kind: str) -> T:
 
 
 def _path(source: object, kind: str) -> Path:
-    if isinstance(source, str):
-        scheme = source.partition(":")[0].lower()
-        if scheme == "file" and source[5:7] == "//":
-            from urllib.request import url2pathname  # 14 ms, for such addresses only
-
-            return Path(url2pathname(urlsplit(source).path))
-        if scheme in _ADDRESSES and "://" in source[:12]:
-            raise MediaError(f"{source}: phirt opens no network addresses; download it and name the file")
-    elif not isinstance(source, os.PathLike):
+    if not isinstance(source, str | os.PathLike):
         raise MediaError(
             f"{kind}: got {type(source).__name__}, accepted: a path, the bytes of a file, or an open file"
         )
-    return Path(os.fsdecode(os.fspath(source)))
+    text = os.fsdecode(os.fspath(source))
+    scheme, _, rest = text.partition(":")
+    if rest.startswith("/"):  # a Path keeps one slash of an address's two
+        if scheme.lower() == "file":
+            from urllib.request import url2pathname  # 14 ms, for such addresses only
+
+            return Path(url2pathname(urlsplit(text).path))
+        if scheme.lower() in _ADDRESSES:
+            raise MediaError(f"{text}: phirt opens no network addresses; download it and name the file")
+    return Path(text)
 
 
 def _checked_mode(path: Path, kind: str) -> int:

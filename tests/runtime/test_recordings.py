@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import PurePosixPath
 
 import av
 import numpy as np
@@ -491,6 +492,7 @@ def test_samples_with_their_rate(dtype, shape):
         (7, "got int, accepted"),
         (io.StringIO("x"), "opened as text; open it with mode 'rb'"),
         ("https://example.org/a.wav", "opens no network addresses"),
+        (PurePosixPath("https://example.org/a.wav"), "opens no network addresses"),  # it keeps one slash
     ],
 )  # fmt: skip
 def test_sources_that_cannot_be_meant(source, message):
