@@ -30,6 +30,7 @@ import phirt
 from phirt.generate.engine import Engine
 from phirt.generate.sampling import TokenSampler
 from phirt.generate.sequence import Prompt
+from phirt.transcription import TRANSCRIBE_PROMPT
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW_TOKENS = 64
@@ -43,7 +44,7 @@ QUESTIONS = (
     "{page}",
 )
 ABOUT_PICTURES = ("How many shapes are there?", "What is this?", "Describe the picture. {start}")
-ABOUT_CLIPS = ("What is said?", phirt.model.TRANSCRIBE_PROMPT, "Which number is it? {start}")
+ABOUT_CLIPS = ("What is said?", TRANSCRIBE_PROMPT, "Which number is it? {start}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 import phirt
 from phirt.errors import ConversationError
 from phirt.model import embedded_bundle
+from phirt.transcription import TRANSCRIBE_PROMPT
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
 SHAPES = {"self_attn.qkv_proj": (512, 256), "mlp.down_proj": (256, 768)}
@@ -54,7 +55,7 @@ def test_answers_change_with_an_adapter_that_changes_something_and_with_no_other
     folders = {"idle": save_adapter(tmp_path / "idle", 0.0), "mine": save_adapter(tmp_path / "mine", 1.0)}
     requests = [
         ("What is this?", {"images": [EXAMPLES / "shapes.png"]}, "vision"),
-        (phirt.model.TRANSCRIBE_PROMPT, {"audio": [EXAMPLES / "seven.flac"]}, "speech"),
+        (TRANSCRIBE_PROMPT, {"audio": [EXAMPLES / "seven.flac"]}, "speech"),
         ("Tell me about the sea.", {}, "none"),
     ]
     with phirt.load() as plain, phirt.load(adapters=folders) as model:
