@@ -93,7 +93,9 @@ def decode_picture(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame, decoded, upright, its transparency on white. The given picture is not changed."""
+    """The first frame, decoded, upright, its transparency on white. The given picture is not changed; where
+    nothing is to be done it is returned itself.
+    """
     with tiff.quiet_libtiff if image.format == "TIFF" else contextlib.nullcontext():
         orientation = _orientation(image)
         image.load()
@@ -104,7 +106,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         flat = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         flat.alpha_composite(rgba)
         return _upright(flat.convert("RGB"), orientation)
-    return _upright(image.convert("RGB"), orientation)
+    # A copy of a hundred million pixels is not free.
+    return _upright(image if image.mode == "RGB" else image.convert("RGB"), orientation)
 
 
 def _opened(data: bytes, name: str, found: FileType, limits: Limits) -> Image.Image:

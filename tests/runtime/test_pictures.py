@@ -447,10 +447,11 @@ def test_decoders_write_nothing_themselves(tmp_path):
 
 
 def test_out_of_memory_is_called_so(monkeypatch):
+    data = encoded(PICTURE.convert("L"))
     for error in (MemoryError(), OSError("out of memory when reading image file")):
         monkeypatch.setattr(Image.Image, "convert", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(MemoryError):
-            read(encoded())
+            read(data)
 
 
 GOOD = {

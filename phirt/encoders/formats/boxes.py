@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from phirt.encoders.formats.sound import DamagedError, read_at, size_of
+from phirt.encoders.formats.sound import ByteReader, DamagedError, read_at, size_of
 
-_MAX_PARTS = 1 << 20
+_MAX_PARTS = 1 << 16
+_MAX_FRAMES = 1 << 20  # six hours of AMR; a longer file is not looked through
 _LITTLE = 64  # bytes by which a size may lie
 _SEGMENT = 0x18538067
 _AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)  # by mode, the header byte included
@@ -82,16 +83,18 @@ def _avi(stream: BinaryIO, total: int) -> tuple[str, ...]:
 
 def _aac(stream: BinaryIO, total: int) -> tuple[str, ...]:
     """Frames of ADTS, each with its length in 13 bits."""
-    position = 0
-    while position + 7 <= total:
-        header = read_at(stream, position, 7)
+    position, reader = 0, ByteReader(stream, total)
+    for _ in range(_MAX_FRAMES):
+        if position + 7 > total:
+            return _doubt(position != total)
+        header = reader.at(position, 7)
         if header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
             return ()  # a tag, or something that the decoder may know
         size = (header[3] & 3) << 11 | header[4] << 3 | header[5] >> 5
         if size < 7:
             return ()
         position += size
-    return _doubt(position != total)
+    return ()
 
 
 def _amr(stream: BinaryIO, total: int) -> tuple[str, ...]:
@@ -102,10 +105,12 @@ def _amr(stream: BinaryIO, total: int) -> tuple[str, ...]:
         position, sizes = 6, _AMR_BYTES
     else:
         return ()
-    data = read_at(stream, 0, total)
-    while position < total:
-        position += sizes[data[position] >> 3 & 15]
-    return _doubt(position != total)
+    reader = ByteReader(stream, total)
+    for _ in range(_MAX_FRAMES):
+        if position >= total:
+            return _doubt(position != total)
+        position += sizes[reader.at(position, 1)[0] >> 3 & 15]
+    return ()
 
 
 def _doubt(cut: bool) -> tuple[str, ...]:

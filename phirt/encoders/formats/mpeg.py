@@ -19,6 +19,7 @@ from phirt.encoders.formats import libav
 from phirt.encoders.formats.sound import (
     BLOCK,
     Block,
+    ByteReader,
     DamagedError,
     MissingPackageError,
     Part,
@@ -38,7 +39,6 @@ _KILOBITS = {  # by whether the version is MPEG-1, and the layer bits
     (False, 1): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _SYNC = re.compile(rb"\xff[\xe0-\xff]")
-_READ = 1 << 16
 _MOST_JUNK = 1 << 20  # bytes without a frame, in a whole file, after which no further frame is looked for
 
 
@@ -83,7 +83,7 @@ def survey(stream: BinaryIO, start: int, end: int) -> Survey:
     """Walks over all frames. Raises UndecodableError where there are none."""
     start = after_tags(stream, start)
     end = _before_tags(stream, start, end)
-    reader = _Reader(stream, end)
+    reader = _Frames(stream, end)
     position = reader.first_frame(start)
     if position is None:
         raise UndecodableError("it holds no frame of MPEG audio")
@@ -173,21 +173,12 @@ def _declared(frame: bytes, header: Header) -> int | None:
     return None
 
 
-class _Reader:
-    """Bytes of a stream by position, read in pieces."""
+class _Frames(ByteReader):
+    """Where frames begin."""
 
     def __init__(self, stream: BinaryIO, end: int) -> None:
-        self._stream, self._end = stream, end
-        self._offset, self._data = 0, b""
+        super().__init__(stream, end)
         self._junk = 0
-
-    def at(self, position: int, count: int) -> bytes:
-        """Up to `count` bytes from `position` on, none of them beyond the end."""
-        inside = position - self._offset
-        if inside < 0 or inside + count > len(self._data):
-            self._data = read_at(self._stream, position, min(_READ, max(0, self._end - position)))
-            self._offset, inside = position, 0
-        return self._data[inside : inside + count]
 
     def first_frame(self, position: int) -> int | None:
         """The first frame that another of its family, or the end, follows."""
@@ -198,7 +189,7 @@ class _Reader:
         return self._search(position + 1, family)
 
     def _search(self, position: int, family: int | None) -> int | None:
-        while position < self._end and self._junk < _MOST_JUNK:
+        while position < self.end and self._junk < _MOST_JUNK:
             block = bytes(self.at(position, 4096))
             if len(block) < 4:
                 return None
@@ -207,7 +198,7 @@ class _Reader:
                 if header is not None and family in (None, header.family):
                     here = position + match.start()
                     following = parse(self.at(here + header.size, 4))
-                    alone = here + header.size >= self._end - 4
+                    alone = here + header.size >= self.end - 4
                     if alone or (following is not None and following.family == header.family):
                         self._junk += match.start()
                         return here

@@ -14,6 +14,7 @@ from phirt.encoders.formats.sound import DamagedError, Sound, read_at, size_of
 
 _HEADER = 27
 _PAGE = b"OggS\0"  # and the only version
+_MAX_PAGES = 1 << 19  # a day, and longer ones are not looked through
 _LONGEST_PAGE = _HEADER + 255 + 255 * 255
 _FIRST, _LAST = 2, 4  # bits of a page's type: the first and the last page of a stream
 _OF_LIBSNDFILE = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
@@ -30,7 +31,9 @@ class _Page:
 def open_sound(stream: BinaryIO) -> Sound:
     """Raises DamagedError where the file ends inside a page."""
     end, codecs, ended, last = size_of(stream), [], False, None
+    count = 0
     for page in _pages(stream, end):
+        count += 1
         if page.type & _FIRST:
             segments = page.size - _HEADER
             codecs.append(read_at(stream, page.offset + _HEADER, min(segments, 512)))
@@ -39,6 +42,8 @@ def open_sound(stream: BinaryIO) -> Sound:
     if last is None:
         raise DamagedError("has no whole page")
     rest = end - last.offset - last.size
+    if count == _MAX_PAGES:
+        rest, ended = 0, True
     if rest > 0 and _PAGE.startswith(read_at(stream, last.offset + last.size, min(5, rest))):
         raise DamagedError("ends inside a page")
     one = len(codecs) == 1 and any(codec in codecs[0] for codec in _OF_LIBSNDFILE)
@@ -55,7 +60,9 @@ def _rewound(stream: BinaryIO) -> bool:
 def _pages(stream: BinaryIO, end: int) -> Iterator[_Page]:
     """The whole pages in order; what is no page is skipped, as a decoder does."""
     position = 0
-    while position + _HEADER <= end:
+    for _ in range(_MAX_PAGES):
+        if position + _HEADER > end:
+            return
         header = read_at(stream, position, _HEADER + 255)
         if header[:5] != _PAGE:
             position = _next_page(stream, position)

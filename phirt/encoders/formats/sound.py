@@ -59,6 +59,23 @@ def read_at(stream: BinaryIO, offset: int, count: int) -> bytes:
     return stream.read(count)
 
 
+class ByteReader:
+    """Bytes of a stream by position, up to `end`: for those who go through it in small steps."""
+
+    def __init__(self, stream: BinaryIO, end: int) -> None:
+        self.end = end
+        self._stream = stream
+        self._offset, self._data = 0, b""
+
+    def at(self, position: int, count: int) -> bytes:
+        """Up to `count` bytes from `position` on."""
+        inside = position - self._offset
+        if inside < 0 or inside + count > len(self._data):
+            self._data = read_at(self._stream, position, min(BLOCK, max(0, self.end - position)))
+            self._offset, inside = position, 0
+        return self._data[inside : inside + count]
+
+
 class Part(io.RawIOBase):
     """A file made of `head` and then `size` bytes of another stream from `offset` on. Reads and seeks."""
 
