@@ -155,7 +155,7 @@ class Generator:
         """What `stream` and `Chat.send` read. `begin` is when work on the request began, `owner` whose cache
         it goes on from.
         """
-        _require_messages(messages, system)
+        messages = _require_messages(messages, system)
         begin = time.perf_counter() if begin is None else begin
         prompt = self.encode_prompt(messages, system, tools, cancel, user_adapter)
         counts = {"image": 0, "audio": 0}
@@ -358,12 +358,17 @@ def _plain_arithmetic() -> Iterator[None]:
         yield
 
 
-def _require_messages(messages: Sequence[Message], system: object) -> None:
+def _require_messages(messages: Iterable[Message], system: object) -> tuple[Message, ...]:
+    """The messages of any iterable. Raises ConfigError for what is none, or holds something else."""
+    if isinstance(messages, str | bytes | Message) or not isinstance(messages, Iterable):
+        raise ConfigError(f"messages is a {type(messages).__name__}, accepted: a list of phirt.Message")
+    messages = tuple(messages)
     if system is not None and not isinstance(system, str):
         raise ConfigError(f"system is a {type(system).__name__}, accepted: a string or None")
     for message in messages:
         if not isinstance(message, Message):
             raise ConfigError(f"a message is a {type(message).__name__}, accepted: a phirt.Message")
+    return messages
 
 
 def _read_template(manifest: Manifest) -> str:

@@ -82,11 +82,13 @@ class Interrupts:
 
     def leave(self, status: int) -> None:
         """Ends the process now; a spinner goes, and the cursor that it hides comes back."""
-        if self.before_leaving is not None:
-            self.before_leaving()
-        if self._display:
-            os.write(2, b"\r\x1b[2K\x1b[?25h")
-        os._exit(status)
+        try:
+            if self.before_leaving is not None:
+                self.before_leaving()
+            if self._display:
+                os.write(2, b"\r\x1b[2K\x1b[?25h")
+        finally:  # the terminal may be gone
+            os._exit(status)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         cancel = self.modes.get("cancel")

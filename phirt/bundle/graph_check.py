@@ -8,6 +8,8 @@ merely wrong is onnxruntime's to refuse.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from phirt.bundle.graph_sizes import Computed, GraphSizes, SizeError
 from phirt.bundle.manifest import GraphSpec, Manifest
 from phirt.bundle.onnx_graph import BITS, Graph, Model, Node, Weight, read_model
@@ -64,9 +66,15 @@ def check_graph(manifest: Manifest, spec: GraphSpec) -> None:
     try:
         _Check(data, total).model(model)
     except (SizeError, _RefusedError) as error:
-        raise BundleError(
-            f"{path} is not opened: {error}; run 'phirt verify', and use bundles of people you trust"
-        ) from error
+        raise _not_opened(path, error) from error
+    except (ArithmeticError, LookupError, ValueError) as error:  # operands that no operator takes
+        raise _not_opened(path, f"a size in it cannot be computed ({error})") from error
+
+
+def _not_opened(path: Path, cause: object) -> BundleError:
+    return BundleError(
+        f"{path} is not opened: {cause}; run 'phirt verify', and use bundles of people you trust"
+    )
 
 
 class _RefusedError(Exception):

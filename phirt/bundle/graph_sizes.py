@@ -18,6 +18,8 @@ _SPARE_ELEMENTS = 1 << 26
 _ELEMENTS_PER_BYTE = 4  # a weight of 4 bits may be unpacked and transposed
 _MOST_VALUES = 64
 _CLAMP = 1 << 63
+_EXACT = 1 << 31  # integers below it are exact in every type that holds them
+_INT32, _INT64 = 6, 7  # onnx.TensorProto.DataType
 
 _BROADCASTING = frozenset({
     "Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual",
@@ -81,7 +83,7 @@ class GraphSizes:
             values = None
         if node.kind in _GROWING:
             elements = _GROWING[node.kind](node, inputs)
-            if elements is None and constant:
+            if constant and (elements is None or _has_gaps(given)):
                 raise SizeError(f"a {node.kind} has a size that only running it would tell")
             if elements is not None and elements > self._most:
                 raise SizeError(f"a {node.kind} makes {elements} elements")
@@ -105,6 +107,11 @@ class GraphSizes:
     def _note(self, node: Node, known: dict[str, Computed], value: Computed) -> None:
         for name in node.outputs:
             known[name] = value
+
+
+def _has_gaps(inputs: Sequence[Computed | None]) -> bool:
+    """Whether a size among the inputs could be anything."""
+    return any(value is not None and value.values is not None and None in value.values for value in inputs)
 
 
 def _constant(node: Node) -> Computed:
@@ -265,16 +272,25 @@ _GROWING: dict[str, Callable[[Node, Sequence[Computed | None]], int | None]] = {
 
 
 def _values(node: Node, inputs: Sequence[Computed | None]) -> Values | None:
-    """The numbers of a short result as far as they are known."""
+    """The numbers of a short result as far as they are known for certain."""
     kind = node.kind
+    if any(value is not None and value.shape is not None and len(value.shape) > 1 for value in inputs):
+        if kind != "Shape":
+            return None  # positions in a matrix are not those of its numbers
+    elif kind in _ARITHMETIC and len(inputs) != 2:
+        return None
     if kind == "Concat":
         parts = [(None,) if value is None or value.values is None else value.values for value in inputs]
         return tuple(one for part in parts for one in part)
     first = _value(inputs, 0)
     if kind == "Shape":
+        if {"start", "end"} & node.integers.keys():
+            return None
         constant = inputs[0] if inputs else None
         return constant.shape if constant is not None and constant.constant else None
     if first is None:
+        return None
+    if kind == "Cast" and not _keeps_numbers(node, first):
         return None
     if kind in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten"):
         return first
@@ -284,6 +300,13 @@ def _values(node: Node, inputs: Sequence[Computed | None]) -> Values | None:
     if kind == "Gather" and second is not None:
         return _picked(first, second)
     return None
+
+
+def _keeps_numbers(node: Node, values: Values) -> bool:
+    """Whether a cast changes none of the values: to a signed integer that holds them all."""
+    return node.integers.get("to") in (_INT32, _INT64) and all(
+        value is None or (value == int(value) and abs(value) < _EXACT) for value in values
+    )
 
 
 def _picked(values: Values, at: Values) -> Values | None:
@@ -317,5 +340,6 @@ def _arithmetic(
     result: list[float | None] = []
     for a, b in zip(first, second, strict=True):
         value = None if a is None or b is None else compute(a, b)
-        result.append(value if value is None or abs(value) < _CLAMP else math.copysign(_CLAMP, value))
+        # Beyond that a machine's integers wrap around.
+        result.append(value if value is not None and abs(value) < _EXACT else None)
     return tuple(result)

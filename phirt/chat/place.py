@@ -7,9 +7,11 @@ what else is in it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -79,6 +81,9 @@ def _acquire(place: Path, wait: bool, on_wait: Callable[[], None] | None) -> Cal
         # if the name had this file before and has it after; while it is open nothing else can become it.
         seen = os.open(place, _LOCK_FLAGS, 0o600)
         try:
+            state = os.fstat(seen)
+            if not stat.S_ISREG(state.st_mode) or state.st_size:  # phirt writes nothing into its own
+                raise FileExistsError(errno.EEXIST, f"{place.name} beside it is no lock of phirt's")
             lock.acquire(timeout=timeout)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(seen), place.lstat()):

@@ -146,11 +146,13 @@ class MediaEncoder:
     def features(self, media: Media, rule: Rule) -> Features:
         """float32 [num_tokens, hidden] for a conversation under `rule`; encodes unless that is known."""
         projector = self.projector(media, rule)
+        # Chats and their forks share it: read before the features, which are all there once it is None.
+        inputs = media.inputs
         found = media.features.get(projector)
         if found is None and not media.from_file:
             found = self.cache.get(media.key, projector)
         if found is None:
-            found = self._encode(media, projector_index(self._manifest, media.encoder, rule))
+            found = self._encode(media, inputs, projector_index(self._manifest, media.encoder, rule))
             if not media.from_file:
                 self.cache.put(media.key, projector, found)
         media.features[projector] = found
@@ -179,9 +181,9 @@ class MediaEncoder:
         if (count := self._encoders[name].count(inputs)) != num_tokens:
             raise ValueError(f"the inputs make {count} tokens, not {num_tokens}")
 
-    def _encode(self, media: Media, projector: int) -> Features:
-        assert media.inputs is not None
-        features = self._encoders[media.encoder].run(self._sessions[media.encoder], media.inputs, projector)
+    def _encode(self, media: Media, inputs: Inputs | None, projector: int) -> Features:
+        assert inputs is not None
+        features = self._encoders[media.encoder].run(self._sessions[media.encoder], inputs, projector)
         expected = (media.num_tokens, self._manifest.geometry.hidden_size)
         if features.shape != expected:
             raise BundleError(

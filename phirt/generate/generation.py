@@ -156,12 +156,12 @@ class Generation:
                 self.pieces.append(next(self._steps))
             except StopIteration as end:
                 self._end(end.value)
-            except KeyboardInterrupt:
-                self._end("cancelled")
-                raise
             except Exception as error:
                 self.failure = error
                 self._tell_end()
+                raise
+            except BaseException:  # Ctrl-C, or a host that leaves: what was said so far stays
+                self._end("cancelled")
                 raise
             finally:
                 self._runner = None

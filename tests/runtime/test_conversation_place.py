@@ -90,6 +90,14 @@ def test_behind_a_link_it_is_one_place(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["link"]
 
 
+def test_a_file_of_the_users_own_with_the_locks_name_stays(tmp_path):
+    path, own = tmp_path / "package", tmp_path / ".package.lock"
+    own.write_text("somebody else's")
+    with pytest.raises(ConversationError, match=r"\.package\.lock beside it is no lock"), place.reserve(path):
+        pass
+    assert own.read_text() == "somebody else's"
+
+
 def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
     (tmp_path / ".talk.lock").symlink_to(tmp_path / "other")
     with pytest.raises(ConversationError, match="cannot be saved"), place.reserve(tmp_path / "talk"):

@@ -48,6 +48,25 @@ def test_messages_in_text_and_result_out(generator, model, photo):
     }  # fmt: skip
 
 
+def test_messages_may_come_from_an_iterator(generator):
+    messages = [phirt.Message("user", "the fox")]
+    listed = generator.stream(messages, max_new_tokens=3).result
+    assert generator.stream(iter(messages), max_new_tokens=3).result.token_ids == listed.token_ids
+    for wrong in (messages[0], "the fox", 5):
+        with pytest.raises(ConfigError, match=r"accepted: a list of phirt\.Message"):
+            generator.stream(wrong)
+
+
+def test_an_answer_that_its_host_leaves_is_cancelled(generator):
+    def leave(progress):
+        raise SystemExit(3)
+
+    stream = generator.stream([phirt.Message("user", "the fox")], on_progress=leave)
+    with pytest.raises(SystemExit):
+        next(stream)
+    assert stream.result.finish_reason == "cancelled"
+
+
 def test_it_keeps_nothing_of_a_request(generator):
     one = generator.stream([Message("user", "hello")], config=SHORT).result
     other = generator.stream([Message("user", "hello")], config=SHORT).result

@@ -27,6 +27,30 @@ def scale(*values: float):
     ("nodes", "weights", "match"),
     [
         ([node("ConstantOfShape", ["s"], ["y"])], [ints("s", GIGA, 4)], "a ConstantOfShape makes 4000000000"),
+        (
+            [
+                node("Neg", ["a"], ["n"]),
+                node("Concat", ["n", "b"], ["s"], axis=0),
+                node("ConstantOfShape", ["s"], ["y"]),
+            ],
+            [ints("a", -10 * GIGA), ints("b", 1)],
+            "a ConstantOfShape has a size that only running it would tell",
+        ),
+        (
+            [node("Max", ["a", "a", "b"], ["s"]), node("ConstantOfShape", ["s"], ["y"])],
+            [ints("a", 0), ints("b", 10 * GIGA)],
+            "ConstantOfShape has a size that only",
+        ),
+        (
+            [
+                node("Cast", ["a"], ["u"], to=12),
+                node("Cast", ["u"], ["s"], to=7),
+                node("ConstantOfShape", ["s"], ["y"]),
+            ],
+            [ints("a", -1)],
+            "ConstantOfShape has a size that only",
+        ),
+        ([node("ConstantOfShape", ["f"], ["y"])], [scale(float("inf"))], "cannot be computed"),
         ([node("Expand", ["row", "s"], ["y"])], [ints("s", GIGA, 4)], "Expand makes"),
         ([node("Expand", ["x", "s"], ["y"])], [ints("s", GIGA, 1)], "Expand makes"),
         ([node("Tile", ["x", "s"], ["y"])], [ints("s", GIGA, GIGA)], "a Tile makes"),
@@ -43,7 +67,7 @@ def scale(*values: float):
         (
             [node("Mul", ["s", "s"], ["t"]), node("ConstantOfShape", ["t"], ["y"])],
             [ints("s", 1 << 20)],
-            "a ConstantOfShape makes 1099511627776",
+            "a ConstantOfShape has a size that only",
         ),
         (
             [node("Concat", ["s", "s"], ["t"], axis=0), node("ConstantOfShape", ["t"], ["y"])],
@@ -53,7 +77,7 @@ def scale(*values: float):
         (
             [node("Cast", ["f"], ["t"], to=7), node("ConstantOfShape", ["t"], ["y"])],
             [scale(1e12)],
-            "a ConstantOfShape makes",
+            "a ConstantOfShape has a size that only",
         ),
         (
             [
