@@ -110,7 +110,7 @@ def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
 
         return "another bundle", BundleReference(phirt.load(against), candidate)
     with needs_extra("eval"):
-        from phirt_export.oracle import CheckpointReference
+        from phirt_export.checkpoint_scores import CheckpointReference
     return "the checkpoint in float32", CheckpointReference(against, candidate.manifest)
 
 

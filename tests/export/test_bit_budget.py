@@ -22,10 +22,10 @@ from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.checkpoint import Checkpoint
+from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import export_bundle
 from phirt_export.graphs import data_file
 from phirt_export.graphs.linear import WeightFormat
-from phirt_export.oracle import load_model
 from phirt_quant.blockwise import dequantize, quantize
 from phirt_quant.sizes import bundle_sizes
 

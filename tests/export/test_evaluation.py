@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 import phirt
 from phirt.errors import ConfigError
 from phirt_apps.cli import app
-from phirt_export import oracle
+from phirt_export import checkpoint_scores
 from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.checkpoint_scores import CheckpointReference, available_memory, load_model, needed_memory
 from phirt_export.exporter import export_bundle
-from phirt_export.oracle import CheckpointReference, available_memory, load_model, needed_memory
 from phirt_quant import samples
 from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
 
@@ -146,8 +146,8 @@ def test_media_of_the_users_own_are_taken(full, small, examples):
 def test_a_checkpoint_that_does_not_fit_into_memory_is_refused_before_it_is_read(
     checkpoint, full, monkeypatch
 ):
-    monkeypatch.setattr(oracle, "available_memory", lambda: 1 << 29)
-    monkeypatch.setattr(oracle, "load_model", None)
+    monkeypatch.setattr(checkpoint_scores, "available_memory", lambda: 1 << 29)
+    monkeypatch.setattr(checkpoint_scores, "load_model", None)
     with pytest.raises(ConfigError, match=r"about 1\.\d GB of memory, and 0\.5 GB are avail.*--bits 32"):
         CheckpointReference(checkpoint, phirt.load(full).manifest)
 

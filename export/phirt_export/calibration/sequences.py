@@ -29,7 +29,7 @@ from phirt_export.bundle import model_limits
 from phirt_export.calibration.samples import Sample
 from phirt_export.chat_files import read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
-from phirt_export.oracle import media_rows
+from phirt_export.checkpoint_scores import media_rows
 from phirt_export.reference import ROUTES, Model, Route
 
 if TYPE_CHECKING:

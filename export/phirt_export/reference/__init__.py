@@ -1,4 +1,4 @@
-"""The reference model in torch: the oracle for every ONNX graph, and the thing that is trained."""
+"""The reference model in torch: what is compared with every ONNX graph, and the thing that is trained."""
 
 from phirt_export.reference.config import (
     AdapterConfig,

@@ -1,4 +1,4 @@
-"""The decoder of the reference model, in torch: the oracle for the decoder graph, and what is trained.
+"""The decoder of the reference model, in torch: what is compared with the decoder graph, and what is trained.
 
 Knows embeddings in, hidden states out, and the LoRA branches of a route. Knows nothing of images, audio or
 text, and keeps no KV cache: a step of the reference is a forward pass over the whole sequence. Module names
