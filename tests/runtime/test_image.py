@@ -358,7 +358,8 @@ def test_changed_bytes_are_refused_or_seen(kind, changes):
     except MediaError as error:
         assert changes, error
     else:
-        assert pixels.shape[1] == 3 and np.abs(pixels).max() <= 1
+        # Cubic weights go up to 2 x 0.59375 + 2 x 0.09375 in sum along each axis, so edges overshoot.
+        assert pixels.shape[1] == 3 and np.abs(pixels).max() <= 1.375**2
 
 
 def test_content_names_a_picture():
