@@ -5,7 +5,6 @@ Knows a generation and a place in its pieces. Knows nothing of engines or conver
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
@@ -182,6 +181,8 @@ class _Work:
 
 
 async def _in_thread(work: _Work, act: Callable[[], _T]) -> _T:
+    import asyncio  # 15 ms, for programs with an event loop only, which have imported it
+
     try:
         return await asyncio.to_thread(act)
     except asyncio.CancelledError:
