@@ -1,8 +1,8 @@
-"""The decoder graph: token ids, media rows and a route in, logits of the last positions out, keys and values
-in place.
+"""The decoder graph: token ids, media features and an adapter in, logits of the last positions out, keys and
+values in place.
 
-Knows the layers of spec section A, their LoRA branches and the order of nodes. Knows nothing of files or
-encoders.
+Knows the layers of Phi-3 and its kin (transformers' `Phi3ForCausalLM`), their LoRA branches and the order of
+nodes. Knows nothing of files or encoders.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Rotary tables of the decoder graph: cosines and sines per position and pair, with LongRoPE factors (spec
-section A).
+"""Rotary tables of the decoder graph: cosines and sines per position and pair, with LongRoPE factors (arXiv
+2402.13753).
 
 Knows the formula and which rows belong to which regime. Knows nothing of attention.
 """
