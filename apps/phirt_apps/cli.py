@@ -9,11 +9,12 @@ import io
 import os
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import phirt
 
 from .command_group import Command, CommandGroup
 from .commands import all_commands
@@ -53,7 +54,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        Output().answer(f"phirt {version('phirt')}\n")
+        Output().answer(f"phirt {phirt.__version__}\n")
         raise typer.Exit
 
 

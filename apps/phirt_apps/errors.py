@@ -5,7 +5,7 @@ Knows exceptions and exit statuses. Does not know any command.
     0    done
     1    the request failed (one line on stderr says why)
     2    wrong usage
-    130  stopped with Ctrl-C
+    130  stopped with Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
     141  the reader of stdout went away
 """
 

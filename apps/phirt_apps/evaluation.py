@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phirt.bundle.manifest import MANIFEST_NAME
-
 from .extras import needs_extra
 from .output import Output, one_line, plain_table, size
 
@@ -103,6 +101,7 @@ def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
 
 def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
     """The reference at a path, and what it is in words."""
+    from phirt.bundle.manifest import MANIFEST_NAME
     from phirt_quant.evaluation import BundleReference
 
     if (against / MANIFEST_NAME).is_file():

@@ -6,7 +6,6 @@ Knows the extras by what the installed package says of itself. Does not know com
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import re
 from collections.abc import Iterator
 
@@ -25,8 +24,14 @@ def install_line(extra: str) -> str:
     """A command that installs what the extra names. It names the packages: phirt itself may have come from a
     clone or a file, where `phirt[extra]` would be looked for in vain.
     """
+    import importlib.metadata  # takes a moment
+
     wanted = []
-    for requirement in importlib.metadata.requires("phirt") or ():
+    try:
+        requirements = importlib.metadata.requires("phirt") or []
+    except importlib.metadata.PackageNotFoundError:  # a copy of the files, which nobody has installed
+        return f'pip install ".[{extra}]" in a clone of phirt'
+    for requirement in requirements:
         package, _, marker = requirement.partition(";")
         if re.search(rf"extra *== *['\"]{re.escape(extra)}['\"]", marker) and not package.startswith("phirt"):
             wanted.append(f'"{package.strip()}"')

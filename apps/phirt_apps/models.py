@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import phirt
 
 EMBEDDED = "nano"
-MANIFEST = "manifest.json"
 # Up to this size every file is hashed before a bundle is used: about a fifth of a second. Larger ones: `phirt
 # verify`.
 HASHED_BEFORE_USE = 256_000_000
@@ -30,8 +29,10 @@ def resolve(model: Path | None) -> Path | None:
     """
     if model is None:
         return None
+    from phirt.bundle.manifest import MANIFEST_NAME
+
     folder, name = _home(model), str(model)
-    if (folder / MANIFEST).is_file():
+    if (folder / MANIFEST_NAME).is_file():
         return folder
     if name == EMBEDDED:
         return None

@@ -11,8 +11,8 @@ this, and the library that reads it asks `Defaults`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -27,6 +27,8 @@ _MAX_BYTES = 1_000_000
 _LOCK_SECONDS = 10.0
 _REMEDY = "correct it, or remove the line"
 _BIG = 1 << 40
+
+_log = logging.getLogger("phirt.settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +83,21 @@ def settings_path() -> Path | None:
 def load_settings() -> Settings:
     """What the file says; nothing where there is none. Raises ConfigError, in one line with its number."""
     path = settings_path()
-    if path is None or not path.exists():
+    try:
+        if path is None or not path.exists():
+            return Settings()
+        path.open("rb").close()
+    except PermissionError as error:
+        if os.environ.get("PHIRT_CONFIG"):
+            raise ConfigError(f"cannot read the settings in {path}: {error.strerror}") from error
+        _log.warning("the settings in %s are not used: %s", path, error.strerror)  # as under a borrowed HOME
         return Settings()
     return _parse(read_text_file(path, "the settings in", _MAX_BYTES), path)
 
 
 def _parse(text: str, path: Path) -> Settings:
+    import tomllib
+
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

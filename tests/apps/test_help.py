@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from phirt_apps.cli import app
 from phirt_apps.commands import SECTIONS, all_commands
 
+PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+VERSION = tomllib.loads(PROJECT)["project"]["version"]
 NAMES = [name for name, _ in all_commands()]
 PHIRT = [sys.executable, "-c", "from phirt_apps.__main__ import main; main()"]
 
@@ -60,7 +62,7 @@ def test_every_command_stands_in_the_list_with_its_section() -> None:
 def test_the_version_by_script_and_by_module(option: str, module: str | None) -> None:
     command = PHIRT if module is None else [sys.executable, "-m", module]
     done = subprocess.run([*command, option], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == (f"phirt {version('phirt')}\n", "")
+    assert (done.stdout, done.stderr) == (f"phirt {VERSION}\n", "")
 
 
 def test_the_module_answers_as_the_script_does(tmp_path: Path) -> None:

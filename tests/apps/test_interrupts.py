@@ -63,16 +63,32 @@ def test_every_signal_has_its_status(module: str, number: int, status: int) -> N
     assert (done.returncode, done.stderr, done.stdout) == (status, b"", b"")
 
 
-@pytest.mark.parametrize("milliseconds", [40, 80, 120, 160, 200, 240, 280, 320, 360, 400, 450, 500, 600])
+READY = """
+import os, sys
+from phirt_apps.interrupts import interrupts
+interrupts.install()
+os.write(int(sys.argv.pop(1)), b"x")
+"""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 3, 10, 30, 60, 100, 150, 200, 250, 300, 400, 500, 700])
 def test_at_any_moment(milliseconds: int) -> None:
-    """Case 10. A process that has nothing left to do but to go away may be ended by the signal itself."""
+    """Case 10, from the moment on at which the interpreter runs the program.
+
+    A process that has nothing left to do but to go away may be ended by the signal itself.
+    """
+    ready, tell = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-c", ENTRY, *ANSWER],
+        [sys.executable, "-c", READY + ENTRY, str(tell), *ANSWER],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        pass_fds=[tell],
         preexec_fn=_heeding,
     )
+    os.close(tell)
+    assert os.read(ready, 1) == b"x"
+    os.close(ready)
     time.sleep(milliseconds / 1000)
     process.send_signal(signal.SIGINT)
     answer, errors = process.communicate(timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -360,3 +361,19 @@ def test_no_home_at_all(tmp_path: Path, arguments: list[str], status: int) -> No
     assert "Traceback" not in done.stderr and "fault" not in done.stderr
     assert status == 0 or "PHIRT_CONFIG" in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_a_home_that_may_not_be_looked_into(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a service that runs as somebody else with its starter's HOME."""
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(ConfigError, match="Permission denied"):  # a file that was named is not passed over
+        settings.load_settings()
+    monkeypatch.delenv("PHIRT_CONFIG")
+    assert settings.load_settings() == settings.Settings()
+    assert "are not used: Permission denied" in caplog.text
