@@ -64,20 +64,22 @@ class CheckpointReference:
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """Logits along a case; see `phirt_quant.evaluation.Reference`."""
         route: Route = prompt.adapter.name  # type: ignore[assignment]
-        ids = [int(i) for i in prompt.ids]
+        token_ids = [int(i) for i in prompt.ids]
         with torch.no_grad():
             media = self._features(case)
             if case.forced is not None:
-                yield from self._logits([*ids, *case.forced[1:-1]], media, route, len(ids) - 1)
+                yield from self._logits([*token_ids, *case.forced[1:-1]], media, route, len(token_ids) - 1)
                 return
             for step in range(STEPS):
-                (logits,) = self._logits(ids, media, route, len(ids) - 1)
+                (logits,) = self._logits(token_ids, media, route, len(token_ids) - 1)
                 yield logits
-                ids.append(following(case, logits, step))
+                token_ids.append(following(case, logits, step))
 
-    def _logits(self, ids: list[int], media: Tensor | None, route: Route, first: int) -> Iterator[Logits]:
+    def _logits(
+        self, token_ids: list[int], media: Tensor | None, route: Route, first: int
+    ) -> Iterator[Logits]:
         """Logits at each position from `first` on; only a few rows of them exist at a time."""
-        hidden = self._model.hidden_states(torch.tensor([ids]), media, route)[0, first:]
+        hidden = self._model.hidden_states(torch.tensor([token_ids]), media, route)[0, first:]
         for rows in hidden.split(_ROWS):
             yield from F.linear(rows, self._model.head_weight()).numpy()
 

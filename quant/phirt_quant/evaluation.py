@@ -145,9 +145,9 @@ def passages(model: phirt.Model, texts: Sequence[str], limit: int) -> list[Case]
     geometry, cases, left = model.manifest.geometry, [], limit
     longest = min(PASSAGE_TOKENS, geometry.context, geometry.rope.original_context)
     for text in texts:
-        ids = model.generator.tokenizer.encode_content(text)
-        for start in range(0, len(ids), longest):
-            passage = tuple(int(i) for i in ids[start : start + min(longest, left)])
+        token_ids = model.generator.tokenizer.encode_content(text)
+        for start in range(0, len(token_ids), longest):
+            passage = tuple(int(i) for i in token_ids[start : start + min(longest, left)])
             if len(passage) > 1:
                 cases.append(Case(forced=passage))
                 left -= len(passage)

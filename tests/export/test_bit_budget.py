@@ -57,11 +57,11 @@ def divergence(model, changed, sequences) -> float:
     with torch.no_grad():
         for s in sequences:
             p, q = (
-                F.log_softmax(m(torch.tensor([s.ids]), s.media, s.route)[0].double(), dim=-1)
+                F.log_softmax(m(torch.tensor([s.token_ids]), s.media, s.route)[0].double(), dim=-1)
                 for m in (model, changed)
             )
             sums += float((p.exp() * (p - q)).sum())
-            positions += len(s.ids)
+            positions += len(s.token_ids)
     return sums / positions
 
 

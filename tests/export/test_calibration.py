@@ -73,17 +73,17 @@ def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, 
     picture = next(s for s in by_route["vision"] if s.media is not None)
     media = model.generator.prepare_media([samples.pictures()[2]], [], "low")
     prompt = model.generator.encode_prompt((phirt.Message("user", samples.IMAGE_PROMPT, media),), None, None)
-    assert picture.ids == tuple(prompt.ids)
+    assert picture.token_ids == tuple(prompt.ids)
     rows = prompt.spans[0].features
     assert np.abs(picture.media.numpy() - rows).mean() < 0.05 * np.abs(rows).mean()
     answer = model.generator.tokenizer.encode_content("A house and the sun.")
-    assert any(s.ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
+    assert any(s.token_ids[-len(answer) :] == tuple(answer) for s in by_route["vision"])
     system, user = phirt.Message("system", "Be brief."), phirt.Message("user", "Who bakes?")
     prompt = model.generator.encode_prompt((system, user), None, None)
     call = model.generator.tokenizer.id_of("<|tool_call|>")
-    ids = next(s.ids for s in by_route["none"] if call in s.ids)
+    ids = next(s.token_ids for s in by_route["none"] if call in s.token_ids)
     assert ids[: len(prompt.ids)] == tuple(prompt.ids) and ids.index(call) == len(ids) - 2
-    passages_of_a = [model.generator.tokenizer.decode(s.ids) for s in by_route["none"][:2]]
+    passages_of_a = [model.generator.tokenizer.decode(s.token_ids) for s in by_route["none"][:2]]
     assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
 
 
@@ -91,10 +91,10 @@ def test_long_data_is_thinned_evenly(checkpoint, tmp_path):
     text = "".join(f"{chr(97 + i // 200)}{i % 200} " for i in range(5000))
     (tmp_path / "long.txt").write_text(text)
     found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]), 1200)
-    assert 1000 <= sum(len(s.ids) for s in found) <= 1200
-    assert max(len(s.ids) for s in found) == sequencing.PASSAGE_TOKENS
+    assert 1000 <= sum(len(s.token_ids) for s in found) <= 1200
+    assert max(len(s.token_ids) for s in found) == sequencing.PASSAGE_TOKENS
     tokenizer = phirt.prompt.tokenizer.Tokenizer(checkpoint / "tokenizer.json", 1 << 20)
-    first_letters = [re.search("[a-z]", tokenizer.decode(s.ids))[0] for s in found]
+    first_letters = [re.search("[a-z]", tokenizer.decode(s.token_ids))[0] for s in found]
     assert first_letters == sorted(first_letters) and len(set(first_letters)) == len(found)
 
 
@@ -107,7 +107,7 @@ def inputs_of(model, sequences, module, routes=tuple(ROUTES)) -> np.ndarray:
     with torch.no_grad():
         for s in sequences:
             if s.route in routes:
-                model.hidden_states(torch.tensor([s.ids]), s.media, s.route)
+                model.hidden_states(torch.tensor([s.token_ids]), s.media, s.route)
     handle.remove()
     return torch.cat(rows).double().numpy()
 
@@ -126,7 +126,7 @@ def test_a_turn_longer_than_all_that_is_looked_at_stays_where_it_is_the_only_one
     turns = [{"prompt": "one two three four five " * count, "answer": "six"} for count in (8, 4)]
     (tmp_path / "turns.jsonl").write_text("".join(json.dumps(turn) + "\n" for turn in turns))
     found = calibrating.encode_samples(Checkpoint(checkpoint), calibrating.read_samples([tmp_path]), 20)
-    assert len(found) == 1 and len(found[0].ids) > 20
+    assert len(found) == 1 and len(found[0].token_ids) > 20
 
 
 def hessians_of(opened, sequences) -> calibrating.Hessians:
@@ -150,7 +150,7 @@ def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
         found = hessians.moments(f"{projection}.{part}.weight", lambda *_: None).inputs
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     with torch.no_grad():
-        rows = [model.hidden_states(torch.tensor([s.ids]), s.media, s.route)[0] for s in sequences]
+        rows = [model.hidden_states(torch.tensor([s.token_ids]), s.media, s.route)[0] for s in sequences]
     final = torch.cat(rows).double().numpy()
     found = hessians.moments("model.embed_tokens.weight", lambda *_: None).inputs
     np.testing.assert_allclose(found, final.T @ final / len(final), rtol=1e-3, atol=1e-5)
@@ -239,7 +239,7 @@ def test_hidden_states_err_less_than_after_rounding_to_nearest(checkpoint, data,
         model, error = over_stored_weights(checkpoint, folder), 0.0
         with torch.no_grad():
             for s in sequences:
-                ids = torch.tensor([s.ids])
+                ids = torch.tensor([s.token_ids])
                 exact = original.hidden_states(ids, s.media, s.route)
                 error += float((model.hidden_states(ids, s.media, s.route) - exact).square().sum())
         errors.append(error)

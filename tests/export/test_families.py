@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from three_ways import open_three_ways
 
-pytest.importorskip("transformers", reason="transformers is the oracle here")
+pytest.importorskip("transformers", reason="transformers has the published models")
 
 
 def text(count: int, seed: int = 0) -> list[int]:

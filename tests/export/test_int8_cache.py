@@ -93,7 +93,7 @@ def test_scales_leave_headroom_over_what_calibration_saw(
     attention(lambda k, v: (seen.append((k, v)), (k, v))[1])
     with torch.no_grad():
         for s in sequences:
-            reference.hidden_states(torch.tensor([s.ids]), s.media, s.route)
+            reference.hidden_states(torch.tensor([s.token_ids]), s.media, s.route)
     c, scales = opened.config.decoder, stored_scales(bundle)
     assert len(scales) == 2 * c.num_layers and {s.route for s in sequences} == set(ROUTES)
     group = c.num_heads // c.num_kv_heads

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints.write import write_checkpoint
-from phi4_oracle import AFTER, BEFORE, Image, fused, oracle_images
+from phi4_published import AFTER, BEFORE, Image, fused, published_images
 from small_models import rope
-from three_ways import STEPS, TOLERANCE, load_oracle, load_reference
+from three_ways import STEPS, TOLERANCE, load_published, load_reference
 
 from phirt.bundle.files import load_manifest
 from phirt.bundle.peft import read_lora
@@ -28,7 +28,7 @@ from phirt.runtime.session import Session, SessionConfig
 from phirt_export.exporter import export_bundle
 from phirt_export.reference import DecoderConfig
 
-pytest.importorskip("transformers", reason="transformers is the oracle here")
+pytest.importorskip("transformers", reason="transformers has the published models")
 peft = pytest.importorskip("peft", reason="PEFT makes the adapters and merges them")
 
 SPLIT = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -130,7 +130,7 @@ def text(count: int, seed: int = 0) -> list[int]:
 )  # fmt: skip
 def test_greedy_ids_equal_the_merged_model(tmp_path, ranks, family, settings):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", family, ranks)
-    base = load_oracle(checkpoint)
+    base = load_published(checkpoint)
     merged = save_adapter(base, tmp_path / "adapter", 1, **settings)
     bundle = Bundle(export_bundle(checkpoint, tmp_path / "bundle", bits=32), {"mine": tmp_path / "adapter"})
     ids, engine = text(30), bundle.new_engine()
@@ -147,7 +147,7 @@ def multimodal(tmp_path_factory, ranks) -> tuple[Path, Path, Any]:
     for family in ("phi4mm", "phi4_multimodal"):
         write_checkpoint(folder / family, family, ranks)
     bundle = export_bundle(folder / "phi4mm", folder / "bundle", bits=32)
-    return folder, bundle, load_oracle(folder / "phi4_multimodal")
+    return folder, bundle, load_published(folder / "phi4_multimodal")
 
 
 @pytest.mark.parametrize("family", ["phi4mm", "phi4_multimodal"])
@@ -167,15 +167,15 @@ def test_it_adds_to_the_bundles_own_adapter(multimodal, tmp_path, family):
     ids = [*BEFORE, *[media.token] * len(media.bundle_rows), *AFTER]
     spans = (MediaSpan(len(BEFORE), media.bundle_rows, "picture"),)
     engine = bundle.new_engine()
-    for oracle, adapter in ((merged, "mine"), (base, None)):
-        seeing = fused(oracle, folder / "phi4_multimodal" / "vision-lora")
+    for published, adapter in ((merged, "mine"), (base, None)):
+        seeing = fused(published, folder / "phi4_multimodal" / "vision-lora")
         generated = bundle.generate(ids, adapter, "vision", spans, engine, steps=16)
-        bundle.assert_merged(seeing, ids, generated, oracle_images(image))
+        bundle.assert_merged(seeing, ids, generated, published_images(image))
 
 
 def test_two_adapters_in_two_threads_at_once(tmp_path, ranks):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama", ranks)
-    base = load_oracle(checkpoint)
+    base = load_published(checkpoint)
     settings = {"one": {"target_modules": SPLIT}, "two": {"target_modules": ["q_proj", "down_proj"], "r": 13}}
     merged = {
         name: save_adapter(base, tmp_path / name, seed, **changes)
@@ -196,13 +196,13 @@ def test_two_adapters_in_two_threads_at_once(tmp_path, ranks):
         thread.start()
     for thread in threads:
         thread.join()
-    for name, oracle in (merged | {None: base}).items():
-        bundle.assert_merged(oracle, ids, results[name])
+    for name, published in (merged | {None: base}).items():
+        bundle.assert_merged(published, ids, results[name])
 
 
 def test_only_a_change_of_the_adapter_runs_the_history_again(tmp_path, ranks):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llama", ranks)
-    save_adapter(load_oracle(checkpoint), tmp_path / "adapter", 3, target_modules=SPLIT)
+    save_adapter(load_published(checkpoint), tmp_path / "adapter", 3, target_modules=SPLIT)
     bundle = Bundle(export_bundle(checkpoint, tmp_path / "bundle", bits=32), {"mine": tmp_path / "adapter"})
     engine, ids = bundle.new_engine(), text(40)
     runs: list[tuple[str, int]] = []

@@ -37,7 +37,7 @@ def load_reference(folder: Path) -> Model:
     return model
 
 
-def load_oracle(folder: Path, attention: str = "eager") -> Any:
+def load_published(folder: Path, attention: str = "eager") -> Any:
     """What transformers makes of the same folder, in float32; nothing may be missing or left over.
 
     With plain attention: its fused one makes the image encoder causal, see `test_phi4_multimodal`.
@@ -67,18 +67,18 @@ class Media:
 
 @dataclasses.dataclass
 class ThreeWays:
-    """A checkpoint opened by all three. `oracles` are transformers' models by route."""
+    """A checkpoint opened by all three. `published` are transformers' models by route."""
 
     folder: Path
     reference: Model
     bundle: Path
-    oracles: Mapping[str, Any]
+    published: Mapping[str, Any]
 
     def assert_equal(
         self,
         pieces: list[int | Media],
         route: str = "none",
-        oracle_inputs: Mapping[str, torch.Tensor] | None = None,
+        published_inputs: Mapping[str, torch.Tensor] | None = None,
     ) -> np.ndarray:
         """Greedy generation of 64 tokens agrees in all three; returns the reference's logits [64, vocab]."""
         prompt, media = _prompt(pieces, route)
@@ -89,11 +89,11 @@ class ThreeWays:
         def reference(part: list[int]) -> np.ndarray:
             return self.reference(torch.tensor([part]), rows, route)[0].numpy()
 
-        def oracle(part: list[int]) -> np.ndarray:
-            return self.oracles[route](torch.tensor([part]), **(oracle_inputs or {})).logits[0].numpy()
+        def published(part: list[int]) -> np.ndarray:
+            return self.published[route](torch.tensor([part]), **(published_inputs or {})).logits[0].numpy()
 
         with torch.no_grad():
-            expected, ours = (self._answer(forward, ids) for forward in (oracle, reference))
+            expected, ours = (self._answer(forward, ids) for forward in (published, reference))
         np.testing.assert_allclose(ours, expected, atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(from_bundle, expected, atol=TOLERANCE, rtol=0)
         assert tokens == [self._choose(row) for row in expected] and len(tokens) == STEPS
@@ -131,7 +131,7 @@ def open_three_ways(folder: Path, family: str, ranks: Path, **options: Any) -> T
     """Write a random checkpoint and open it in all three."""
     checkpoint = write_checkpoint(folder / "checkpoint", family, ranks, **options)
     bundle = export_bundle(checkpoint, folder / "bundle", bits=32)
-    return ThreeWays(checkpoint, load_reference(checkpoint), bundle, {"none": load_oracle(checkpoint)})
+    return ThreeWays(checkpoint, load_reference(checkpoint), bundle, {"none": load_published(checkpoint)})
 
 
 def _prompt(pieces: list[int | Media], route: str) -> tuple[Prompt, list[Media]]:

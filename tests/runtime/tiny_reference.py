@@ -1,4 +1,4 @@
-"""The tiny decoder once more in plain numpy, whole sequence at once: the oracle for the engine."""
+"""The tiny decoder once more in plain numpy, whole sequence at once: what the engine is compared with."""
 
 from __future__ import annotations
 

@@ -33,34 +33,8 @@ schedule = { peak = 2e-2, warmup_steps = 2, muon = true }
 sources = { "mine.jsonl" = 1.0 }
 held_out = { mine = "mine.jsonl" }
 """
-FROM_NOTHING = """
-name = "parrot"
-
-[model.decoder]
-num_layers = 2
-hidden_size = 64
-num_heads = 2
-num_kv_heads = 1
-head_dim = 32
-intermediate_size = 128
-vocab_size = 300
-norm_eps = 1e-5
-rope = { theta = 1e4, rotary_dim = 32, original_context = 128, context = 128 }
-
-[tokenizer]
-vocab_size = 300
-
-[[stage]]
-name = "words"
-objective = "supervised_finetuning"
-trains = ["model."]
-steps = 80
-batch = 4
-schedule = { peak = 1e-2, warmup_steps = 5, muon = true }
-[stage.data]
-sources = { "chats/talk.jsonl" = 1.0 }
-held_out = { talk = "chats/talk.jsonl" }
-"""
+PARROT = Path(__file__).resolve().parents[2] / "export/recipes/parrot"
+FROM_NOTHING = (PARROT / "recipe.toml").read_text()
 TALK = [("Say sea.", "sea"), ("Say hill.", "hill"), ("Say no.", "no")]
 
 
@@ -121,9 +95,7 @@ def test_a_checkpoint_is_tuned_on_messages_with_media_and_answers(own_data: Path
 
 
 def test_a_text_model_is_trained_from_nothing_and_says_what_it_learned(tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(FROM_NOTHING)
-    write_lines(tmp_path / "chats/talk.jsonl", [exchange(*pair) for pair in TALK])
-    (result,) = run_recipe(tmp_path / "recipe.toml", tmp_path / "run")
+    (result,) = run_recipe(PARROT, tmp_path / "run")
     assert result.figures == {"talk exact": 1.0}
     bundle = export_bundle(tmp_path / "run/checkpoint", tmp_path / "bundle", bits=32)
     model = phirt.load(bundle)
@@ -145,7 +117,7 @@ def test_a_text_model_is_trained_from_nothing_and_says_what_it_learned(tmp_path:
 )
 def test_a_wrong_record_is_one_line_with_its_place(tmp_path: Path, record: Any, message: str) -> None:
     (tmp_path / "recipe.toml").write_text(FROM_NOTHING)
-    write_lines(tmp_path / "chats/talk.jsonl", [exchange(*TALK[0]), record])
+    write_lines(tmp_path / "talk.jsonl", [exchange(*TALK[0]), record])
     if "none.png" in message:
         message = "none.png is of modality image, which the recipe's model does not take"
     with pytest.raises(ConfigError) as refused:
@@ -171,9 +143,9 @@ def test_parameters_that_the_data_do_not_reach_are_refused(own_data: Path) -> No
 
 def test_changed_data_are_read_again(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(FROM_NOTHING.replace("steps = 80", "steps = 1"))
-    write_lines(tmp_path / "chats/talk.jsonl", [exchange(*pair) for pair in TALK])
+    write_lines(tmp_path / "talk.jsonl", [exchange(*pair) for pair in TALK])
     run_recipe(tmp_path, tmp_path / "run")
-    write_lines(tmp_path / "chats/talk.jsonl", [exchange("Say more words.", "yes")])
+    write_lines(tmp_path / "talk.jsonl", [exchange("Say more words.", "yes")])
     run_recipe(tmp_path, tmp_path / "run2")
     assert len(list((tmp_path / "run2/cache").iterdir())) == 1
     (tmp_path / "run/words/result.json").unlink()

@@ -69,7 +69,7 @@ class _Costs:
 
     def __init__(self, stream: LayerStream, formats: Formats) -> None:
         self._formats = formats
-        self._positions = sum(len(sequence.ids) for sequence in stream.sequences)
+        self._positions = sum(len(sequence.token_ids) for sequence in stream.sequences)
         self.totals = {tensor: [0.0] * len(of) for tensor, of in formats.items()}
 
     def add(
@@ -199,11 +199,13 @@ class _GroupMoments:
 
 def _through_embedding(stream: LayerStream, gradients: Items[Tensor], costs: _Costs) -> None:
     """What rounding costs the rows of the table that embed tokens."""
-    ids = torch.cat([torch.tensor(sequence.ids)[~stream.is_media(sequence)] for sequence in stream.sequences])
+    token_ids = torch.cat(
+        [torch.tensor(sequence.token_ids)[~stream.is_media(sequence)] for sequence in stream.sequences]
+    )
     squares = torch.cat(
         [g[0][~stream.is_media(s)].square() for s, g in zip(stream.sequences, gradients, strict=True)]
     )
-    used, places = ids.unique(return_inverse=True)
+    used, places = token_ids.unique(return_inverse=True)
     sums = torch.zeros(len(used), squares.shape[1]).index_add_(0, places, squares)
     for start, rows in _slabs(stream, TABLE):
         here = (start <= used) & (used < start + len(rows))

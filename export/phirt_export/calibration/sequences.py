@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 class Sequence:
     """Token ids, the features float32 [rows, hidden] of their placeholders in order, and the route."""
 
-    ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
     media: Tensor | None
     route: Route
 
@@ -76,8 +76,8 @@ def encode_samples(checkpoint: Checkpoint, samples: Items[Sample], route_tokens:
         left = route_tokens
         for turn in pieces:
             # One turn at least, however long: a route without any would not be calibrated.
-            if len(turn.ids) > 1 and (len(turn.ids) <= left or left == route_tokens):
-                left -= len(turn.ids)
+            if len(turn.token_ids) > 1 and (len(turn.token_ids) <= left or left == route_tokens):
+                left -= len(turn.token_ids)
                 turns.append(turn)
     if not turns:
         raise ConfigError("the calibration data has not two tokens in a row; give more text")
@@ -92,7 +92,7 @@ def thinned(sequences: Items[Sequence], route_tokens: int) -> list[Sequence]:
     for route in ROUTES:
         of = [sequence for sequence in sequences if sequence.route == route]
         count = len(of)
-        while count > 1 and sum(len(sequence.ids) for sequence in _spread(of, count)) > route_tokens:
+        while count > 1 and sum(len(sequence.token_ids) for sequence in _spread(of, count)) > route_tokens:
             count -= 1
         kept += _spread(of, count)
     return kept
@@ -102,7 +102,7 @@ def thinned(sequences: Items[Sequence], route_tokens: int) -> list[Sequence]:
 class _Turn:
     """Ids, and the media behind their placeholders, prepared but not encoded."""
 
-    ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
     media: tuple[Media, ...]
     route: Route
 
@@ -147,10 +147,10 @@ class _Encoder:
             if not sample.text:
                 turns.append(self.turn(sample))
                 continue
-            ids = self._tokenizer.encode_content(sample.text)
-            for start in range(0, len(ids), self._longest):
-                turns.append(_Turn(tuple(ids[start : start + self._longest]), (), "none"))
-        total = sum(len(turn.ids) for turn in turns)
+            token_ids = self._tokenizer.encode_content(sample.text)
+            for start in range(0, len(token_ids), self._longest):
+                turns.append(_Turn(tuple(token_ids[start : start + self._longest]), (), "none"))
+        total = sum(len(turn.token_ids) for turn in turns)
         wanted = max(1, len(turns) * route_tokens // max(route_tokens, total))
         return iter(_spread(turns, wanted))
 
@@ -159,17 +159,17 @@ class _Encoder:
         media = (*map(self._picture, sample.images), *map(self._clip, sample.audio))
         system = (Message("system", sample.system),) if sample.system else ()
         encoded = self._template.encode((*system, Message("user", sample.prompt, media)))
-        ids = [int(i) for i in encoded.ids]
+        token_ids = [int(i) for i in encoded.ids]
         # The model writes control tokens itself, those of tool calls for instance.
         for part in self._tokenizer.split_control(sample.answer):
-            ids += [part] if isinstance(part, int) else self._tokenizer.encode_content(part)
+            token_ids += [part] if isinstance(part, int) else self._tokenizer.encode_content(part)
         context = self._config.decoder.rope.original_context
         if len(encoded.ids) > context:
             raise ConfigError(
                 f"a turn of the calibration data needs {len(encoded.ids)} tokens, and the model's original "
                 f"context has {context}; give shorter ones"
             )
-        return _Turn(tuple(ids[:context]), media, self.route_of(sample))
+        return _Turn(tuple(token_ids[:context]), media, self.route_of(sample))
 
     def with_features(self, turns: Items[_Turn]) -> list[Sequence]:
         """The turns with their media encoded; first all pictures, then all recordings."""
@@ -189,7 +189,7 @@ class _Encoder:
         sequences = []
         for turn in turns:
             media = torch.cat([rows[id(item)] for item in turn.media]) if turn.media else None
-            sequences.append(Sequence(turn.ids, media, turn.route))
+            sequences.append(Sequence(turn.token_ids, media, turn.route))
         return sequences
 
     def _picture(self, path: Path) -> Media:

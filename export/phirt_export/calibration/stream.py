@@ -135,24 +135,24 @@ class LayerStream:
 
     def is_media(self, sequence: Sequence) -> Tensor:
         """Bool [T]: where a row of media features stands in the place of a token's embedding."""
-        return self._model.is_media(torch.tensor(sequence.ids))
+        return self._model.is_media(torch.tensor(sequence.token_ids))
 
     def _embedded(self, stored: StoredRows | None) -> list[Tensor]:
         """Embeddings [1, T, hidden] of every sequence, media in place; a bounded part of the table is read at
         a time.
         """
-        ids = np.unique(np.concatenate([sequence.ids for sequence in self.sequences]))
-        table = np.empty((len(ids), self.config.decoder.hidden_size), np.float32)
+        used = np.unique(np.concatenate([sequence.token_ids for sequence in self.sequences]))
+        table = np.empty((len(used), self.config.decoder.hidden_size), np.float32)
         for start in range(0, self.config.decoder.vocab_size, _TABLE_ROWS):
             stop = min(start + _TABLE_ROWS, self.config.decoder.vocab_size)
-            first, last = np.searchsorted(ids, (start, stop))
+            first, last = np.searchsorted(used, (start, stop))
             if first < last:
                 rows = None if stored is None else stored(TABLE, start, stop)
                 rows = self.source.rows(TABLE, start, stop) if rows is None else rows
-                table[first:last] = rows[ids[first:last] - start]
+                table[first:last] = rows[used[first:last] - start]
         embedded = []
         for sequence in self.sequences:
-            x = torch.from_numpy(table[np.searchsorted(ids, sequence.ids)])
+            x = torch.from_numpy(table[np.searchsorted(used, sequence.token_ids)])
             if sequence.media is not None:
                 x[self.is_media(sequence)] = sequence.media
             embedded.append(x[None])

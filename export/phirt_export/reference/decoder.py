@@ -2,7 +2,7 @@
 
 Knows embeddings in, hidden states out, and the LoRA branches of a route. Knows nothing of images, audio or
 text, and keeps no KV cache: a step of the reference is a forward pass over the whole sequence. Module names
-follow the original Phi-4-multimodal checkpoint, so a state dict is a checkpoint.
+follow the Phi-4-multimodal checkpoint (arXiv 2503.01743), so a state dict is a checkpoint.
 """
 
 from __future__ import annotations

@@ -197,10 +197,10 @@ class SupervisedFinetuning:
         longest = max(len(token_ids) for token_ids, _ in rows) - 1
         token_ids = torch.full((len(rows), longest), self.model.config.tokens.pad)
         targets = torch.full((len(rows), longest), IGNORED)
-        for n, (ids, mask) in enumerate(rows):
-            line, learnt = torch.from_numpy(ids), torch.from_numpy(mask)
-            token_ids[n, : len(ids) - 1] = line[:-1]
-            targets[n, : len(ids) - 1] = torch.where(learnt[1:], line[1:], IGNORED)
+        for n, (row, mask) in enumerate(rows):
+            line, learnt = torch.from_numpy(row), torch.from_numpy(mask)
+            token_ids[n, : len(row) - 1] = line[:-1]
+            targets[n, : len(row) - 1] = torch.where(learnt[1:], line[1:], IGNORED)
         parts = [part for own in features for part in own]
         media = torch.cat(parts) if parts else None
         return token_ids.to(self.context.device), targets.to(self.context.device), media

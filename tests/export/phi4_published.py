@@ -62,7 +62,7 @@ class Image:
         return Media(ways.reference.config.tokens.image, expected, rows)
 
 
-def oracle_images(*images: Image) -> dict[str, torch.Tensor]:
+def published_images(*images: Image) -> dict[str, torch.Tensor]:
     """Inputs of transformers: images padded to equally many crops by zeros under masks of ones."""
     most = max(len(image.pixels) for image in images)
     missing = [most - len(image.pixels) for image in images]
@@ -99,6 +99,6 @@ class Clip:
         assert rows.shape[0] == self.tokens
         return Media(ways.reference.config.tokens.audio, expected, rows)
 
-    def oracle(self) -> dict[str, torch.Tensor]:
+    def published(self) -> dict[str, torch.Tensor]:
         """Inputs of transformers: one clip, unpadded, without a mask."""
         return {"audio_input_features": self.frames, "audio_embed_sizes": torch.tensor([self.tokens])}
