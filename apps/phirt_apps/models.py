@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from phirt.errors import BundleError
 
+from .home import expand_home
 from .output import Output, one_line, size
 from .settings import load_settings
 
@@ -31,14 +32,14 @@ def resolve(model: Path | None) -> Path | None:
         return None
     from phirt.bundle.manifest import MANIFEST_NAME
 
-    folder, name = _home(model), str(model)
+    folder, name = expand_home(model), str(model)
     if (folder / MANIFEST_NAME).is_file():
         return folder
     if name == EMBEDDED:
         return None
     models = load_settings().models
     if name in models:
-        registered = Path(models[name])
+        registered = expand_home(models[name])
         if not registered.is_dir():
             raise BundleError(
                 f"the model {name} is no longer at {registered}; 'phirt remove {name}' forgets it, 'phirt "
@@ -49,13 +50,6 @@ def resolve(model: Path | None) -> Path | None:
         return folder  # whoever reads it says what is wrong there
     known = ", ".join([EMBEDDED, *map(one_line, models)])
     raise BundleError(f"{one_line(name)} is not a folder, nor the name of a model; names: {known}")
-
-
-def _home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # ~someone who has no home here
-        return path
 
 
 def bundle_folder(model: Path | None) -> Path:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from phirt.errors import ConfigError, PhirtError
 from phirt.fields import Fields, Matching, Range, read_dataclass
 
+from .home import expand_home
 from .text_files import read_text_file
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -70,7 +71,7 @@ def settings_path() -> Path | None:
     """
     given = os.environ.get("PHIRT_CONFIG")
     if given:
-        return Path(given)
+        return expand_home(given)
     import platformdirs
 
     try:

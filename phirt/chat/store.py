@@ -61,6 +61,20 @@ class Conversation:
     engine: Engine | None = None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Held:
+    """What one of the media held at one moment: a fork that shares it may be encoding it meanwhile."""
+
+    inputs: Mapping[str, Array]
+    features: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, media: Media) -> _Held:
+        """Inputs first: once they are gone, the features are all there."""
+        inputs = media.inputs or {}
+        return cls(inputs, media.features.copy())
+
+
 def save(generator: Generator, conversation: Conversation, owner: CacheOwner, path: str | Path) -> None:
     """Writes a conversation to `path`, with what its `owner` has cached of it, all or nothing: on
     ConversationError an older file stays as it was.
@@ -71,10 +85,11 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
     if not may_replace(path):
         raise ConversationError(f"{path} exists and is no saved conversation; choose another name")
     media = list(dict.fromkeys(item for message in conversation.messages for item in message.media))
+    held = [_Held.of(item) for item in media]
     wanted = _prompt_of(generator, conversation)
     with generator.pool.reading(wanted, owner) as engine:
         cached = _useful_part(engine, wanted)
-        document = json.dumps(_describe(generator, conversation, media, cached, engine)).encode()
+        document = json.dumps(_describe(generator, conversation, media, held, cached, engine)).encode()
         if len(document) > _max_document_bytes(generator.manifest):
             raise ConversationError(f"the conversation's texts are too long to be saved to {path}")
         try:
@@ -83,10 +98,10 @@ def save(generator: Generator, conversation: Conversation, owner: CacheOwner, pa
                 zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive,
             ):
                 archive.writestr(DOCUMENT, document)
-                for index, item in enumerate(media):
+                for index, item in enumerate(held):
                     for projector, features in item.features.items():
                         _write_array(archive, f"media/{index}/{projector}.npy", features)
-                    for name, array in (item.inputs or {}).items():
+                    for name, array in item.inputs.items():
                         _write_array(archive, f"media/{index}/inputs/{name}.npy", array)
                 for name, array in () if engine is None else engine.cache.export():
                     _write_array(archive, f"cache/{name}.npy", array[:, :, : len(cached.ids)])
@@ -118,6 +133,7 @@ def _describe(
     generator: Generator,
     conversation: Conversation,
     media: list[Media],
+    held: list[_Held],
     cached: Prompt,
     engine: Engine | None,
 ) -> dict[str, Any]:
@@ -147,10 +163,10 @@ def _describe(
                 "encoder": item.encoder,
                 "key": item.key,
                 "tokens": item.num_tokens,
-                "inputs": {name: list(array.shape) for name, array in (item.inputs or {}).items()},
-                "projectors": list(item.features),
+                "inputs": {name: list(array.shape) for name, array in arrays.inputs.items()},
+                "projectors": list(arrays.features),
             }
-            for item in media
+            for item, arrays in zip(media, held, strict=True)
         ],
         "cache": {
             "ids": cached.ids.tolist(),

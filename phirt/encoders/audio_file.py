@@ -45,7 +45,6 @@ _SILENCE = 10 ** (-90 / 20)  # peak below -90 dBFS: less than one step of a 16-b
 _BUILT_IN = "WAV, FLAC, Ogg, MP3, AIFF, AU or CAF"
 _PACKAGES = {
     "av": "the package av (phirt's extra `media`): pip install av",
-    "miniaudio": "the package miniaudio: pip install miniaudio",
 }
 
 _logger = logging.getLogger("phirt.media")
@@ -131,6 +130,10 @@ class AudioReader:
             return guarded() if self._worker is None else self._worker.submit(guarded).result()
         except MemoryError as error:
             raise not_enough_memory(f"decode {self.name}") from error
+        except OSError as error:  # a stick pulled out, a share gone
+            raise MediaError(
+                f"{self.name} cannot be read: {error.strerror or error}; check the file and where it lies"
+            ) from error
         except DamagedError as error:
             raise MediaError(
                 f"{self.name} {error}; it is damaged or incomplete: save or record it again"

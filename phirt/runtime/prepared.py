@@ -146,7 +146,9 @@ class Entry:
             folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING_PREFIX}{self.folder.name}-", dir=root.path))
             yield folder
             with root.inner(folder.name) as inner:
-                write_text(folder / _LISTING_NAME, json.dumps(_listing(inner, self.folder.name)))
+                listing = json.dumps(_listing(inner, self.folder.name))
+            # Plainly: the folder appears whole, and whatever else a kill left in it would never be removed.
+            (folder / _LISTING_NAME).write_text(listing, encoding="utf-8")
             for name in _FILES:
                 sync_file(folder / name)
             folder.rename(self.folder)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import phirt
 from phirt.errors import ConfigError
-from phirt_apps import settings
+from phirt_apps import models, settings
 from phirt_apps.cli import app
 
 Phirt = Callable[..., Result]
@@ -377,3 +377,12 @@ def test_a_home_that_may_not_be_looked_into(
     monkeypatch.delenv("PHIRT_CONFIG")
     assert settings.load_settings() == settings.Settings()
     assert "are not used: Permission denied" in caplog.text
+
+
+def test_a_home_that_no_shell_has_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PHIRT_CONFIG", "~/phirt.toml")
+    (tmp_path / "phirt.toml").write_text('[models]\nown = "~/bundle"\n', encoding="utf-8")
+    (tmp_path / "bundle").mkdir()
+    assert settings.settings_path() == tmp_path / "phirt.toml"
+    assert models.resolve(Path("own")) == tmp_path / "bundle"

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
+import phirt
+
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and pipes")
 COMMAND = [sys.executable, "-m", "phirt", "transcribe"]
 RATE = 8000
@@ -118,3 +120,19 @@ def test_what_is_no_recording_is_named_in_one_line(invoke, examples: Path, tmp_p
     pdf, png = result.stderr.splitlines()
     assert "is a PDF document, no recording" in pdf
     assert "is PNG, a picture and no recording; attach it as an image" in png
+
+
+def test_ctrl_c_while_a_recording_is_opened_keeps_the_ones_before(
+    invoke, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear = phirt.Model.transcribe_segments
+
+    def interrupted(model: phirt.Model, source: object, **arguments: object) -> object:
+        if Path(str(source)).name == "second.flac":
+            raise KeyboardInterrupt
+        return hear(model, source, **arguments)
+
+    monkeypatch.setattr(phirt.Model, "transcribe_segments", interrupted)
+    result = invoke("transcribe", "--json", examples / "seven.flac", examples / "second.flac")
+    assert result.exit_code == 130
+    assert [Path(one["path"]).name for one in json.loads(result.stdout)["files"]] == ["seven.flac"]

@@ -422,3 +422,26 @@ def test_impossible_names_are_refused(model, chat, tmp_path, name):
         chat.save(tmp_path / name)
     with pytest.raises(ConversationError):
         model.load_chat(tmp_path / name)
+
+
+def test_a_fork_that_encodes_meanwhile_changes_no_saved_file(model, clip, tmp_path, monkeypatch):
+    """Media are shared: what one chat lets go of while another is written must not be missing there."""
+    describe = phirt.chat.store._describe
+    chat = model.chat()
+    chat.send("hear", audio=[clip], config=SHORT).text()
+
+    def and_then_a_fork_encodes(*arguments):
+        document = describe(*arguments)
+        for message in chat.messages:
+            for item in message.media:
+                assert item.inputs is not None
+                item.features["vision"] = item.features["speech"]
+                item.inputs = None
+        return document
+
+    monkeypatch.setattr("phirt.chat.store._describe", and_then_a_fork_encodes)
+    chat.save(tmp_path / "talk")
+    monkeypatch.undo()
+    assert [m.content for m in model.load_chat(tmp_path / "talk").messages] == [
+        m.content for m in chat.messages
+    ]

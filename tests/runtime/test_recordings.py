@@ -615,3 +615,20 @@ def test_changed_files_are_heard_or_refused(kind, changes, near_start, share):
 def test_files_made_of_sync_words_end_soon(words):
     with pytest.raises(MediaError):
         read(words * (2_000_000 // len(words)))
+
+
+def test_a_stick_that_is_pulled_out_is_one_line(monkeypatch):
+    class Stick(io.BytesIO):
+        gone = False
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    stick = Stick(encoded())
+    monkeypatch.setattr(audio_file, "open_source", lambda *arguments: (stick, "memo.wav"))
+    with audio_file.open_audio("memo.wav", LIMITS) as recording:
+        stick.gone = True
+        with pytest.raises(MediaError, match=r"memo\.wav cannot be read: Input/output error; check the file"):
+            list(recording.blocks())

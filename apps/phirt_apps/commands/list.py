@@ -11,6 +11,7 @@ from typing import Any
 
 from phirt.errors import PhirtError
 from phirt_apps import options
+from phirt_apps.home import expand_home
 from phirt_apps.models import EMBEDDED
 from phirt_apps.output import Output, one_line, plain_table, size
 from phirt_apps.settings import load_settings, variable
@@ -48,7 +49,7 @@ def command(json: options.Json = False) -> None:
 def _folders(models: Any) -> list[tuple[str, Path]]:
     from phirt.model import embedded_bundle
 
-    return [(EMBEDDED, embedded_bundle()), *((name, Path(models[name])) for name in sorted(models))]
+    return [(EMBEDDED, embedded_bundle()), *((name, expand_home(models[name])) for name in sorted(models))]
 
 
 def _row(name: str, folder: Path, default: str) -> dict[str, Any]:

@@ -96,7 +96,11 @@ def transcribe(
             if not as_json:
                 out.answer(f"{prefix}{one_line(text)}\n")
 
-        result, error = _transcribe_one(model, recording, config, out, write)
+        try:
+            result, error = _transcribe_one(model, recording, config, out, write)
+        except KeyboardInterrupt:  # before its first word: what the others said is kept
+            status = INTERRUPTED
+            break
         results.append({"path": recording.name, **_as_object(result)})
         if error is not None:
             status = FAILED

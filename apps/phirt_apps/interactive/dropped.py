@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from phirt_apps.home import expand_home
+
 MediaKind = Literal["image", "audio"]
 
 _WINDOWS = os.name == "nt"
@@ -92,18 +94,18 @@ def typed_path(text: str, *, windows: bool = _WINDOWS) -> Path:
     A name that exists as it stands is taken as it stands.
     """
     text = text.strip()
-    plain = _home(text)
+    plain = expand_home(text)
     if _exists(plain):
         return plain
     if _is_file_url(text):
         return _from_url(text, windows=windows) or plain
     if windows:  # backslashes separate folders there
-        return _home(text.strip('"'))
+        return expand_home(text.strip('"'))
     try:
         words = shlex.split(text)
     except ValueError:
         return plain
-    return _home(words[0]) if len(words) == 1 else plain
+    return expand_home(words[0]) if len(words) == 1 else plain
 
 
 def media_kind(path: Path) -> MediaKind | None:
@@ -130,7 +132,7 @@ def _readings(text: str, start: int, *, windows: bool) -> Iterator[tuple[Path, i
     if not _PATH.match(first):
         for shorter in _trimmed(first):
             if _NAME.search(shorter):
-                yield _home(shorter), start + len(shorter)
+                yield expand_home(shorter), start + len(shorter)
         return
     for end in reversed(_word_ends(text, start)):
         for raw in _trimmed(text[start:end]):
@@ -139,9 +141,9 @@ def _readings(text: str, start: int, *, windows: bool) -> Iterator[tuple[Path, i
                 if path is not None:
                     yield path, start + len(raw)
                 continue
-            yield _home(raw), start + len(raw)
+            yield expand_home(raw), start + len(raw)
             if not windows and "\\" in raw:
-                yield _home(re.sub(r"\\(.)", r"\\1", raw)), start + len(raw)
+                yield expand_home(re.sub(r"\\(.)", r"\\1", raw)), start + len(raw)
 
 
 def _quoted(text: str, start: int, *, windows: bool) -> Iterator[tuple[Path, int]]:
@@ -212,7 +214,7 @@ def _trimmed(raw: str) -> Iterator[str]:
 
 
 def _from(value: str, *, windows: bool) -> Path:
-    return (_from_url(value, windows=windows) if _is_file_url(value) else None) or _home(value)
+    return (_from_url(value, windows=windows) if _is_file_url(value) else None) or expand_home(value)
 
 
 def _is_file_url(value: str) -> bool:
@@ -233,13 +235,6 @@ def _from_url(url: str, *, windows: bool) -> Path | None:
     if windows and re.match(r"/[A-Za-z]:", name):
         name = name[1:]
     return Path(name) if name else None
-
-
-def _home(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # ~someone who has no home here
-        return Path(text)
 
 
 def _exists(path: Path) -> bool:
