@@ -424,9 +424,10 @@ def test_impossible_names_are_refused(model, chat, tmp_path, name):
         model.load_chat(tmp_path / name)
 
 
-def test_a_fork_that_encodes_meanwhile_changes_no_saved_file(model, clip, tmp_path, monkeypatch):
+def test_a_fork_that_encodes_meanwhile_changes_no_saved_file(bundle, clip, tmp_path, monkeypatch):
     """Media are shared: what one chat lets go of while another is written must not be missing there."""
     describe = phirt.chat.store._describe
+    model = phirt.load(bundle, threads=1)  # one that has not encoded the clip for an earlier test already
     chat = model.chat()
     chat.send("hear", audio=[clip], config=SHORT).text()
 
