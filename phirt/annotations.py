@@ -60,7 +60,10 @@ class Member:
         base: the annotation without Annotated.
         bounds: what Annotated adds to it.
         kind: what it is made of: tuple, Mapping, Literal, or `base` itself.
-        inner: the annotations inside, or the values of a Literal.
+        inner: what is accepted in each place of a tuple, or for names and values of a Mapping.
+        repeated: whether it is a tuple of any length, whose items are all as the first of `inner`.
+        length: how many items are accepted; a million where nothing is said.
+        is_object: whether it is a dataclass.
         types: Python types of its values in a document; empty for any.
         checks: what a single value of such a type must fulfil.
     """
@@ -68,19 +71,12 @@ class Member:
     base: Any
     bounds: tuple[Any, ...]
     kind: Any
-    inner: tuple[Any, ...]
+    inner: tuple[Members, ...]
+    repeated: bool
+    length: Length
+    is_object: bool
     types: tuple[type, ...]
     checks: tuple[Check, ...]
-
-    @property
-    def is_object(self) -> bool:
-        """Whether it is a dataclass."""
-        return dataclasses.is_dataclass(self.base)
-
-    @property
-    def length(self) -> Length:
-        """How many items are accepted; a million where nothing is said."""
-        return next((bound for bound in self.bounds if isinstance(bound, Length)), Length(0, MAX_ITEMS))
 
     def has_type(self, value: object) -> bool:
         """Whether a value has the JSON type that is asked for."""
@@ -91,15 +87,30 @@ class Member:
         return self.has_type(value) and all(check(value) for check in self.checks)
 
 
+Members = tuple[Member, ...]
+
+
 @functools.lru_cache(maxsize=1024)
-def members(hint: Any) -> tuple[Member, ...]:
+def members(hint: Any) -> Members:
     """The members of a union, or the one of another annotation."""
     if get_origin(hint) in (Union, types.UnionType):
         return tuple(member for one in get_args(hint) for member in members(one))
     base, bounds = (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
     kind, inner = get_origin(base) or base, get_args(base)
-    checks = tuple(_checks(kind, inner, bounds))
-    return (Member(base, bounds, kind, inner, _types(base, kind, inner), checks),)
+    parts = [part for part in inner if part is not Ellipsis] if kind in (tuple, Mapping) else []
+    return (
+        Member(
+            base,
+            bounds,
+            kind,
+            inner=tuple(map(members, parts)),
+            repeated=kind is tuple and Ellipsis in inner,
+            length=next((bound for bound in bounds if isinstance(bound, Length)), Length(0, MAX_ITEMS)),
+            is_object=dataclasses.is_dataclass(base),
+            types=_types(base, kind, inner),
+            checks=tuple(_checks(kind, inner, bounds)),
+        ),
+    )
 
 
 def _types(base: Any, kind: Any, inner: tuple[Any, ...]) -> tuple[type, ...]:
@@ -136,9 +147,9 @@ def _matches(pattern: re.Pattern[str], value: str) -> bool:
     return pattern.fullmatch(value) is not None
 
 
-def describe(hint: Any) -> str:
+def describe(accepted: Members) -> str:
     """What an annotation accepts, in words."""
-    return " or ".join(_describe(member) for member in members(hint))
+    return " or ".join(map(_describe, accepted))
 
 
 def _describe(member: Member) -> str:
@@ -152,7 +163,7 @@ def _describe(member: Member) -> str:
         meanings = [bound.meaning for bound in bounds if isinstance(bound, Matching)]
         return meanings[0] if meanings else "a string" if bounds else "a string without lone surrogates"
     if member.kind is Literal:
-        return f"one of {', '.join(map(str, member.inner))}"
+        return f"one of {', '.join(map(str, get_args(base)))}"
     if member.kind is tuple:
         return _describe_tuple(member)
     if member.kind is Mapping:
@@ -161,7 +172,7 @@ def _describe(member: Member) -> str:
 
 
 def _describe_tuple(member: Member) -> str:
-    if member.inner[1:] != (Ellipsis,):
+    if not member.repeated:
         return f"a list of {' and '.join(map(describe, member.inner))}"
     length = member.length
     counts = "" if length == Length(0, MAX_ITEMS) else f", {length.low} to {length.high} of them"

@@ -27,6 +27,7 @@ from phirt.annotations import (
     Length,
     Matching,
     Member,
+    Members,
     Range,
     describe,
     members,
@@ -79,18 +80,15 @@ def read_dataclass(cls: type[D], fields: Fields, **given: object) -> D:
     Args:
         given: values of fields that do not come from the document.
     """
-    hints = _hints(cls)
-    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    fields.require_known([name for name in known if name not in given])
+    known = _known(cls, frozenset(given))
+    fields.require_known(known)
     values = dict(given)
-    for name, field in known.items():
-        if name in given:
-            continue
+    for name, (accepted, has_default) in known.items():
         if name in fields:
-            values[name] = fields.read(name, hints[name])
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            if not any(member.base is type(None) for member in members(hints[name])):
-                raise fields.refusal(f"{name!r} is missing, expected {describe(hints[name])}")
+            values[name] = fields.read_member(name, accepted)
+        elif not has_default:
+            if not any(member.base is type(None) for member in accepted):
+                raise fields.refusal(f"{name!r} is missing, expected {describe(accepted)}")
             values[name] = None
     try:
         return cls(**values)
@@ -173,9 +171,13 @@ class Fields:
 
     def read(self, key: str, hint: Any) -> Any:
         """The value as `hint` says, an annotation as in `read_dataclass`."""
+        return self.read_member(key, members(hint))
+
+    def read_member(self, key: str, accepted: Members) -> Any:
+        """The value as one of the members of an annotation."""
         if key not in self._value:
-            raise self.refusal(f"{key!r} is missing, expected {describe(hint)}")
-        return self._convert(key, self._value[key], hint)
+            raise self.refusal(f"{key!r} is missing, expected {describe(accepted)}")
+        return self._convert(key, self._value[key], accepted)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string without lone surrogates."""
@@ -245,53 +247,61 @@ class Fields:
     def _inner(self, value: object, key: str) -> Fields:
         return Fields(value, f"{self.where}: {key}", self._error, self._remedy, closed=self._closed)
 
-    def _convert(self, key: str, value: Any, hint: Any, at: str = "") -> Any:
-        """`value`, which stands at the place `at` inside of `key`, as `hint` says."""
-        for member in members(hint):
+    def _convert(self, key: str, value: Any, accepted: Members, at: str = "") -> Any:
+        """`value`, which stands at the place `at` inside of `key`, as one of `accepted`."""
+        for member in accepted:
             if not member.has_type(value):
                 continue
             if member.is_object:
                 known = isinstance(value, member.base)  # an instance already
                 return value if known else read_dataclass(member.base, self._inner(value, key + at))
             if member.kind is tuple:
-                return self._tuple(key, value, member, hint, at)
+                return self._tuple(key, value, member, accepted, at)
             if member.kind is Mapping:
-                return self._mapping(key, value, member, hint, at)
+                return self._mapping(key, value, member, accepted, at)
             if not member.accepts(value):
                 break
             return float(value) if member.kind is float else value
-        raise self._unexpected(key, value, hint, at)
+        raise self._unexpected(key, value, accepted, at)
 
-    def _unexpected(self, key: str, value: object, hint: Any, at: str) -> PhirtError:
-        return self.refusal(f"{key!r}{at} is {shown(value)}, expected {describe(hint)}")
+    def _unexpected(self, key: str, value: object, accepted: Members, at: str) -> PhirtError:
+        return self.refusal(f"{key!r}{at} is {shown(value)}, expected {describe(accepted)}")
 
-    def _tuple(self, key: str, value: Any, member: Member, hint: Any, at: str) -> tuple[Any, ...]:
+    def _tuple(self, key: str, value: Any, member: Member, accepted: Members, at: str) -> tuple[Any, ...]:
         inner = member.inner
-        if inner[1:] == (Ellipsis,):
+        if member.repeated:
             if not member.length.low <= len(value) <= member.length.high:
-                raise self._unexpected(key, value, hint, at)
-            items = members(inner[0])
+                raise self._unexpected(key, value, accepted, at)
+            (items,) = inner
             if len(items) == 1 and items[0].kind in (int, str) and all(map(items[0].accepts, value)):
                 return tuple(value)  # the same as below, but fast for a hundred thousand token ids
-            inner = (inner[0],) * len(value)
+            inner = (items,) * len(value)
         if len(inner) != len(value):
-            raise self._unexpected(key, value, hint, at)
+            raise self._unexpected(key, value, accepted, at)
         return tuple(
-            self._convert(key, one, one_hint, f"{at}[{index}]")
-            for index, (one, one_hint) in enumerate(zip(value, inner, strict=True))
+            self._convert(key, one, parts, f"{at}[{index}]")
+            for index, (one, parts) in enumerate(zip(value, inner, strict=True))
         )
 
-    def _mapping(self, key: str, value: Any, member: Member, hint: Any, at: str) -> dict[str, Any]:
+    def _mapping(self, key: str, value: Any, member: Member, accepted: Members, at: str) -> dict[str, Any]:
         if not member.length.low <= len(value) <= member.length.high:
-            raise self._unexpected(key, value, hint, at)
-        name_hint, item_hint = member.inner
-        (accepted,) = members(name_hint)
+            raise self._unexpected(key, value, accepted, at)
+        names, items = member.inner
         for name in value:
-            if not accepted.accepts(name):
-                raise self.refusal(f"{key!r}{at} has the key {shown(name)}, expected {describe(name_hint)}")
-        return {name: self._convert(key, one, item_hint, f"{at}[{name!r}]") for name, one in value.items()}
+            if not names[0].accepts(name):
+                raise self.refusal(f"{key!r}{at} has the key {shown(name)}, expected {describe(names)}")
+        return {name: self._convert(key, one, items, f"{at}[{name!r}]") for name, one in value.items()}
 
 
 @functools.cache
-def _hints(cls: type[Any]) -> Mapping[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+def _known(cls: type[Any], given: frozenset[str]) -> Mapping[str, tuple[Members, bool]]:
+    """What each field of a dataclass that is not `given` accepts, and whether it has a default."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {
+        field.name: (
+            members(hints[field.name]),
+            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in given
+    }

@@ -14,16 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from phirt.bundle import adapters
 from phirt.bundle.lora import DECODER, LORA_DECODER, Lora
 from phirt.bundle.manifest import Manifest, Modality, Rule
-from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
-from phirt.encoders.image_file import ImageSource
 from phirt.encoders.media_encoder import MediaEncoder
 from phirt.errors import BundleError, ConfigError, ContextError
 from phirt.generate.cancellation import Cancellation, CancelSignal, check
@@ -41,6 +39,10 @@ from phirt.prompt.tools import VISIBLE_TOKENS, Tools
 from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session, SessionConfig
 from phirt.runtime.system import trim_heap
+
+if TYPE_CHECKING:  # Pillow and soundfile: only whoever brings media needs them
+    from phirt.encoders.audio_file import AudioSource
+    from phirt.encoders.image_file import ImageSource
 
 _DEFAULTS = GenerationConfig()
 _DEFAULT_LIMITS = CacheLimits()
@@ -90,7 +92,8 @@ class Generator:
         self._user_adapters = {name: lora.digest() for name, lora in loras.items()}
         # Taking an adapter costs even where none is active: who brings none does without.
         graph = LORA_DECODER if loras else DECODER
-        # A vocabulary of 200,000 takes a second to read; meanwhile the decoder opens on the other cores.
+        # A vocabulary of 200,000 takes a second to read, and the encoders' libraries some time to import;
+        # meanwhile the decoder opens on the other cores.
         kept = cache_dtype(manifest.graphs[graph].inputs)
         with config.device.attention_kernel(kept), ThreadPoolExecutor(1) as opener:
             decoder = opener.submit(Session, manifest, graph, config)
@@ -100,8 +103,8 @@ class Generator:
             self._template = ChatTemplate(
                 _read_template(manifest), self.tokenizer, manifest.tokens, _placeholders(manifest)
             )
+            self.encoder = MediaEncoder(manifest, config)
             session = decoder.result()
-        self.encoder = MediaEncoder(manifest, config)
         by_digest = {self._user_adapters[name]: lora for name, lora in loras.items()}
         inputs = LoraInputs(session.spec, manifest.geometry, by_digest)
         self.pool = EnginePool(partial(Engine, session, manifest, loras=inputs), limits)

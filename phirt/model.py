@@ -10,23 +10,25 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.limits import with_limits
 from phirt.bundle.manifest import Manifest
 from phirt.bundle.user_adapters import AdapterFolders, read_adapters
 from phirt.chat.chat import Chat
-from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
-from phirt.encoders.image_file import ImageSource
 from phirt.errors import BundleError, ConfigError
 from phirt.generate.engine_pool import CacheLimits
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, overridden
 from phirt.generator import Generator, TokenCount
 from phirt.runtime.device import Device, Provider
 from phirt.runtime.session import OnPrepare, SessionConfig
-from phirt.transcription import OnTranscriptionProgress, Transcription
+
+if TYPE_CHECKING:  # Pillow, soundfile and more: only whoever brings media needs them
+    from phirt.encoders.audio_file import AudioSource
+    from phirt.encoders.image_file import ImageSource
+    from phirt.transcription import OnTranscriptionProgress, Transcription
 
 EMBEDDED = "nano"
 _DEFAULTS = GenerationConfig()
@@ -117,6 +119,8 @@ class Model:
         MediaError, where the end of a recording is damaged after the segments before it; BundleError,
         ConfigError, ClosedError.
         """
+        from phirt.transcription import Transcription
+
         self.generator.pool.require_open()
         config = overridden(config, overrides)
         return Transcription(self.generator, audio, config, on_progress, cancel)

@@ -1,7 +1,7 @@
 """Turns with a model: a chat that can be sent to, rewound, forked, saved and restored.
 
 Knows messages and whose turn it is. Knows nothing of engines, encoders or how an answer is made; the
-generator does. Importing this loads onnxruntime, Pillow and soundfile, for the generator needs them.
+generator does. Importing this loads onnxruntime, for the generator needs it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from phirt.chat import store
 from phirt.chat.reply import AsyncReply, Reply
-from phirt.encoders.audio_file import AudioSource
 from phirt.encoders.encoder import ImageDetail
-from phirt.encoders.image_file import ImageSource
 from phirt.errors import ChatBusyError, ConfigError
 from phirt.generate.cancellation import CancelSignal, check
 from phirt.generate.engine import OnProgress
@@ -30,6 +28,10 @@ from phirt.generate.sampling import GenerationConfig, GenerationOverrides, Logit
 from phirt.generator import Generator
 from phirt.prompt.messages import Message
 from phirt.prompt.tools import Tools, parse_tool_calls, results_to_json
+
+if TYPE_CHECKING:  # Pillow and soundfile: only whoever brings media needs them
+    from phirt.encoders.audio_file import AudioSource
+    from phirt.encoders.image_file import ImageSource
 
 _DEFAULTS = GenerationConfig()
 _POLL_SECONDS = 0.05  # how often a thread that waits for its turn looks whether it is still wanted

@@ -22,7 +22,13 @@ from phirt.runtime.cgroups import group_folders
 _ROOT = Path("/")
 _NO_PERMISSIONS = 0  # PROT_NONE
 _DONT_NEED = 4  # MADV_DONTNEED, <asm-generic/mman-common.h>
-_TABLE = Path("/proc/self/smaps")
+_MAPPINGS = Path("/proc/self/maps")
+# One entry for each page: Documentation/admin-guide/mm/pagemap.rst of Linux.
+_PAGES = Path("/proc/self/pagemap")
+_PAGE_ENTRY_BYTES = 8
+_FLAGS_SHIFT = 61  # below: where it is
+_OF_A_FILE = 0b001
+_PRESENT_OR_SWAPPED = 0b110
 
 
 def usable_memory(root: Path = _ROOT) -> int:
@@ -80,18 +86,21 @@ def trim_heap() -> None:
 
 
 def _clean(names: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Address ranges that show one of the named files and have no page of their own."""
-    start = stop = 0
-    ours = clean = False
-    for line in _TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        first, _, rest = line.partition(" ")
-        if first.endswith(":"):
-            if first in ("Anonymous:", "Swap:"):  # pages that were written to, in memory and out of it
-                clean = clean and int(rest.split()[0]) == 0
-            elif first == "VmFlags:" and ours and clean:  # the last line of a mapping
+    """Address ranges that show one of the named files and have no page of their own.
+
+    /proc/self/smaps says so too, but walks through every page of the process for it.
+    """
+    import numpy as np  # whether there is room for it is asked here too
+
+    with _PAGES.open("rb", buffering=0) as pages:
+        for line in _MAPPINGS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            # Addresses, permissions, offset, device, inode, then the name with whatever spaces it has.
+            fields = line.split(None, 5)
+            if len(fields) < 6 or fields[5] not in names:
+                continue
+            start, stop = (int(address, 16) for address in fields[0].split("-"))
+            pages.seek(start // mmap.PAGESIZE * _PAGE_ENTRY_BYTES)
+            entries = pages.read((stop - start) // mmap.PAGESIZE * _PAGE_ENTRY_BYTES)
+            flags = np.frombuffer(entries, np.uint64) >> _FLAGS_SHIFT
+            if not np.any((flags & _PRESENT_OR_SWAPPED != 0) & (flags & _OF_A_FILE == 0)):
                 yield start, stop
-        else:
-            begin, _, end = first.partition("-")
-            start, stop, clean = int(begin, 16), int(end, 16), True
-            # Permissions, offset, device, inode, then the name with whatever spaces it has.
-            ours = len(fields := rest.split(None, 4)) == 5 and fields[4] in names

@@ -206,12 +206,14 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 
 def test_transcribe_one_and_several(invoke, examples: Path) -> None:
     clip = examples / "seven.flac"
-    one = invoke("transcribe", clip)
-    several = invoke("transcribe", clip, clip)
+    # Few tokens: with random weights the next one is often a near tie, and drafts depend on measured times.
+    few = ("--max-new-tokens", 4)
+    one = invoke("transcribe", clip, *few)
+    several = invoke("transcribe", clip, clip, *few)
     assert one.exit_code == several.exit_code == 0
     assert one.stdout.count("\n") == 1
     assert several.stdout == f"{clip}: {one.stdout}" * 2
-    value = json.loads(invoke("transcribe", clip, "--json").stdout)
+    value = json.loads(invoke("transcribe", clip, "--json", *few).stdout)
     (file,) = value["files"]
     assert list(file) == ["path", "text", "finish_reason", "segments"] and file["path"] == str(clip)
     assert " ".join(value["files"][0]["text"].split()) == one.stdout.strip()
