@@ -11,7 +11,6 @@ from pathlib import Path
 
 from phirt.bundle.lora import LORA_DECODER, Lora
 from phirt.bundle.manifest import Manifest
-from phirt.bundle.peft import read_lora
 from phirt.errors import AdapterError, ConfigError, not_enough_memory
 
 _LONGEST_NAME = 200
@@ -46,6 +45,8 @@ def read_adapters(manifest: Manifest, folders: AdapterFolders | None) -> dict[st
 
 
 def _read(name: str, folder: Path, manifest: Manifest) -> Lora:
+    from phirt.bundle.peft import read_lora  # few bring adapters
+
     try:
         return read_lora(folder, manifest.geometry)
     except MemoryError as error:

@@ -76,8 +76,6 @@ def command(
     from phirt_apps.answer import Request
     from phirt_apps.arguments import gather, generation_config, tool_list, valid_text
     from phirt_apps.conversation import held, open_chat
-    from phirt_apps.interactive.session import Setup
-    from phirt_apps.interactive.start import run_session
     from phirt_apps.models import load
 
     out = Output(markdown=not plain)
@@ -106,6 +104,9 @@ def command(
 
     with held(conversation, out):
         if inputs.text is None:
+            from phirt_apps.interactive.session import Setup
+            from phirt_apps.interactive.start import run_session
+
             setup = Setup(config, conversation, image_detail, stats)
             run_session(open_one, setup, out, images=image or (), audio=audio or (), history=history)
             return

@@ -16,13 +16,14 @@ import typer
 from rich.progress import BarColumn, TextColumn
 
 from phirt.errors import ConfigError
-from phirt_apps import evaluation, options
+from phirt_apps import options
 from phirt_apps.errors import INTERRUPTED
 from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line, plain_table
 
 if TYPE_CHECKING:
+    from phirt_apps import evaluation
     from phirt_export.progress import Step
     from phirt_quant.weight_error import PartError
 
@@ -139,6 +140,8 @@ def _compare(bundle: Path, checkpoint: Path, out: Output) -> evaluation.Report |
     """The table of `phirt eval` on stderr, on the program's own samples: calibration has not seen them. None
     where the checkpoint is too large for that.
     """
+    from phirt_apps import evaluation
+
     inputs = evaluation.Inputs(None, _COMPARED_TOKENS, (), ())
     try:
         report = evaluation.measure(bundle, checkpoint, inputs, out)

@@ -9,18 +9,21 @@ import ctypes
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image, TiffImagePlugin, _imaging
+from PIL import Image, _imaging
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 _REDUCED, _MAKER, _INNER, _DNG_VERSION = 254, 271, 330, 50706  # tags
 
 
 def is_raw(image: Image.Image) -> bool:
     """Whether this is a camera's raw picture: its first page is a preview, or it says that it is DNG."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+    if image.format != "TIFF":
         return False
-    tags = image.tag_v2
+    tags = cast("TiffImageFile", image).tag_v2
     return _DNG_VERSION in tags or (tags.get(_REDUCED) == 1 and _INNER in tags and _MAKER in tags)
 
 
