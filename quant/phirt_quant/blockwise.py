@@ -1,8 +1,9 @@
-"""Symmetric int4 and int8 weights in blocks along the input dimension, in the layout of MatMulNBits.
+"""int4 and int8 weights in blocks along the input dimension, in the layout of MatMulNBits.
 
 A matrix [N, K] becomes codes uint8 [N, blocks, block_size*bits/8] (4 bits: the even element in the low
-nibble) and scales float32 [N, blocks]; the value is (code - 2**(bits-1)) * scale, so no zero points are
-stored. K that is no multiple of `block_size` is padded with zeros. Knows nothing of graphs or checkpoints.
+nibble) and scales [N, blocks]; the value is (code - 2**(bits-1)) * scale, so no zero points are stored.
+Blocks that others have made may have minimums beside their scales: their value is code * scale + minimum. K
+that is no multiple of `block_size` is padded with zeros. Knows nothing of graphs or checkpoints.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class BlockQuantized:
 
     Attributes:
         codes: uint8 [N, blocks, block_size*bits/8].
-        scales: float32 [N, blocks]; may be negative.
+        scales: float32 or float16 [N, blocks]; may be negative.
         columns: K, without padding.
         bits: 4 or 8.
         block_size: elements that share a scale.
+        minimums: the value of code 0, like the scales; None for symmetric blocks.
     """
 
     codes: np.ndarray
@@ -36,6 +38,7 @@ class BlockQuantized:
     columns: int
     bits: int
     block_size: int
+    minimums: np.ndarray | None = None
 
 
 def check_format(bits: int, block_size: int) -> None:
@@ -124,15 +127,20 @@ def from_levels(levels: np.ndarray, scales: np.ndarray, bits: int, block_size: i
     rows, columns = levels.shape
     codes = np.full((rows, scales.shape[1] * block_size), 2 ** (bits - 1), dtype=np.uint8)
     codes[:, :columns] = levels + 2 ** (bits - 1)
-    packed = _pack(codes.reshape(rows, -1, block_size), bits)
+    packed = pack(codes.reshape(rows, -1, block_size), bits)
     return BlockQuantized(packed, scales, columns, bits, block_size)
 
 
 def dequantize(quantized: BlockQuantized) -> np.ndarray:
     """The float32 matrix [N, K] that the codes stand for."""
     bits = quantized.bits
-    codes = _unpack(quantized.codes, bits).astype(np.float32) - np.float32(2 ** (bits - 1))
-    values: np.ndarray = codes * quantized.scales[..., None]
+    scales = quantized.scales.astype(np.float32)[..., None]
+    codes = _unpack(quantized.codes, bits).astype(np.float32)
+    values: np.ndarray
+    if quantized.minimums is None:
+        values = (codes - np.float32(2 ** (bits - 1))) * scales
+    else:
+        values = codes * scales + quantized.minimums.astype(np.float32)[..., None]
     return values.reshape(values.shape[0], -1)[:, : quantized.columns]
 
 
@@ -147,7 +155,8 @@ def block_levels(blocks: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarra
     return levels
 
 
-def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 [..., block_size] as they are stored: of 4 bits, two share a byte."""
     return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 

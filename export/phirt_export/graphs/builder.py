@@ -125,6 +125,16 @@ class GraphBuilder:
             self._outer[key] = self._register(tensor, self._root)
         return self._outer[key]
 
+    def once(self, key: object, build: Callable[[], ir.Value]) -> ir.Value:
+        """What `build` makes of weights alone, in the main graph, once for all that ask for the same key."""
+        if key not in self._outer:
+            inside, self._frames = self._frames, self._frames[:1]
+            try:
+                self._outer[key] = build()
+            finally:
+                self._frames = inside
+        return self._outer[key]
+
     def if_else(
         self, condition: ir.Value, then_branch: Branch, else_branch: Branch, name: str
     ) -> list[ir.Value]:

@@ -2,7 +2,8 @@
 data.
 
 Knows weight formats, the streaming of rows into the data file, biases, and the table that embeds tokens and
-scores them from one stored copy. Knows nothing of the model around the projection.
+scores them from one stored copy. The nodes over quantized blocks are `stored_blocks`' matter. Knows nothing
+of the model around the projection.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
+from phirt_export.graphs.data_file import Part
+from phirt_export.graphs.stored_blocks import Stored, StoredBlocks
 from phirt_quant.blockwise import METHODS, BlockQuantized, check_format, dequantize, num_blocks, quantize
 from phirt_quant.drift import DriftCorrection, InputMoments
 from phirt_quant.gptq import DAMPING, ErrorCompensation
@@ -26,6 +29,8 @@ FLOAT_BITS = 32
 # The method that looks at calibration data; `blockwise` has those that look at weights alone.
 GPTQ = "gptq"
 ACCEPTED_METHODS = (*METHODS, GPTQ)
+# What a matrix has whose codes the checkpoint holds and which keeps them; nobody asks for it by name.
+KEPT = "kept"
 ACCEPTED_BITS = (4, 8, FLOAT_BITS)
 # int8 activations: 1.5 to 3 times faster than float ones on CPUs with dot-product instructions.
 _ACCURACY_LEVEL = 4
@@ -51,6 +56,13 @@ class WeightSource(Protocol):
 StoredRows = Callable[[str, int, int], np.ndarray | None]
 
 
+class KeptSource(Protocol):
+    """A checkpoint that holds quantized blocks."""
+
+    def kept_rows(self, name: str, start: int, stop: int) -> BlockQuantized:
+        """Rows start..stop-1 of a matrix as the checkpoint has them."""
+
+
 class HessianSource(Protocol):
     """What calibration knows about the inputs of matrices."""
 
@@ -64,12 +76,15 @@ class HessianSource(Protocol):
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
     """How matrices are stored: 4 or 8 bits in blocks of `block_size` along the input dimension, or float32
-    (32). `method` is one of ACCEPTED_METHODS.
+    (32). `method` is one of ACCEPTED_METHODS; or KEPT, for which the checkpoint says in what type its scales
+    are, and whether blocks have minimums.
     """
 
     bits: int
     block_size: int = 32
     method: str = "rtn"
+    scale_type: Literal["float32", "float16"] = "float32"
+    has_minimums: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in ACCEPTED_BITS:
@@ -77,7 +92,7 @@ class WeightFormat:
             raise ConfigError(
                 f"{self.bits} bits a weight are not supported; choose from {accepted} (32 = unquantized)"
             )
-        if self.method not in ACCEPTED_METHODS:
+        if self.method not in (*ACCEPTED_METHODS, KEPT):
             accepted = ", ".join(ACCEPTED_METHODS)
             raise ConfigError(f"quantization method {self.method!r} is unknown; choose from {accepted}")
         if self.is_quantized:
@@ -104,7 +119,8 @@ class WeightFormat:
         return rows * self._row_bytes(columns, self.block_for(columns))
 
     def _row_bytes(self, columns: int, block: int) -> int:
-        return num_blocks(columns, block) * (block * self.bits // 8 + 4)
+        scales = np.dtype(self.scale_type).itemsize * (1 + self.has_minimums)
+        return num_blocks(columns, block) * (block * self.bits // 8 + scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,40 +146,12 @@ class Matrix:
             yield slab.reshape(slab.shape[0], columns) * np.float32(self.factor)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """Bytes in the data file with the shape they were written in; initializers in any frame may refer to
-    them.
-    """
-
-    tensor: ir.ExternalTensor
-
-    def value(
-        self, g: GraphBuilder, name: str, shape: tuple[int, ...] | None = None, outer: bool = False
-    ) -> ir.Value:
-        """An initializer over these bytes, under another shape if given; see `GraphBuilder.initializer`."""
-        t = self.tensor
-        shape = t.shape.numpy() if shape is None else shape
-        tensor = ir.ExternalTensor(t.location, t.offset, t.length, t.dtype, shape=ir.Shape(shape), name=name)
-        return g.initializer(tensor, outer=outer)
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredBlocks:
-    """Codes [N, blocks, bytes] and scales [N, blocks] of a quantized matrix."""
-
-    codes: Stored
-    scales: Stored
-    shape: tuple[int, int, int]
-    block_size: int
-
-
 class WeightStore:
     """Turns weights of one source into initializers of one graph, each stored once however often used.
 
     `errors` says what quantization has cost each matrix, `sizes` what each takes. `hessians` serve the method
     `gptq`; what they know nothing of is rounded to nearest with searched scales. Tensors in `chosen` have the
-    format given there, whatever the graph asks for.
+    format given there, whatever the graph asks for; `kept` has the blocks of those whose method is KEPT.
     """
 
     def __init__(
@@ -172,9 +160,10 @@ class WeightStore:
         source: WeightSource,
         hessians: HessianSource | None = None,
         chosen: Mapping[str, WeightFormat] | None = None,
+        kept: KeptSource | None = None,
     ) -> None:
         self.g, self.source, self._hessians = g, source, hessians
-        self._chosen = chosen or {}
+        self._chosen, self._kept = chosen or {}, kept
         self.errors: list[WeightError] = []
         self.sizes: list[StoredSize] = []
         self._vectors: dict[str, Stored] = {}
@@ -235,15 +224,8 @@ class WeightStore:
         outer: bool = False,
     ) -> ir.Value:
         """x [..., K] -> [..., N] through a quantized matrix."""
-        g, stored = self.g, self.blocks(weight, form)
-        rows, columns = weight.shape
-        codes = stored.codes.value(g, f"{name}.codes", outer=outer)
-        scales = stored.scales.value(g, f"{name}.scales", outer=outer)
-        optional = [] if bias is None else [None, None, bias]
-        return g.MatMulNBits(
-            x, codes, scales, *optional, name=name, N=rows, K=columns, bits=form.bits,
-            block_size=stored.block_size, accuracy_level=_ACCURACY_LEVEL,
-        )  # fmt: skip
+        stored = self.blocks(weight, form)
+        return stored.multiply(self.g, x, weight.shape[1], name, _ACCURACY_LEVEL, bias, outer)
 
     def dense(self, weight: Matrix, transposed: bool = False) -> Stored:
         """The float32 matrix [N, K], or [K, N] transposed a slab of columns at a time."""
@@ -267,7 +249,8 @@ class WeightStore:
         rows, columns = weight.shape
         block = form.block_for(columns)
         shape = (rows, num_blocks(columns, block), block * form.bits // 8)
-        scales: list[np.ndarray] = []
+        # The small parts of blocks, which follow the codes: scales, and minimums where there are any.
+        floats: tuple[list[np.ndarray], ...] = ([], []) if form.has_minimums else ([],)
         error = RelativeError()
 
         def codes() -> Iterator[np.ndarray]:
@@ -277,27 +260,33 @@ class WeightStore:
                 quantized = rounded(slab, start)
                 start += len(slab)
                 error.add(slab, dequantize(quantized))
-                scales.append(quantized.scales)
+                for part, array in zip(floats, (quantized.scales, quantized.minimums), strict=False):
+                    assert array is not None and array.dtype == form.scale_type
+                    part.append(array)
                 yield quantized.codes
 
         # One piece: codes without their scales would be worth nothing to an export that goes on.
-        parts = [(codes(), int(np.prod(shape))), (scales, 4 * shape[0] * shape[1])]
+        float_bytes = np.dtype(form.scale_type).itemsize * shape[0] * shape[1]
+        parts: list[Part] = [(codes(), int(np.prod(shape))), *((part, float_bytes) for part in floats)]
         piece = self.g.data.append(weight.name, parts, error.sums)
         self.errors.append(WeightError(weight.name, form.bits, *piece.note))
         stored_bytes = sum(extent.length for extent in piece.extents)
         self.sizes.append(StoredSize(weight.name, rows * columns, stored_bytes))
-        code_extent, scale_extent = piece.extents
-        return StoredBlocks(
-            Stored(code_extent.tensor("codes", ir.DataType.UINT8, shape)),
-            Stored(scale_extent.tensor("scales", ir.DataType.FLOAT, shape[:2])),
-            shape,
-            block,
-        )
+        code_extent, *others = piece.extents
+        dtype = ir.DataType.from_numpy(np.dtype(form.scale_type))
+        stored = [Stored(extent.tensor("scales", dtype, shape[:2])) for extent in others]
+        minimums = stored[1] if form.has_minimums else None
+        codes_stored = Stored(code_extent.tensor("codes", ir.DataType.UINT8, shape))
+        return StoredBlocks(codes_stored, stored[0], minimums, shape, form.bits, block)
 
     def _rounding(
         self, weight: Matrix, form: WeightFormat, block: int
     ) -> Callable[[np.ndarray, int], BlockQuantized]:
         """What quantizes a slab of this matrix, given the number of its first row."""
+        if form.method == KEPT:
+            kept = self._kept
+            assert kept is not None and weight.factor == 1.0, "kept blocks come from a checkpoint as they are"
+            return lambda slab, start: kept.kept_rows(weight.name, start, start + len(slab))
         if form.method != GPTQ:
             return lambda slab, _: quantize(slab, form.bits, block, form.method)
         assert self._hessians is not None, "a calibrated method needs calibration data"
@@ -314,8 +303,9 @@ class WeightStore:
         for (weight, form), stored in self._blocks.items():
             if weight.name == tensor:
                 codes, scales = (self._rows_of(part, start, stop) for part in (stored.codes, stored.scales))
+                low = None if stored.minimums is None else self._rows_of(stored.minimums, start, stop)
                 columns = weight.shape[1]
-                values = dequantize(BlockQuantized(codes, scales, columns, form.bits, stored.block_size))
+                values = dequantize(BlockQuantized(codes, scales, columns, form.bits, stored.block_size, low))
                 return values / np.float32(weight.factor)
         return None
 
@@ -347,13 +337,7 @@ class EmbeddingTable:
         g = self._store.g
         if not self._form.is_quantized:
             return g.Gather(self._store.dense(self._weight).value(g, "embed.weight"), ids, name="embed")
-        stored = self._store.blocks(self._weight, self._form)
-        rows, blocks, size = stored.shape
-        codes = stored.codes.value(g, "embed.codes", (rows, blocks * size))
-        return g.GatherBlockQuantized(
-            codes, ids, stored.scales.value(g, "embed.scales"), name="embed", bits=self._form.bits,
-            block_size=stored.block_size, gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
+        return self._store.blocks(self._weight, self._form).gather(g, ids, "embed")
 
     def score(self, x: ir.Value) -> ir.Value:
         """float32 [1, n, hidden] -> logits float32 [1, n, vocab]."""
