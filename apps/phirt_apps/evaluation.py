@@ -8,6 +8,7 @@ reference model phirt_export's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
     from phirt_quant.evaluation import Case, Reference, RouteFidelity
     from phirt_quant.sizes import BundleSizes
 
-_MAX_TEXT_BYTES = 16 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the user gave to compare on; what is empty is made by the program."""
+    """What the user gave to compare on; what is empty is made by the program. Text is cut into windows of so
+    many tokens, each `stride` after the one before; None is the program's choice.
+    """
 
     text: Path | None
     tokens: int
     images: Sequence[Path]
     audio: Sequence[Path]
+    window: int | None = None
+    stride: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +97,10 @@ def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
     cases, used = _cases(candidate, inputs)
     results = {}
     for route, batch in cases.items():
-        with out.busy(f"comparing on route {route}"):
-            results[route] = compare(candidate, reference, batch, route)
+        label = f"comparing on route {route}"
+        with out.busy(label) as display:
+            on_progress = functools.partial(display.advance, label)
+            results[route] = compare(candidate, reference, batch, route, on_progress)
     return Report(bundle, against, kind, used, results, bundle_sizes(candidate.manifest))
 
 
@@ -116,13 +121,14 @@ def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
 def _cases(candidate: phirt.Model, inputs: Inputs) -> tuple[dict[str, list[Case]], dict[str, str]]:
     """Cases by route, and what they are made of in words."""
     from phirt_quant import samples
-    from phirt_quant.evaluation import media_cases, passages
+    from phirt_quant.evaluation import PASSAGE_TOKENS, media_cases, passages
+    from phirt_quant.text_files import read_documents
 
-    texts = samples.SENTENCES if inputs.text is None else (samples.read_text(inputs.text, _MAX_TEXT_BYTES),)
+    texts = samples.SENTENCES if inputs.text is None else read_documents(inputs.text)
     images: Sequence[Any] = inputs.images or samples.pictures()
     clips: Sequence[Any] = inputs.audio or samples.clips()
     cases = {
-        "none": passages(candidate, texts, inputs.tokens),
+        "none": passages(candidate, texts, inputs.tokens, inputs.window or PASSAGE_TOKENS, inputs.stride),
         **media_cases(candidate, images, clips),
     }
     takes = candidate.manifest.modalities
@@ -150,13 +156,20 @@ def _as_object(result: RouteFidelity) -> dict[str, Any]:
 
 def _table(results: dict[str, RouteFidelity]) -> Any:
     table = plain_table(
-        "route", "#positions", "#mean KL", "#p99 KL", "#top-1 agreement", "#logits differ by", "#at most"
+        "route",
+        "#positions",
+        "#mean KL",
+        "#median",
+        "#p99 KL",
+        "#top-1 agreement",
+        "#logits differ by",
+        "#at most",
     )
     for route, result in results.items():
         f = result.fidelity
         table.add_row(
-            route, str(f.positions), f"{f.mean_kl:.3g}", f"{f.p99_kl:.3g}", f"{100 * f.top1_agreement:.1f} %",
-            f"{f.mean_difference:.3g}", f"{f.max_difference:.3g}",
+            route, str(f.positions), f"{f.mean_kl:.3g}", f"{f.median_kl:.3g}", f"{f.p99_kl:.3g}",
+            f"{100 * f.top1_agreement:.1f} %", f"{f.mean_difference:.3g}", f"{f.max_difference:.3g}",
         )  # fmt: skip
     return table
 

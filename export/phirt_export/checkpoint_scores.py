@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.decoder import rope_tables
 from phirt_export.reference.model import Route
-from phirt_quant.evaluation import STEPS, Case, Logits, following
+from phirt_quant.evaluation import STEPS, Case, Logits
 
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
 _ROOM = 1 << 30
-_ROWS = 16
+_LOGITS_BYTES = 64 << 20
 _KINDS = {"phi4mm_image", "phi4mm_audio"}  # of the reference model's towers
 
 
@@ -61,27 +61,30 @@ class CheckpointReference:
             )
         self._model = load_model(opened)
 
+    def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
+        """Logits along a text; see `phirt_quant.evaluation.Scorer`."""
+        with torch.no_grad():
+            yield from self._logits(list(ids[:-1]), None, "none", first - 1)
+
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
-        """Logits along a case; see `phirt_quant.evaluation.Reference`."""
+        """Logits along an answer; see `phirt_quant.evaluation.Reference`."""
         route: Route = prompt.adapter.name  # type: ignore[assignment]
         token_ids = [int(i) for i in prompt.ids]
         with torch.no_grad():
             media = self._features(case)
-            if case.forced is not None:
-                yield from self._logits([*token_ids, *case.forced[1:-1]], media, route, len(token_ids) - 1)
-                return
-            for step in range(STEPS):
+            for _ in range(STEPS):
                 (logits,) = self._logits(token_ids, media, route, len(token_ids) - 1)
                 yield logits
-                token_ids.append(following(case, logits, step))
+                token_ids.append(int(logits.argmax()))
 
     def _logits(
         self, token_ids: list[int], media: Tensor | None, route: Route, first: int
     ) -> Iterator[Logits]:
         """Logits at each position from `first` on; only a few rows of them exist at a time."""
         hidden = self._model.hidden_states(torch.tensor([token_ids]), media, route)[0, first:]
-        for rows in hidden.split(_ROWS):
-            yield from F.linear(rows, self._model.head_weight()).numpy()
+        head = self._model.head_weight()
+        for rows in hidden.split(max(16, _LOGITS_BYTES // (4 * len(head)))):
+            yield from F.linear(rows, head).numpy()
 
     def _features(self, case: Case) -> Tensor | None:
         """Rows for all placeholders of the case, pictures before clips."""

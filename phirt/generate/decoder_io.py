@@ -16,6 +16,9 @@ from phirt.runtime.tensor import empty_array, ort_value
 
 Logits = npt.NDArray[np.float32]
 
+_SLAB_ROWS = 128  # positions whose logits are asked for together: what kernels like, within _SLAB_BYTES
+_SLAB_BYTES = 64 << 20
+
 
 class DecoderIO:
     """Inputs and logits of runs of up to `longest` decoded ids. `logits` is float32 [longest, vocab]; only
@@ -24,6 +27,8 @@ class DecoderIO:
 
     def __init__(self, vocab_size: int, hidden_size: int, longest: int) -> None:
         self._vocab_size = vocab_size
+        self.slab_rows = max(longest, min(_SLAB_ROWS, _SLAB_BYTES // (4 * vocab_size)))
+        self._slab: Logits | None = None
         self.tokens = np.zeros(longest, dtype=np.int64)
         self.no_media: Features = np.zeros((0, hidden_size), dtype=np.float32)
         self.no_media_value = ort_value(self.no_media)
@@ -46,6 +51,19 @@ class DecoderIO:
     def logits_value(self, count: int) -> Any:
         """The first `count` rows of `logits` as graph output [1, count, vocab]."""
         return ort_value(self.logits[:count].reshape(1, count, self._vocab_size))
+
+    @property
+    def slab(self) -> Logits:
+        """A second buffer of logits, float32 [slab_rows, vocab], made when it is first wanted: for texts that
+        are scored position by position.
+        """
+        if self._slab is None:
+            self._slab = empty_array((self.slab_rows, self._vocab_size), np.float32)
+        return self._slab
+
+    def slab_value(self, count: int) -> Any:
+        """The first `count` rows of `slab` as graph output [1, count, vocab]."""
+        return ort_value(self.slab[:count].reshape(1, count, self._vocab_size))
 
     def row(self, index: int) -> Logits:
         """The logits [vocab] in row `index`, valid until the next run."""

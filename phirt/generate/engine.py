@@ -10,7 +10,7 @@ the start.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -184,19 +184,8 @@ class Engine:
         is called before the first chunk and after each. Raises ContextError if the prompt does not fit,
         RequestCancelledError between chunks.
         """
-        total = len(prompt.ids)
-        assert total > 0
-        if total > self._geometry.context:
-            raise ContextError(
-                f"{total} positions are needed, the model's context has {self._geometry.context}; "
-                "shorten the prompt, use fewer media, or start a new conversation"
-            )
-        keep, reason = self.reusable(prompt), self._reason(prompt)
-        self.truncate(keep)
-        if prompt.adapter.lora != self._adapter.lora:
-            self._decode_bindings.clear()  # its matrices are bound in them
-        self._spans, self._adapter, self._long = prompt.spans, prompt.adapter, self._is_long(total)
-        self._reserve(total)
+        total, reason = len(prompt.ids), self._reason(prompt)
+        keep = self._begin(prompt, total)
         for start in range(keep, total, self._chunk):
             if on_progress is not None:
                 on_progress(Progress(reason, start - keep, total - keep))
@@ -210,6 +199,42 @@ class Engine:
         if on_progress is not None:
             on_progress(Progress(reason, total - keep, total - keep))
         return self._io.row(0)
+
+    def score_prompt(
+        self, prompt: Prompt, first: int, cancel: CancelSignal | None = None
+    ) -> Iterator[Logits]:
+        """Makes the cache hold exactly `prompt`, as `prefill_prompt` does, and yields the logits float32
+        [vocab] after each position from `first` on, valid until the next are asked for.
+
+        Positions before `first` that are cached are not run. Raises what `prefill_prompt` raises.
+        """
+        total, most = len(prompt.ids), min(self._chunk, self._io.slab_rows)
+        for start in range(self._begin(prompt, first), total, most):
+            check(cancel)
+            stop = min(start + most, total)
+            scored = max(0, stop - max(start, first))
+            rows = feature_rows(prompt.spans, start, stop, self._io.no_media)
+            self._run_chunk(prompt.ids[start:stop], rows, scored)
+            yield from self._io.slab[:scored]
+
+    def _begin(self, prompt: Prompt, most: int) -> int:
+        """Forgets what `prompt` does not share, or all from `most` on, and makes room for the rest. Returns
+        the position from which it is to be run.
+        """
+        total = len(prompt.ids)
+        assert total > 0
+        if total > self._geometry.context:
+            raise ContextError(
+                f"{total} positions are needed, the model's context has {self._geometry.context}; "
+                "shorten the prompt, use fewer media, or start a new conversation"
+            )
+        keep = min(self.reusable(prompt), most)
+        self.truncate(keep)
+        if prompt.adapter.lora != self._adapter.lora:
+            self._decode_bindings.clear()  # its matrices are bound in them
+        self._spans, self._adapter, self._long = prompt.spans, prompt.adapter, self._is_long(total)
+        self._reserve(total)
+        return keep
 
     def prefill(
         self,
@@ -344,7 +369,8 @@ class Engine:
         self._io.tokens[:count] = ids
         binding = self._decode_bindings.get(count)
         if binding is None:
-            binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, count)
+            logits = self._io.logits_value(count)
+            binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, logits)
             self._decode_bindings[count] = binding
         self._io.set_lengths(start + count, start + count, count)
         begin = self._costs.clock()
@@ -378,30 +404,32 @@ class Engine:
             if moved:
                 self._decode_bindings.clear()
 
-    def _run_chunk(self, ids: Ids, features: Features) -> None:
-        """Runs one chunk of a prefill."""
+    def _run_chunk(self, ids: Ids, features: Features, scored: int = 0) -> None:
+        """Runs one chunk of a prefill. The logits of its last `scored` positions go to the slab, or, where
+        none are scored, those of its last one to row 0.
+        """
         start = self._cache.length
         stop = start + len(ids)
         self._store_ids(start, ids)
         # The graph picks the rotary regime by the total, but this chunk belongs to a longer whole: announce
         # the regime.
-        self._io.set_lengths(
-            stop, max(stop, self._geometry.rope.original_context + 1) if self._long else stop, 1
-        )
+        announced = max(stop, self._geometry.rope.original_context + 1) if self._long else stop
+        self._io.set_lengths(stop, announced, scored or 1)
+        logits = self._io.slab_value(scored) if scored else self._io.logits_value(1)
         chunk = np.ascontiguousarray(ids).reshape(1, -1)
-        binding = self._bind(ort_value(chunk), ort_value(np.ascontiguousarray(features)), 1)
+        binding = self._bind(ort_value(chunk), ort_value(np.ascontiguousarray(features)), logits)
         self._session.run_bound(binding)
         self._cache.advance(len(ids))
 
-    def _bind(self, ids: Any, media: Any, num_logits: int) -> Any:
-        """A binding of `ids` and `media` with the engine's own lengths, logits and cache buffers."""
+    def _bind(self, ids: Any, media: Any, logits: Any) -> Any:
+        """A binding of `ids`, `media` and `logits` with the engine's own lengths and cache buffers."""
         self._io.route[0] = adapter_id(self._manifest, self._adapter.name)
         binding = self._session.binding()
         binding.bind_ortvalue_input("input_ids", ids)
         binding.bind_ortvalue_input("media_features", media)
         for name, value in self._io.values.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output("logits", self._io.logits_value(num_logits))
+        binding.bind_ortvalue_output("logits", logits)
         for name, value in self._loras.values(self._adapter.lora):
             binding.bind_ortvalue_input(name, value)
         for past, present, value in self._cache.bindings():

@@ -3,15 +3,15 @@
 Knows prompts, forced continuations and who leads. Knows nothing of checkpoints or torch: a reference is
 whatever yields logits, and another bundle is one.
 
-Text is forced on both, token by token. For media the reference answers greedily and its answer is forced on
-the bundle, so that several bundles are compared along the same path.
+Text is forced on both, many positions in a run. For media the reference answers greedily and its answer is
+forced on the bundle, so that several bundles are compared along the same path.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -37,22 +37,32 @@ Logits = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """One prompt. Either `forced` holds the ids of a passage, of which the first alone is the prompt; or
-    `text` and media are a user's turn, and the reference's answer is followed for at most STEPS tokens.
+    """One prompt. Either `forced` holds the ids of a passage, those of which are predicted that stand from
+    `first` on; or `text` and media are a user's turn, and the reference's answer is followed for at most STEPS tokens.
     """
 
     text: str = ""
     images: tuple[ImageSource, ...] = ()
     audio: tuple[AudioSource, ...] = ()
     forced: tuple[int, ...] | None = None
+    first: int = 1
 
 
-class Reference(Protocol):
+class Scorer(Protocol):
+    """A model that tells what it would have said."""
+
+    def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
+        """The logits float32 [vocab] by which each of `ids` from index `first` (at least 1) on is predicted,
+        from all ids before it. They are valid until the next are asked for.
+        """
+
+
+class Reference(Scorer, Protocol):
     """A model to be compared with."""
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
-        """Logits float32 [vocab] after the prompt, and after each token that follows: those of `case.forced`,
-        or the likeliest one of the logits before. `prompt` is the candidate's encoding of the case.
+        """Logits float32 [vocab] after the user's turn of `case`, and after each token that follows: the
+        likeliest one of the logits before. `prompt` is the candidate's encoding of the case.
         """
 
 
@@ -65,7 +75,18 @@ class RouteFidelity:
     candidate_bits_per_byte: float | None = None
 
 
-class BundleReference:
+class BundleScorer:
+    """A bundle. What it has run of the ids before is not run again."""
+
+    def __init__(self, model: phirt.Model) -> None:
+        self._engine = model.generator.new_engine()
+
+    def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
+        """See `Scorer`."""
+        return self._engine.score_prompt(Prompt(np.array(ids[:-1], np.int64)), first - 1)
+
+
+class BundleReference(BundleScorer):
     """Another bundle, which prepares and encodes media by itself."""
 
     def __init__(self, model: phirt.Model, candidate: phirt.Model) -> None:
@@ -75,6 +96,7 @@ class BundleReference:
                 f"the bundles {candidate.manifest.name!r} and {model.manifest.name!r} have different "
                 "tokenizers, so their predictions cannot be compared; compare bundles of one checkpoint"
             )
+        super().__init__(model)
         self._model = model
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
@@ -88,44 +110,44 @@ class BundleReference:
             )
         logits = engine.prefill_prompt(own).copy()
         yield logits
-        for step in range(len(case.forced) - 2 if case.forced is not None else STEPS - 1):
-            logits = engine.decode_step(following(case, logits, step)).copy()
+        for _ in range(STEPS - 1):
+            logits = engine.decode_step(int(logits.argmax())).copy()
             yield logits
 
 
-def following(case: Case, logits: Logits, step: int) -> int:
-    """The token that follows the logits of a step, counted from 0."""
-    return int(logits.argmax()) if case.forced is None else case.forced[step + 1]
-
-
 def encode(model: phirt.Model, case: Case) -> Prompt:
-    """The engine's prompt: the bare first token of a passage, or a whole user turn."""
-    if case.forced is not None:
-        return Prompt(np.array(case.forced[:1], np.int64))
+    """The engine's prompt of a whole user turn."""
     media = model.generator.prepare_media(case.images, case.audio)
     return model.generator.encode_prompt((Message("user", case.text, media),), None, None)
 
 
-def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case], route: str) -> RouteFidelity:
-    """Agreement over all steps of all cases, each of which takes `route`.
+def compare(
+    candidate: phirt.Model,
+    reference: Reference,
+    cases: Sequence[Case],
+    route: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RouteFidelity:
+    """Agreement over all steps of all cases, each of which takes `route`. `on_progress` is called with the
+    cases that are done and their number.
 
     Raises:
         ConfigError: the models' vocabularies differ, or logits are not finite.
     """
-    meter, count = FidelityMeter(), 0
-    for case in cases:
-        prompt, engine = encode(candidate, case), candidate.generator.new_engine()
-        assert prompt.adapter.name == route
-        logits, token = engine.prefill_prompt(prompt), -1
-        for step, leading in enumerate(reference.follow(case, prompt)):
-            if step:
-                logits = engine.decode_step(token)
-            token = following(case, leading, step)
-            meter.add(leading[None], logits[None], np.array([token]) if case.forced is not None else None)
-            if case.forced is None and token in candidate.manifest.tokens.eos:
-                break
-        if case.forced is not None:
-            count += len(candidate.generator.tokenizer.decode(list(case.forced[1:])).encode())
+    meter, scorer, count = FidelityMeter(), BundleScorer(candidate), 0
+    for done, case in enumerate(cases):
+        if on_progress is not None:
+            on_progress(done, len(cases))
+        if case.forced is None:
+            _compare_answer(candidate, reference, case, route, meter)
+            continue
+        ids, first = case.forced, case.first
+        both = zip(reference.score(ids, first), scorer.score(ids, first), ids[first:], strict=True)
+        for leading, logits, token in both:
+            meter.add(leading[None], logits[None], np.array([token]))
+        count += len(candidate.generator.tokenizer.decode(list(ids[first:])).encode())
+    if on_progress is not None:
+        on_progress(len(cases), len(cases))
     fidelity = meter.result()
     if not count:
         return RouteFidelity(fidelity)
@@ -134,23 +156,58 @@ def compare(candidate: phirt.Model, reference: Reference, cases: Sequence[Case],
     return RouteFidelity(fidelity, *(None if p is None else math.log(p) * scale for p in nats))
 
 
-def passages(model: phirt.Model, texts: Sequence[str], limit: int) -> list[Case]:
-    """The texts cut into passages, at most `limit` tokens of all together.
+def _compare_answer(
+    candidate: phirt.Model, reference: Reference, case: Case, route: str, meter: FidelityMeter
+) -> None:
+    """Adds the steps of the reference's answer."""
+    prompt, engine = encode(candidate, case), candidate.generator.new_engine()
+    assert prompt.adapter.name == route
+    logits, token = engine.prefill_prompt(prompt), -1
+    for step, leading in enumerate(reference.follow(case, prompt)):
+        if step:
+            logits = engine.decode_step(token)
+        meter.add(leading[None], logits[None])
+        token = int(leading.argmax())
+        if token in candidate.manifest.tokens.eos:
+            break
 
-    Passages end before the long rotary regime would begin.
+
+def passages(
+    model: phirt.Model,
+    texts: Sequence[str],
+    limit: int,
+    window: int = PASSAGE_TOKENS,
+    stride: int | None = None,
+) -> list[Case]:
+    """Windows of at most `window` tokens over the texts, each of which begins `stride` tokens after the one
+    before, by default where that ended; together at most `limit` tokens of text.
+
+    Of a window those tokens are predicted that none before it has predicted, as in the sliding window of
+    Hugging Face's guide to perplexity, so a smaller stride means more context. Windows end before the long
+    rotary regime would begin.
 
     Raises:
-        ConfigError: there is not one token to predict.
+        ConfigError: there is not one token to predict, or the stride is longer than the window.
     """
     geometry, cases, left = model.manifest.geometry, [], limit
-    longest = min(PASSAGE_TOKENS, geometry.context, geometry.rope.original_context)
+    longest = min(window, geometry.context, geometry.rope.original_context)
+    step = longest if stride is None else stride
+    if not 1 <= step <= longest:
+        raise ConfigError(f"the stride is {step} tokens, accepted: 1 to the window's {longest}")
     for text in texts:
-        token_ids = model.generator.tokenizer.encode_content(text)
-        for start in range(0, len(token_ids), longest):
-            passage = tuple(int(i) for i in token_ids[start : start + min(longest, left)])
-            if len(passage) > 1:
-                cases.append(Case(forced=passage))
-                left -= len(passage)
+        if left < 2:
+            break
+        token_ids = [int(i) for i in model.generator.tokenizer.encode_content(text)[:left]]
+        left -= len(token_ids)
+        reached = 0
+        for start in range(0, len(token_ids), step):
+            passage = tuple(token_ids[start : start + longest])
+            first = max(1, reached - start)
+            if first < len(passage):
+                cases.append(Case(forced=passage, first=first))
+            reached = start + len(passage)
+            if reached == len(token_ids):
+                break
     if not cases:
         raise ConfigError("the text has fewer than two tokens, and one is predicted from another; give more")
     return cases

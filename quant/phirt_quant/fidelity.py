@@ -22,6 +22,7 @@ class Fidelity:
         mean_difference: mean of |candidate - reference| over all logits.
         max_difference: the largest of them.
         mean_kl: mean of KL(reference || candidate), nats.
+        median_kl: the median of the same.
         p99_kl: 99th percentile of the same.
         top1_agreement: share of positions where both rank the same token first, 0 to 1.
         reference_perplexity: exp of the reference's mean negative log-likelihood of the targets; None without
@@ -33,6 +34,7 @@ class Fidelity:
     mean_difference: float
     max_difference: float
     mean_kl: float
+    median_kl: float
     p99_kl: float
     top1_agreement: float
     reference_perplexity: float | None
@@ -57,7 +59,7 @@ class FidelityMeter:
     """Accumulates comparisons chunk by chunk; a position costs a few bytes, whatever the vocabulary."""
 
     def __init__(self) -> None:
-        self._kl: list[np.ndarray] = []
+        self._kl: list[float] = []
         self._agreed = 0
         self._differences = 0.0
         self._largest = 0.0
@@ -81,17 +83,26 @@ class FidelityMeter:
             )
         if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
             raise ConfigError("the logits hold values that are not finite; one of the models is damaged")
-        self._kl.append(kl_divergence(reference, candidate))
+        for i, rows in enumerate(zip(reference, candidate, strict=True)):
+            self._add_position(*rows, -1 if targets is None else int(targets[i]))
+
+    def _add_position(self, reference: np.ndarray, candidate: np.ndarray, target: int) -> None:
+        """One position at a time: its float64 copies stay in the processor's cache."""
+        p, q = log_softmax(reference), log_softmax(candidate)
+        self._kl.append(float((np.exp(p) * (p - q)).sum()))
         differences = np.abs(candidate - reference)
         self._differences += float(differences.sum(dtype=np.float64))
         self._largest = max(self._largest, float(differences.max(initial=0.0)))
         self._logits += differences.size
-        self._agreed += int((reference.argmax(axis=-1) == candidate.argmax(axis=-1)).sum())
-        if targets is not None:
-            known = np.flatnonzero(targets >= 0)
-            for i, logits in enumerate((reference, candidate)):
-                self._losses[i] -= log_softmax(logits[known])[np.arange(known.size), targets[known]].sum()
-            self._targets += known.size
+        self._agreed += int(reference.argmax() == candidate.argmax())
+        if target >= 0:
+            self._losses -= (p[target], q[target])
+            self._targets += 1
+
+    @property
+    def divergences(self) -> np.ndarray:
+        """KL in nats, float64 [n], of all positions so far, in the order in which they were added."""
+        return np.array(self._kl, dtype=np.float64)
 
     def result(self) -> Fidelity:
         """Figures over everything added so far.
@@ -99,7 +110,7 @@ class FidelityMeter:
         Raises:
             ConfigError: nothing was added.
         """
-        kl = np.concatenate(self._kl) if self._kl else np.zeros(0)
+        kl = self.divergences
         if not kl.size:
             raise ConfigError("no positions were compared; give at least one token of text")
         perplexities = [math.exp(loss / self._targets) if self._targets else None for loss in self._losses]
@@ -108,6 +119,7 @@ class FidelityMeter:
             mean_difference=self._differences / self._logits,
             max_difference=self._largest,
             mean_kl=float(kl.mean()),
+            median_kl=float(np.median(kl)),
             p99_kl=float(np.percentile(kl, 99)),
             top1_agreement=self._agreed / kl.size,
             reference_perplexity=perplexities[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
 import math
 import re
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from small_models import config, random_model, save_checkpoint, save_talking_checkpoint
 from typer.testing import CliRunner
 
@@ -23,6 +26,7 @@ from phirt_export.checkpoint_scores import CheckpointReference, available_memory
 from phirt_export.exporter import export_bundle
 from phirt_quant import samples
 from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
+from phirt_quant.text_files import read_documents
 
 ROUTES = {"none", "vision", "speech"}
 
@@ -192,12 +196,71 @@ def test_passages_have_at_most_the_tokens_asked_for_and_no_long_regime(full):
     assert result.fidelity.reference_perplexity == pytest.approx(model.manifest.geometry.vocab_size)
 
 
+@given(total=st.integers(2, 60), window=st.integers(2, 20), data=st.data())
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_windows_predict_each_token_once_as_hugging_faces_guide_counts(full, total, window, data):
+    stride = data.draw(st.integers(1, window))
+    model = phirt.load(full)
+    ids = model.generator.tokenizer.encode_content("a1" * total)[:total]
+    cases = passages(model, ["a1" * total], total, window, stride)
+    # The loop of the guide: of each window, the targets behind the end of the one before. A model that
+    # predicts the next token has none for a window's own first token.
+    expected, before = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + window, len(ids))
+        targets = ids[begin:end]
+        kept = [target for i, target in enumerate(targets) if i >= len(targets) - (end - before) and i > 0]
+        if kept:
+            expected.append((tuple(targets), kept))
+        before = end
+        if end == len(ids):
+            break
+    assert [(case.forced, list(case.forced[case.first :])) for case in cases] == expected
+
+
+def test_a_smaller_stride_gives_more_context(full, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(samples.SENTENCES))
+    arguments = (full, "--against", full, "--text", text, "--window", 40)
+    whole, overlapping = (evaluate(*arguments, "--stride", n)["routes"]["none"] for n in (40, 10))
+    assert overlapping["positions"] == 199 > whole["positions"] == 200 - 5
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments), "--stride", "41"])
+    assert result.exit_code == 1 and "accepted: 1 to the window's 40" in result.stderr
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_json_lines_are_documents_of_their_own(full, tmp_path, packed):
+    lines = [{"title": "x", "text": "One text."}, {"pages": ["a", "b"], "more": {"c": ["d"]}, "n": 3}, {}]
+    raw = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    path = tmp_path / ("t.jsonl.xz" if packed else "t.jsonl")
+    path.write_bytes(lzma.compress(raw) if packed else raw)
+    assert read_documents(path) == ["One text.", "a\nb\nd"]
+    assert evaluate(full, "--against", full, "--text", path)["routes"]["none"]["positions"] > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": "x"}\nnot json\n', "line 2 .* is no JSON"),
+        ("a.jsonl", b"[1]\n", "line 1 .* no JSON object"),
+        ("a.txt", b"\xff\xfe", "UTF-8"),
+        ("a.txt.xz", b"plain", "cannot be read"),
+        ("a.txt.xz", lzma.compress(b"word " * 99)[:40], "cannot be read"),
+    ],
+)
+def test_text_that_cannot_be_read_is_named(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_documents(path)
+
+
 class _Uniform:
     """A reference that knows nothing."""
 
     def __init__(self, vocab: int) -> None:
         self._vocab = vocab
 
-    def follow(self, case, prompt):
-        for _ in case.forced[1:]:
+    def score(self, ids, first):
+        for _ in ids[first:]:
             yield np.zeros(self._vocab, np.float32)

@@ -145,6 +145,42 @@ def test_only_new_positions_are_run(new_engine, monkeypatch):
     assert runs == [4, 2]
 
 
+@given(total=st.integers(2, 90), chunk=st.integers(1, 40), data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_scored_positions_have_the_logits_of_decode_steps(new_engine, total, chunk, data):
+    first = data.draw(st.integers(0, total - 1))
+    ids = text_ids(total, seed=total)
+    engine, stepping = new_engine(prefill_chunk=chunk), new_engine()
+    if data.draw(st.booleans()):  # something is cached: the same text to a point, then another one
+        engine.prefill(np.concatenate([ids[: total // 2], text_ids(9, 7)]))
+    expected = [stepping.prefill(ids[: first + 1]).copy()]
+    expected += [stepping.decode_step(int(token)).copy() for token in ids[first + 1 :]]
+    scored = [logits.copy() for logits in engine.score_prompt(Prompt(ids), first)]
+    np.testing.assert_allclose(scored, expected, atol=2e-5)
+    assert engine.length == total and engine.aligned_length <= engine.length
+
+
+def test_scoring_takes_media_and_adapters_and_what_is_cached_is_not_run(new_engine, bundle, monkeypatch):
+    prompt = media_prompt()
+    engine = new_engine(prefill_chunk=6)
+    expected = tiny_reference.forward(bundle, prompt.ids, prompt.spans[0].features, 1)
+    scored = [logits.copy() for logits in engine.score_prompt(prompt, 3)]
+    np.testing.assert_allclose(scored, expected[3:], **CLOSE)
+    run, sizes = Engine._run_chunk, []
+    monkeypatch.setattr(
+        Engine, "_run_chunk", lambda self, ids, *rest: (sizes.append(len(ids)), run(self, ids, *rest))[1]
+    )
+    again = [logits.copy() for logits in engine.score_prompt(prompt, len(prompt.ids) - 2)]
+    np.testing.assert_allclose(again, expected[-2:], **CLOSE)
+    assert sizes == [2]
+
+
+def test_a_text_longer_than_the_context_is_not_scored(new_engine, bundle):
+    context = load_manifest(bundle).geometry.context
+    with pytest.raises(ContextError, match=f"context has {context}"):
+        next(new_engine().score_prompt(Prompt(text_ids(context + 1)), 0))
+
+
 def test_common_prefix_by_hand():
     a = MediaSpan(2, np.zeros((3, 4), np.float32), "a")
     b = MediaSpan(2, np.zeros((3, 4), np.float32), "b")

@@ -28,19 +28,28 @@ def command(
     bundle: options.BundleArgument = None,
     text: Annotated[
         Path | None,
-        typer.Option("--text", metavar="FILE", help="Text to predict. Default: the program's sentences."),
+        typer.Option(
+            "--text", metavar="FILE", help="Text, JSON lines, or .xz of them. Default: own sentences."
+        ),
     ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=2, metavar="N", help="How much of the text, in tokens.")
     ] = 2048,
+    window: Annotated[
+        int | None, typer.Option("--window", min=2, metavar="N", help="Context of text. [default: 256]")
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", min=1, metavar="N", help="From window to window. Default: its length."),
+    ] = None,
     image: options.Images = None,
     audio: options.Audio = None,
     json: options.Json = False,
 ) -> None:
     """Compares the predictions of MODEL with those of its checkpoint, or of another bundle, on each route.
 
-    Text is predicted token by token; after an image or a recording the reference's answer is. KL is in nats,
-    of the reference's distribution to the bundle's. Bits a weight count codes, scales and padding. A
+    Each token of the text is predicted; after an image or a recording the reference's answer is. KL is in
+    nats, of the reference's distribution to the bundle's. Bits a weight count codes, scales and padding. A
     checkpoint runs in float32 and needs four bytes of memory a weight; when that is too much, compare with an
     export of --bits 32. What is not given of text, images and recordings is the program's own: sentences,
     rendered pictures, synthesised clips.
@@ -51,5 +60,5 @@ def command(
     """
     from phirt_apps import evaluation
 
-    inputs = evaluation.Inputs(text, tokens, image or (), audio or ())
+    inputs = evaluation.Inputs(text, tokens, image or (), audio or (), window, stride)
     evaluation.evaluate(bundle_folder(bundle), bundle_folder(against), inputs, Output(), as_json=json)
