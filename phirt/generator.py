@@ -228,9 +228,7 @@ class Generator:
         self.pool.require_open()
         rule = self.rule_of(messages)
         adapter = Adapter(adapters.adapter_name(rule), self.user_adapter_digest(user_adapter))
-        encoded = self._template.encode(
-            _with_system(messages, system, tools), None if tools is None else tools.json
-        )
+        encoded = self._template.encode(_with_system(messages, system), None if tools is None else tools.json)
         context = self.manifest.geometry.context
         if len(encoded.ids) > context:
             raise ContextError(
@@ -273,7 +271,7 @@ class Generator:
             clips = [count("audio", source) for source in as_list(audio, "audio")]
         media = self._blank("image", pictures) + self._blank("audio", clips)
         messages = (Message("user", text, media),)
-        encoded = self._template.encode(_with_system(messages, system, None))
+        encoded = self._template.encode(_with_system(messages, system))
         return TokenCount(
             total=len(encoded.ids),
             text=len(encoded.ids) - sum(pictures) - sum(clips),
@@ -386,8 +384,6 @@ def _placeholders(manifest: Manifest) -> dict[str, int]:
     return {name: encoder.placeholder for name, encoder in manifest.encoders.items()}
 
 
-def _with_system(messages: Sequence[Message], system: str | None, tools: Tools | None) -> Sequence[Message]:
-    """The turns with the system message in front, which tools need even without text."""
-    if system is None and tools is None:
-        return messages
-    return (Message("system", system or ""), *messages)
+def _with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
+    """The turns with the system message in front."""
+    return messages if system is None else (Message("system", system), *messages)

@@ -193,7 +193,7 @@ class Chat:
             begin = time.perf_counter()
             last = self._messages[-1] if self._messages else None
             is_answer = last is not None and last.role == "assistant"
-            calls = parse_tool_calls(last.content) if last is not None and is_answer else ()
+            calls = parse_tool_calls(last.content, self.tools) if last is not None and is_answer else ()
             content = results_to_json(results, len(calls))
             return self._answer(Message(self.generator.tool_role, content), options, begin, cancel)
 

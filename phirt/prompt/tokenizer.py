@@ -73,6 +73,7 @@ class Tokenizer:
         try:
             self._added = _control_tokens(document)
             self._content = _content_tokenizer(document, {token.name for token in self._added.values()})
+            self._first = _with_first_space(self._content, document.get("pre_tokenizer"))
             highest = max([*document["model"]["vocab"].values(), *self._added], default=0)
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -80,8 +81,9 @@ class Tokenizer:
             raise out_of_memory(error, "read the tokenizer") or BundleError(
                 f"{path} is not a usable tokenizer: {error}; {_REMEDY}"
             ) from error
-        self._content.no_padding()
-        self._content.no_truncation()
+        for tokenizer in (self._content, self._first):
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
         if highest >= vocab_size:
             raise BundleError(
                 f"{path} has ids up to {highest}, the decoder's vocabulary ends at {vocab_size - 1}"
@@ -99,14 +101,27 @@ class Tokenizer:
         pieces = self._names.split(text)
         return [self._id_of.get(piece, piece) for piece in pieces if piece]
 
-    def encode_content(self, text: str) -> list[int]:
-        """Ids of text from outside: it never yields a control token. Lone surrogates become U+FFFD."""
+    def encode_content(self, text: str, begins: bool = False) -> list[int]:
+        """Ids of text from outside: it never yields a control token. Lone surrogates become U+FFFD. `begins`
+        says that nothing stands before it in the prompt, for tokenizers that write a space there and nowhere
+        else.
+        """
         clean = (
             text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if has_surrogate(text)
             else text
         )
-        return list(self._content.encode(clean, add_special_tokens=False).ids)
+        content = self._first if begins else self._content
+        return list(content.encode(clean, add_special_tokens=False).ids)
+
+    def control_places(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Start, end and id of each control token that shows in the text of these ids."""
+        decoder, places, length = StreamDecoder(self), [], 0
+        for token in ids:
+            length += len(decoder.feed(token))
+            if token in self._added and self.token_bytes(token):
+                places.append((length - len(self._added[token].name), length, token))
+        return places
 
     def trims_after(self, token: int) -> bool:
         """Whether whitespace after this control token vanishes (its `rstrip`)."""
@@ -239,9 +254,24 @@ def _nothing_first(pre_tokenizer: Any) -> Any:
     """A Metaspace that writes its space only before the very first word of a text writes none: content stands
     behind a control token.
     """
-    if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("prepend_scheme") == "first":
+    if not isinstance(pre_tokenizer, dict):
+        return pre_tokenizer
+    if isinstance(pre_tokenizer.get("pretokenizers"), list):
+        return {**pre_tokenizer, "pretokenizers": list(map(_nothing_first, pre_tokenizer["pretokenizers"]))}
+    if pre_tokenizer.get("prepend_scheme") == "first":
         return {**pre_tokenizer, "prepend_scheme": "never"}
     return pre_tokenizer
+
+
+def _with_first_space(content: _Tokenizer, pre_tokenizer: Any) -> _Tokenizer:
+    """The tokenizer for text at the very beginning of a prompt: the same, where nothing is written there."""
+    if _nothing_first(pre_tokenizer) == pre_tokenizer:
+        return content
+    around = {"version": "1.0", "pre_tokenizer": pre_tokenizer, "added_tokens": [], "truncation": None}
+    around |= {"padding": None, "normalizer": None, "post_processor": None, "decoder": None}
+    first = _Tokenizer.from_str(json.dumps(around | {"model": {"type": "BPE", "vocab": {}, "merges": []}}))
+    first.normalizer, first.model = content.normalizer, content.model
+    return first
 
 
 def _bytes_of_characters() -> dict[str, int]:

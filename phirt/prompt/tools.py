@@ -15,10 +15,20 @@ from typing import Any, NoReturn
 from phirt.errors import ConfigError
 
 CALL_OPEN, CALL_CLOSE = "<|tool_call|>", "<|/tool_call|>"
+_OTHER_MARKS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 # They belong in an answer's text whether or not the tokenizer calls them special.
-VISIBLE_TOKENS = (CALL_OPEN, CALL_CLOSE)
+VISIBLE_TOKENS = (CALL_OPEN, CALL_CLOSE, *_OTHER_MARKS)
 
-_CALL_BLOCK = re.compile(f"{re.escape(CALL_OPEN)}(.*?)(?:{re.escape(CALL_CLOSE)}|$)", re.DOTALL)
+# Phi-4 and Granite; Qwen and Hermes; Mistral; Llama 3.1.
+_CALL_MARKS = tuple(
+    re.compile(f"{begin}(.*?)(?:{end}|$)", re.DOTALL)
+    for begin, end in (
+        (re.escape(CALL_OPEN), re.escape(CALL_CLOSE)),
+        ("<tool_call>", "</tool_call>"),
+        (r"\[TOOL_CALLS\]", "$"),
+        (r"<\|python_tag\|>", "$"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Tools:
 
     @classmethod
     def of(cls, tools: Tools | Iterable[Mapping[str, Any]] | None) -> Tools | None:
-        """Dicts with at least a "name", from a list or an iterator; None where there are none.
+        """Dicts with at least a "name", or with one in their "function", from a list or an iterator; None
+        where there are none.
 
         Raises ConfigError for anything else, and for what cannot be written as JSON.
         """
@@ -60,7 +71,7 @@ class Tools:
                 raise ConfigError(
                     f"a tool is a {type(tool).__name__}, accepted: a dict with at least a 'name'"
                 )
-            if not isinstance(tool.get("name"), str):
+            if _name_of(tool) is None:
                 raise ConfigError("every tool needs a 'name' that is a string")
         if not listed:
             return None
@@ -70,7 +81,7 @@ class Tools:
             raise ConfigError(
                 f"tools cannot be written as JSON: {error}; use plain dicts, lists and values"
             ) from error
-        return cls(text, frozenset(tool["name"] for tool in listed))
+        return cls(text, frozenset(filter(None, map(_name_of, listed))))
 
     @classmethod
     def from_json(cls, text: str) -> Tools:
@@ -80,8 +91,16 @@ class Tools:
         except (ValueError, RecursionError):
             document = None
         entries = document if isinstance(document, list) else []
-        names = (entry.get("name") for entry in entries if isinstance(entry, dict))
-        return cls(text, frozenset(name for name in names if isinstance(name, str)))
+        return cls(text, frozenset(filter(None, map(_name_of, entries))))
+
+
+def _name_of(tool: object) -> str | None:
+    """The name of a tool, which those of a kind keep one level further down."""
+    if not isinstance(tool, Mapping):
+        return None
+    inner = tool.get("function")
+    name = (inner if isinstance(inner, Mapping) else tool).get("name")
+    return name if isinstance(name, str) else None
 
 
 def results_to_json(results: Iterable[Any], count: int) -> str:
@@ -105,17 +124,34 @@ def parse_tool_calls(text: str, tools: Tools | None = None) -> tuple[ToolCall, .
     """The calls in an answer to a request that offered `tools`; what is malformed stays text and gives
     none.
     """
+    return find_tool_calls(text, tools)[1]
+
+
+def find_tool_calls(text: str, tools: Tools | None = None) -> tuple[int, tuple[ToolCall, ...]]:
+    """Where the first call of an answer begins, and all of its calls. An answer that is nothing but a call,
+    without marks, is one where a tool of its name was offered.
+    """
     names = frozenset[str]() if tools is None else tools.names
     calls: list[ToolCall] = []
-    for block in _CALL_BLOCK.findall(text):
-        try:
-            document = json.loads(block, parse_constant=_refuse_constant, parse_float=_finite)
-        except (ValueError, RecursionError):
-            continue
-        found = [_as_call(item, names) for item in (document if isinstance(document, list) else [document])]
-        if all(call is not None for call in found):
-            calls.extend(call for call in found if call is not None)
-    return tuple(calls)
+    begin = len(text)
+    for mark in _CALL_MARKS:
+        for block in mark.finditer(text):
+            if found := _calls_in(block[1], names):
+                begin = min(begin, block.start())
+                calls.extend(found)
+    if not calls and (found := _calls_in(text, names)) and all(call.offered for call in found):
+        return 0, found
+    return begin, tuple(calls)
+
+
+def _calls_in(block: str, names: frozenset[str]) -> tuple[ToolCall, ...]:
+    try:
+        document = json.loads(block, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return ()
+    found = [_as_call(item, names) for item in (document if isinstance(document, list) else [document])]
+    calls = tuple(call for call in found if call is not None)
+    return calls if len(calls) == len(found) else ()
 
 
 def _refuse_constant(name: str) -> NoReturn:

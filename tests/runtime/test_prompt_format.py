@@ -215,15 +215,11 @@ def test_bos_and_eos_have_their_names_in_templates(tokenizer):
     assert ids == [199999, *tokenizer.encode_content("a"), 199999]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for m in messages %}{% if m.role != 'system' %}<|user|>{{ m.content }}{% endif %}{% endfor %}",
-        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
-    ],
-)
-def test_a_template_that_loses_or_repeats_what_was_said_is_refused(tokenizer, source):
-    with pytest.raises(BundleError, match="drops or repeats a message"):
+def test_a_template_that_loses_what_was_said_is_refused(tokenizer):
+    source = (
+        "{% for m in messages %}{% if m.role != 'system' %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(BundleError, match="drops a message"):
         ChatTemplate(source, tokenizer, TOKENS).encode([Message("system", "x"), Message("user", "y")])
 
 
