@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from phirt_train.precision import product_type
 from phirt_train.stage import Schedule
+
+_COEFFICIENTS, _ITERATIONS, _SMALLEST_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
+_RMS_OF_ADAMW = 0.2  # of an update's elements (Liu et al. 2025)
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
@@ -20,6 +24,21 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
     low = schedule.final_ratio
     return schedule.peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix with its singular values brought near 1 by Newton-Schulz's iteration, with the coefficients of
+    Jordan et al. (2024), computed in `dtype`.
+    """
+    x = matrix.to(dtype)
+    is_tall = x.shape[0] > x.shape[1]
+    x = x.T if is_tall else x
+    x = x / x.norm().clamp(min=_SMALLEST_NORM)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = _COEFFICIENTS[0] * x + (_COEFFICIENTS[1] * gram + _COEFFICIENTS[2] * (gram @ gram)) @ x
+    turned: Tensor = x.T if is_tall else x
+    return turned.to(matrix.dtype)
 
 
 class HiddenMuon(torch.optim.Muon):
@@ -35,12 +54,7 @@ class HiddenMuon(torch.optim.Muon):
         self.sources = sources
         self.matrices = [nn.Parameter(source.detach().flatten(1)) for source in sources]
         assert all(m.data_ptr() == s.data_ptr() for m, s in zip(self.matrices, sources, strict=True))
-        super().__init__(
-            self.matrices,
-            lr=schedule.peak,
-            weight_decay=schedule.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        super().__init__(self.matrices, lr=schedule.peak, weight_decay=schedule.weight_decay)
 
     @classmethod
     def suits(cls, name: str, parameter: nn.Parameter) -> bool:
@@ -51,11 +65,23 @@ class HiddenMuon(torch.optim.Muon):
             return False
         return parameter[0].numel() >= cls.MIN_INPUTS
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, as torch's Muon does, its products in the type that the
+        machine is fast in.
+        """
+        (group,) = self.param_groups
+        rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         for source, matrix in zip(self.sources, self.matrices, strict=True):
-            matrix.grad = None if source.grad is None else source.grad.flatten(1)
-        torch.optim.Muon.step(self, closure)
+            if source.grad is None:
+                continue
+            gradient, state = source.grad.flatten(1), self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            direction = orthogonalized(gradient.lerp(mean, momentum), product_type(gradient.device))
+            matrix.mul_(1 - rate * decay)
+            matrix.add_(direction, alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of the parameters and of their matrices."""

@@ -30,6 +30,7 @@ from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
 from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
 from phirt_train.data.records import Transcript, read_records
 from phirt_train.objective import ObjectiveKind
+from phirt_train.precision import autocast
 from phirt_train.stage import StageConfig
 
 LETTERS_A_TOKEN = 4
@@ -151,7 +152,7 @@ class Ctc:
     def _log_probabilities(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """[B, 4·tokens, letters + 1], the blank last."""
         device = self.context.device
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             features = self.model.audio_embed.encoder(frames.to(device), lengths.to(device))
             scores: Tensor = self.head(features)
         spelled: Tensor = scores.float().unflatten(-1, (LETTERS_A_TOKEN, -1)).flatten(1, 2)

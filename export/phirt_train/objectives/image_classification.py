@@ -27,6 +27,7 @@ from phirt_train.data.images import read_image
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.records import LabelledImage, read_records
 from phirt_train.objective import ObjectiveKind
+from phirt_train.precision import autocast
 from phirt_train.stage import Probability, StageConfig
 
 _NO_ANSWER = -100
@@ -167,7 +168,7 @@ class ImageClassification:
     def _features(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """The tower's mean over each picture's patches, normalised, [n, hidden]."""
         pixels, mask = pixels.to(self.context.device), mask.to(self.context.device)
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with autocast(pixels.device):
             pooled = self.model.image_embed.img_processor(
                 pixels.contiguous(memory_format=torch.channels_last), mask
             )

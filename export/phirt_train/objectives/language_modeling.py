@@ -25,6 +25,7 @@ from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.token_store import TokenSequences, load_conversations, load_documents
 from phirt_train.objective import ObjectiveKind
+from phirt_train.precision import autocast
 from phirt_train.stage import Probability, StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out
@@ -111,7 +112,7 @@ class LanguageModeling:
                 )
 
     def _row_loss(self, token_ids: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-        with torch.autocast(token_ids.device.type, torch.bfloat16):
+        with autocast(token_ids.device):
             logits = self.model(token_ids, mask=mask)
         total = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"

@@ -32,6 +32,7 @@ from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, 
 from phirt_train.data.token_store import TokenSequences, load_conversations
 from phirt_train.media_features import MediaFeatures
 from phirt_train.objective import ObjectiveKind
+from phirt_train.precision import autocast
 from phirt_train.stage import StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out
@@ -157,7 +158,7 @@ class SupervisedFinetuning:
         """Mean loss over the answers' tokens of this step, and the number of conversations."""
         rng = np.random.default_rng((self.context.seed, step))
         route, picks = self._draw(rng)
-        with torch.autocast(self.context.device.type, torch.bfloat16):
+        with autocast(self.context.device):
             features = self._features(picks, route, rng, is_training=True)
             token_ids, targets, media = self._rows(picks, features)
             hidden = self.model.hidden_states(token_ids, media, self._adapted(route))
