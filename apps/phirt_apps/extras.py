@@ -13,7 +13,7 @@ from phirt.errors import PhirtError
 
 # Packages of the extra by the names under which they are imported; the absence of any other module is a fault
 # and not a user's choice.
-_EXPORT = {"torch", "onnx_ir", "safetensors"}
+_EXPORT = {"torch", "onnx_ir", "safetensors", "huggingface_hub", "httpx2"}
 
 
 class MissingExtraError(PhirtError):

@@ -298,3 +298,23 @@ Calibration = Annotated[
         help="Text, images, recordings, JSON lines, or a folder of them. May be repeated.",
     ),
 ]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision", metavar="NAME", help="Branch, tag or commit of a published checkpoint. Default: main."
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        show_default=False,
+        help="Access token of the hub, for what is private or gated. Default: HF_TOKEN, or the login of its "
+        "own tools.",
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Open no connection: a published checkpoint is the copy that is kept."),
+]

@@ -47,6 +47,7 @@ from phirt_export.graphs.linear import (
     WeightSource,
     WeightStore,
 )
+from phirt_export.hub.names import published_name
 from phirt_export.identity import identity
 from phirt_export.journal import Journal
 from phirt_export.progress import ObservedSource, Progress, announce
@@ -205,7 +206,7 @@ def export_bundle(
             config,
             opened.encoders,
             graphs,
-            name=name or checkpoint.absolute().name,
+            name=name or published_name(checkpoint),
             description=description,
             limits=allowed,
             quantization=formats.manifest_entry()

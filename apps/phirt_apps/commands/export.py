@@ -19,6 +19,7 @@ from phirt.errors import ConfigError
 from phirt_apps import options
 from phirt_apps.errors import INTERRUPTED
 from phirt_apps.extras import needs_extra
+from phirt_apps.fetching import local_checkpoint
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line, plain_table
 
@@ -37,7 +38,12 @@ SECTION = "Make a model"
 
 def command(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", show_default=False, help="Folder of a checkpoint.")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            show_default=False,
+            help="Folder of a checkpoint, or the id of a published one: owner/name.",
+        ),
     ],
     output: Annotated[
         Path,
@@ -59,6 +65,9 @@ def command(
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
     ] = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    offline: options.Offline = False,
     json: options.Json = False,
 ) -> None:
     """Writes CHECKPOINT as a bundle that phirt runs: graphs, quantized weights, tokenizer, manifest.
@@ -67,6 +76,10 @@ def command(
     Ctrl-C keeps the weights that are finished; the same command goes on where it stopped, once it has looked
     at the calibration data again.
 
+    A published checkpoint is fetched from its hub (HF_ENDPOINT, by default https://huggingface.co) into the
+    hub's cache (HF_HOME): configuration, tokenizer, template and safetensors alone. This is the only command
+    that opens a connection, and it says so before; a folder of that name is used instead.
+
     Calibration data should be like what the model will see: text for its text, images and recordings for
     their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,
     "image": ..., "audio": ..., "answer": ...}. With it, the finished bundle is compared with the checkpoint
@@ -74,13 +87,15 @@ def command(
 
     \b
       phirt export runs/nano/checkpoint -o nano
+      phirt export microsoft/Phi-4-mini-instruct -o phi4-mini
       phirt export Phi-4-multimodal-instruct -o phi4 --method gptq --calibration samples/
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
     """
+    out = Output()
     if not export(
-        checkpoint,
+        local_checkpoint(checkpoint, out, revision=revision, token=token, offline=offline),
         output,
-        Output(),
+        out,
         targets=target or ["cpu"],
         bits=bits,
         block_size=block_size,

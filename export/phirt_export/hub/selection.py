@@ -1,0 +1,69 @@
+"""Which files of a repository an export needs: documents, tokenizers, templates, safetensors.
+
+Knows the names that published checkpoints use. Pickled weights and code are never among them. Opens nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from phirt_export.containers import INDEX_NAME, WEIGHTS_NAME, some
+from phirt_export.hub.errors import HubError
+from phirt_export.hub.names import HubId
+
+CONFIG_NAME, ADAPTER_CONFIG_NAME = "config.json", "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+_DOCUMENTS = re.compile(
+    r"(?:(?:generation_|tokenizer_|preprocessor_|processor_|adapter_|quantize_|quant_)?config|tokenizer|tekken"
+    r"|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|merges\.txt|vocab\.txt|chat_template\.jinja|additional_chat_templates/[\w-]{1,64}\.jinja"
+    r"|(?:tokenizer|spiece|sentencepiece\.bpe)\.model|[\w-]{1,64}\.tiktoken"
+    r"|(?:vision|speech)-lora/adapter_config\.json"
+)
+_ROUTES = re.compile(r"(?:vision|speech)-lora/adapter_model\.safetensors")
+_SHARD = re.compile(r"[\w][\w.-]{0,120}\.safetensors")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def documents(names: Collection[str]) -> list[str]:
+    """What says how the weights are meant."""
+    return sorted(name for name in names if _DOCUMENTS.fullmatch(name))
+
+
+def needs_index(names: Collection[str]) -> bool:
+    """Whether only the index tells which files hold the weights; others often repeat them."""
+    return WEIGHTS_NAME not in names and INDEX_NAME in names
+
+
+def weights(names: Collection[str], shards: Collection[str], of: HubId) -> list[str]:
+    """The files with the weights; `shards` are those that the index names, where it is needed.
+
+    Raises:
+        HubError: the repository holds none that are read.
+    """
+    found = [name for name in names if _ROUTES.fullmatch(name)]
+    if CONFIG_NAME not in names and ADAPTER_WEIGHTS_NAME in names:
+        found.append(ADAPTER_WEIGHTS_NAME)
+    elif WEIGHTS_NAME in names:
+        found.append(WEIGHTS_NAME)
+    elif INDEX_NAME in names:
+        if lost := sorted(shard for shard in shards if shard not in names or not _SHARD.fullmatch(shard)):
+            raise HubError(
+                f"{of.repo} lacks {some(lost)}, which its {INDEX_NAME} names; try another --revision"
+            )
+        found += [INDEX_NAME, *shards]
+    else:
+        raise HubError(_why_none(names, of))
+    return sorted(found)
+
+
+def _why_none(names: Collection[str], of: HubId) -> str:
+    if files := sorted(name for name in names if name.endswith(".gguf")):
+        return f"{of.repo} holds GGUF files; name one: {', '.join(f'{of.repo}/{name}' for name in files[:3])}"
+    if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
+        return (
+            f"{of.repo} holds pickled weights alone ({some(pickled)}), which can run code when opened and "
+            "are not fetched; choose a repository or a --revision with safetensors"
+        )
+    return f"{of.repo} holds no {WEIGHTS_NAME} and no {INDEX_NAME}, so it is no checkpoint; check the name"
