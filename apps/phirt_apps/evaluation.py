@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .examinations import TaskInputs, examine, task_table
 from .extras import needs_extra
 from .output import Output, one_line, plain_table, size
 
 if TYPE_CHECKING:
     import phirt
-    from phirt_quant.evaluation import Case, Reference, RouteFidelity
+    from phirt_quant.evaluation import Case, Reference, RouteFidelity, TextScore
     from phirt_quant.sizes import BundleSizes
 
 
@@ -59,7 +60,7 @@ class Report:
             "size": self.sizes.as_object(),
         }
 
-    def tables(self) -> tuple[Any, Any]:
+    def tables(self) -> tuple[Any, ...]:
         """Agreement by route, and sizes."""
         return _table(self.results), _size_table(self.sizes)
 
@@ -70,30 +71,111 @@ class Report:
         return lines + [f"{name}: {one_line(detail)}" for name, detail in self.used.items()]
 
 
-def evaluate(bundle: Path, against: Path, inputs: Inputs, out: Output, *, as_json: bool) -> None:
-    """Writes one row of figures for each route of `bundle` that takes what is given and one for each of its
-    parts, or one JSON object.
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """What a bundle without a reference makes of a text, and its sizes."""
+
+    bundle: Path
+    text: str
+    score: TextScore
+    sizes: BundleSizes
+
+    def as_object(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return {
+            "bundle": str(self.bundle),
+            "inputs": {"text": self.text},
+            "text": dataclasses.asdict(self.score),
+            "size": self.sizes.as_object(),
+        }
+
+    def tables(self) -> tuple[Any, ...]:
+        """Sizes."""
+        return (_size_table(self.sizes),)
+
+    def lines(self) -> list[str]:
+        """What stands below the tables."""
+        score = self.score
+        figures = f"perplexity {score.perplexity:.4g}, {score.bits_per_byte:.4g} bits per byte"
+        return [f"text: {figures}, over {score.positions} tokens", f"text: {one_line(self.text)}"]
+
+
+def evaluate(
+    bundle: Path,
+    against: Path | None,
+    inputs: Inputs | None,
+    tasks: TaskInputs | None,
+    out: Output,
+    *,
+    as_json: bool,
+) -> None:
+    """Writes what was measured as tables, or as one JSON object: on each route of `bundle` that takes what is
+    given, for each of its parts, and for each task. `inputs` None is tasks alone.
     """
-    report = measure(bundle, against, inputs, out)
+    candidate, kind, reference = _open(bundle, against, out)
+    document: dict[str, Any] = {"bundle": str(bundle), "against": None}
+    if against is not None:
+        document["against"] = {"path": str(against), "kind": kind}
+    tables: list[Any] = []
+    lines: list[str] = []
+    if inputs is not None:
+        section = (
+            _measure_alone(bundle, candidate, inputs, out)
+            if against is None or reference is None
+            else _measure(bundle, against, candidate, kind, reference, inputs, out)
+        )
+        document |= section.as_object()
+        tables += section.tables()
+        lines += section.lines()
+    elif against is not None:
+        lines.append(f"reference: {one_line(str(against))}, {kind}")
+    if tasks is not None:
+        from phirt_quant.evaluation import BundleScorer
+
+        scorers = [BundleScorer(candidate), *([] if reference is None else [reference])]
+        results = examine(candidate, scorers, tasks, out)
+        document["tasks"] = {name: result.as_object() for name, result in results.items()}
+        tables.append(task_table(results))
     if as_json:
-        out.json(report.as_object())
+        out.json(document)
         return
-    for table in report.tables():
+    for table in tables:
         out.table(table)
         out.answer("\n")
-    for line in report.lines():
+    for line in lines:
         out.answer(f"{line}\n")
 
 
 def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
-    """The figures. Raises ConfigError where the two cannot be compared, or not in this machine's memory."""
+    """The comparison's figures. Raises ConfigError where the two cannot be compared, or not in this machine's
+    memory.
+    """
+    candidate, kind, reference = _open(bundle, against, out)
+    assert reference is not None
+    return _measure(bundle, against, candidate, kind, reference, inputs, out)
+
+
+def _open(bundle: Path, against: Path | None, out: Output) -> tuple[phirt.Model, str, Reference | None]:
+    """The bundle, and what it is compared with: in words, and the model; none where there is nothing."""
     import phirt
-    from phirt_quant.evaluation import compare
-    from phirt_quant.sizes import bundle_sizes
 
     with out.busy("loading the models"):
         candidate = phirt.load(bundle)
-        kind, reference = _reference(against, candidate)
+        return candidate, *(("", None) if against is None else _reference(against, candidate))
+
+
+def _measure(
+    bundle: Path,
+    against: Path,
+    candidate: phirt.Model,
+    kind: str,
+    reference: Reference,
+    inputs: Inputs,
+    out: Output,
+) -> Report:
+    from phirt_quant.evaluation import compare
+    from phirt_quant.sizes import bundle_sizes
+
     cases, used = _cases(candidate, inputs)
     results = {}
     for route, batch in cases.items():
@@ -102,6 +184,17 @@ def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
             on_progress = functools.partial(display.advance, label)
             results[route] = compare(candidate, reference, batch, route, on_progress)
     return Report(bundle, against, kind, used, results, bundle_sizes(candidate.manifest))
+
+
+def _measure_alone(bundle: Path, candidate: phirt.Model, inputs: Inputs, out: Output) -> Alone:
+    from phirt_quant.evaluation import score_text
+    from phirt_quant.sizes import bundle_sizes
+
+    label = "predicting the text"
+    cases, used = _cases(candidate, dataclasses.replace(inputs, images=(), audio=()))
+    with out.busy(label) as display:
+        score = score_text(candidate, cases["none"], functools.partial(display.advance, label))
+    return Alone(bundle, used["text"], score, bundle_sizes(candidate.manifest))
 
 
 def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:

@@ -66,6 +66,25 @@ class CheckpointReference:
         with torch.no_grad():
             yield from self._logits(list(ids[:-1]), None, "none", first - 1)
 
+    def answer(self, ids: Sequence[int], draft: Sequence[int] = ()) -> Iterator[int]:
+        """The greedy answer; see `phirt_quant.evaluation.Scorer`. A run covers the rest of the draft, so
+        as many are needed as the draft has faults.
+        """
+        known, rest, context = list(ids), list(draft), self._manifest.geometry.context
+        with torch.no_grad():
+            while len(known) < context:
+                rest = rest[: context - len(known)]
+                rows = self._logits([*known, *rest], None, "none", len(known) - 1)
+                for place, logits in enumerate(rows):
+                    token = int(logits.argmax())
+                    if token in self._manifest.tokens.eos or len(known) == context:
+                        return
+                    yield token
+                    known.append(token)
+                    if place < len(rest) and rest[place] != token:
+                        break
+                rest = rest[place + 1 :]
+
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """Logits along an answer; see `phirt_quant.evaluation.Reference`."""
         route: Route = prompt.adapter.name  # type: ignore[assignment]

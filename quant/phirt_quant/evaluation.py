@@ -26,7 +26,7 @@ from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
 from phirt.prompt.messages import Message
 from phirt.transcription import TRANSCRIBE_PROMPT
-from phirt_quant.fidelity import Fidelity, FidelityMeter
+from phirt_quant.fidelity import Fidelity, FidelityMeter, log_softmax
 from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT
 
 STEPS = 16
@@ -38,7 +38,8 @@ Logits = npt.NDArray[np.float32]
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """One prompt. Either `forced` holds the ids of a passage, those of which are predicted that stand from
-    `first` on; or `text` and media are a user's turn, and the reference's answer is followed for at most STEPS tokens.
+    `first` on; or `text` and media are a user's turn, and the reference's answer is followed for at most
+    STEPS tokens.
     """
 
     text: str = ""
@@ -54,6 +55,11 @@ class Scorer(Protocol):
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """The logits float32 [vocab] by which each of `ids` from index `first` (at least 1) on is predicted,
         from all ids before it. They are valid until the next are asked for.
+        """
+
+    def answer(self, ids: Sequence[int], draft: Sequence[int] = ()) -> Iterator[int]:
+        """The likeliest id after `ids`, then the one after that, to the end of the answer or of the context.
+        `draft` is what may come, for models that run several positions sooner than one after the other.
         """
 
 
@@ -80,10 +86,22 @@ class BundleScorer:
 
     def __init__(self, model: phirt.Model) -> None:
         self._engine = model.generator.new_engine()
+        self._context, self._eos = model.manifest.geometry.context, model.manifest.tokens.eos
 
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """See `Scorer`."""
         return self._engine.score_prompt(Prompt(np.array(ids[:-1], np.int64)), first - 1)
+
+    def answer(self, ids: Sequence[int], draft: Sequence[int] = ()) -> Iterator[int]:
+        """See `Scorer`."""
+        prompt = Prompt(np.array(ids, np.int64))
+        yield from self._engine.generate(
+            prompt,
+            lambda logits: int(logits.argmax()),
+            max_new_tokens=self._context,
+            eos=self._eos,
+            speculation=self._engine.speculation(self._eos, repeatable=True),
+        )
 
 
 class BundleReference(BundleScorer):
@@ -154,6 +172,40 @@ def compare(
     nats = (fidelity.reference_perplexity, fidelity.candidate_perplexity)
     scale = fidelity.positions / (math.log(2) * count)
     return RouteFidelity(fidelity, *(None if p is None else math.log(p) * scale for p in nats))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScore:
+    """How well one model predicts a text: tokens predicted, perplexity by token, bits for a byte of text."""
+
+    positions: int
+    perplexity: float
+    bits_per_byte: float
+
+
+def score_text(
+    candidate: phirt.Model, cases: Sequence[Case], on_progress: Callable[[int, int], None] | None = None
+) -> TextScore:
+    """The figures over all passages; `on_progress` as in `compare`.
+
+    Raises:
+        ConfigError: logits are not finite.
+    """
+    scorer, nats, positions, count = BundleScorer(candidate), 0.0, 0, 0
+    for done, case in enumerate(cases):
+        if on_progress is not None:
+            on_progress(done, len(cases))
+        assert case.forced is not None
+        targets = case.forced[case.first :]
+        for logits, token in zip(scorer.score(case.forced, case.first), targets, strict=True):
+            nats -= float(log_softmax(logits)[token])
+        positions += len(targets)
+        count += len(candidate.generator.tokenizer.decode(list(targets)).encode())
+    if on_progress is not None:
+        on_progress(len(cases), len(cases))
+    if not math.isfinite(nats):
+        raise ConfigError("the logits hold values that are not finite; the model is damaged")
+    return TextScore(positions, math.exp(nats / positions), nats / (math.log(2) * max(1, count)))
 
 
 def _compare_answer(

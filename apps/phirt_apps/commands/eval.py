@@ -1,4 +1,5 @@
-"""`phirt eval`: how far a bundle's predictions are from its checkpoint's, or from another bundle's.
+"""`phirt eval`: how far a bundle's predictions are from its checkpoint's or another bundle's, and how well it
+does on tasks.
 
 Knows its options. The comparison is in `evaluation`, which `phirt export` uses too.
 """
@@ -18,14 +19,21 @@ SUMMARY = "Measure how far a bundle is from its checkpoint or another bundle."
 SECTION = "Make a model"
 
 
+def _tasks(incomplete: str) -> list[str]:
+    """The names of tasks that begin so, for the Tab key."""
+    from phirt_quant.tasks import known_tasks
+
+    return [name for name in known_tasks() if name.startswith(incomplete)]
+
+
 def command(
+    bundle: options.BundleArgument = None,
     against: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--against", metavar="FOLDER", help="The checkpoint (needs the export extra), or another model."
         ),
-    ],
-    bundle: options.BundleArgument = None,
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -44,21 +52,46 @@ def command(
     ] = None,
     image: options.Images = None,
     audio: options.Audio = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", metavar="NAME", help="A task, such as arc_easy; repeatable.", autocompletion=_tasks
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FOLDER", help="Where the tasks' files are.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Records of each task, spread evenly.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", min=0, metavar="K", help="Examples. Default: the task's.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Compares the predictions of MODEL with those of its checkpoint, or of another bundle, on each route.
+    """Compares the predictions of MODEL with those of its checkpoint, or of another bundle, on each route;
+    and scores it on tasks, beside what it is compared with.
 
     Each token of the text is predicted; after an image or a recording the reference's answer is. KL is in
     nats, of the reference's distribution to the bundle's. Bits a weight count codes, scales and padding. A
     checkpoint runs in float32 and needs four bytes of memory a weight; when that is too much, compare with an
     export of --bits 32. What is not given of text, images and recordings is the program's own: sentences,
-    rendered pictures, synthesised clips.
+    rendered pictures, synthesised clips; with --task, nothing.
+
+    Tasks are scored as lm-evaluation-harness does: log-likelihoods of continuations, or exact match of what
+    the model writes. Differences have the standard error of pairs.
 
     \b
       phirt eval phi4-int4 --against Phi-4-multimodal-instruct
-      phirt eval phi4-int4 --against phi4-fp32 --text book.txt --image photo.jpg --json
+      phirt eval phi4-int4 --against phi4-fp32 --text book.txt --window 2048 --stride 512
+      phirt eval phi4-int4 --task arc_easy --task lambada --data benchmarks --limit 500
     """
     from phirt_apps import evaluation
+    from phirt_apps.examinations import TaskInputs
 
-    inputs = evaluation.Inputs(text, tokens, image or (), audio or (), window, stride)
-    evaluation.evaluate(bundle_folder(bundle), bundle_folder(against), inputs, Output(), as_json=json)
+    tasks = TaskInputs(task, data, limit, shots) if task else None
+    inputs = None
+    if tasks is None or text is not None or image or audio:
+        inputs = evaluation.Inputs(text, tokens, image or (), audio or (), window, stride)
+    reference = None if against is None else bundle_folder(against)
+    evaluation.evaluate(bundle_folder(bundle), reference, inputs, tasks, Output(), as_json=json)
