@@ -230,7 +230,13 @@ Targets = Annotated[
     list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")
 ]
 Bits = Annotated[
-    int, typer.Option("--bits", metavar="N", help="Bits of a weight: 4, 8, or 32 for unquantized.")
+    int | None,
+    typer.Option(
+        "--bits",
+        metavar="N",
+        help="Bits of a weight: 4, 8, or 32 for unquantized. Default: quantized blocks of the checkpoint are "
+        "kept bit for bit, all else has 4.",
+    ),
 ]
 BlockSize = Annotated[
     int | None,

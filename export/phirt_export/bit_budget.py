@@ -23,6 +23,11 @@ _PROJECTION = ".base_layer.weight"
 _SHORTEST_BLOCK, _LONGEST_BLOCK = 16, 256
 
 
+def is_table(tensor: str) -> bool:
+    """Whether a tensor has a row for each token."""
+    return tensor in _TABLES
+
+
 class BitBudget:
     """At most `bits_per_weight` for all projections and tables of a decoder together.
 

@@ -1,8 +1,8 @@
-"""Checkpoint folders of every layout, read tensor by tensor under the reference model's names.
+"""Checkpoints of every layout, read tensor by tensor under the reference model's names.
 
 Knows how a layout's tensors become the reference model's (stacked rows, nothing copied ahead of its use), and
 how to complain about all differences at once. The container is `containers`' matter, published names and
-configurations are `layouts`'. Only safetensors is read: pickled weights can run code when opened.
+configurations are `layouts`'. Only safetensors and GGUF are read: pickled weights can run code when opened.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from phirt.errors import ConfigError
 from phirt_export.containers import open_weights, some
 from phirt_export.encoders import tower_plans
 from phirt_export.families import read_document, read_layout
+from phirt_export.gguf_files.checkpoint import GgufCheckpoint
+from phirt_export.gguf_files.header import is_gguf
+from phirt_export.gguf_files.tensors import GgufTensor
+from phirt_export.graphs.linear import WeightFormat
+from phirt_export.kept import kept_format, kept_kinds, kept_rows
 from phirt_export.published.layout import Part
 from phirt_export.reference import Model, ModelConfig
+from phirt_quant.blockwise import BlockQuantized
 
 # Bookkeeping of a training run that no graph needs.
 _IGNORED_SUFFIXES = (".num_batches_tracked",)
@@ -35,16 +41,25 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 class Checkpoint:
     """An opened checkpoint: its configuration, its files, and its tensors as float32 on demand.
 
+    Attributes:
+        path: what was opened, a folder or a GGUF file.
+        folder: where its documents are.
+        state: what tells the weights from others that are not in the folder, in plain values.
+
     Raises:
         ConfigError: files are missing, damaged or pickled, the configuration is none that can be built, or
             tensors are missing, unknown or misshapen (all of them are named in one message, before any work
             is done).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._gguf = GgufCheckpoint(path) if is_gguf(path) else None  # its folder lives as long as it does
+        folder = self.folder = path if self._gguf is None else self._gguf.folder
+        self.state = [] if self._gguf is None else self._gguf.state
         document = read_document(folder)
-        stored = open_weights(folder)
+        stored: dict[str, StoredTensor | GgufTensor] = {}
+        stored |= open_weights(folder) if self._gguf is None else self._gguf.tensors
         layout = read_layout(folder, document, {name: tensor.shape for name, tensor in stored.items()})
         self.config = layout.config
         for adapter, path in layout.adapter_files.items():
@@ -57,6 +72,8 @@ class Checkpoint:
         ignored = {name for name in stored if name.endswith(_IGNORED_SUFFIXES) or layout.ignores(name)}
         self._check(stored, parts, ignored)
         self._parts = {name: [stored[part.name] for part in of] for name, of in parts.items()}
+        formats = {name: kept_format(of) for name, of in self._parts.items() if len(self._shapes[name]) == 2}
+        self.kept: Mapping[str, WeightFormat] = {name: f for name, f in formats.items() if f is not None}
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -82,8 +99,19 @@ class Checkpoint:
         parts = self._parts[name]
         return parts[0].tensor() if len(parts) == 1 else np.concatenate([part.tensor() for part in parts])
 
+    def kept_rows(self, name: str, start: int, stop: int) -> BlockQuantized:
+        """Rows start..stop-1 of a matrix in `kept`, as the blocks that the files hold."""
+        return kept_rows(self._parts[name], self.kept[name], start, stop)
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """The block types that a tensor is stored in; nothing where it is floats of a safetensors file."""
+        return kept_kinds(self._parts[name])
+
     def _check(
-        self, stored: dict[str, StoredTensor], parts: dict[str, tuple[Part, ...]], ignored: set[str]
+        self,
+        stored: Mapping[str, StoredTensor | GgufTensor],
+        parts: dict[str, tuple[Part, ...]],
+        ignored: set[str],
     ) -> None:
         wanted: dict[str, tuple[int, ...]] = {}
         for name, of in parts.items():
@@ -105,6 +133,4 @@ class Checkpoint:
         }
         problems = [f"{len(names)} {what}: {some(names)}" for what, names in groups.items() if names]
         if problems:
-            raise ConfigError(
-                f"the weights in {self.folder} do not fit its config.json; {'; '.join(problems)}"
-            )
+            raise ConfigError(f"the weights in {self.path} do not fit its config.json; {'; '.join(problems)}")

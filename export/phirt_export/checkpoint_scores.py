@@ -45,13 +45,13 @@ class CheckpointReference:
     """
 
     def __init__(self, checkpoint: Path, manifest: Manifest) -> None:
-        tokenizer = hashlib.sha256(require_tokenizer(checkpoint).read_bytes()).hexdigest()
+        opened = Checkpoint(checkpoint)
+        tokenizer = hashlib.sha256(require_tokenizer(opened.folder).read_bytes()).hexdigest()
         if tokenizer != manifest.files[manifest.tokenizer].sha256:
             raise ConfigError(
                 f"{checkpoint} has another tokenizer than the bundle {manifest.name!r}, so their predictions "
                 "cannot be compared; name the checkpoint that the bundle was exported from"
             )
-        opened = Checkpoint(checkpoint)
         require_memory(opened, sum(entry.size for entry in manifest.files.values()))
         self._manifest, self._encoders = manifest, open_encoders(manifest)
         if strange := sorted({spec.kind for spec in manifest.encoders.values()} - _KINDS):
@@ -153,7 +153,7 @@ def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
     needed, there = needed_memory(checkpoint.config) + bundle_bytes, available_memory()
     if needed > there:
         raise ConfigError(
-            f"the checkpoint {checkpoint.folder} in float32 beside the bundle needs about "
+            f"the checkpoint {checkpoint.path} in float32 beside the bundle needs about "
             f"{needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are available; close other programs, "
             "or compare with an unquantized bundle, which is read from disk as it is needed: phirt export "
             "CHECKPOINT -o REFERENCE --bits 32"

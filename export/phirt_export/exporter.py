@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a bundle: `export_bundle`.
+"""From a checkpoint to a bundle: `export_bundle`.
 
 Knows which graphs a model needs, in which formats, and the order of work. Weights stream: one tensor is read,
 quantized and written at a time. Knows nothing of how nodes are laid out.
@@ -23,7 +23,7 @@ from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
 from phirt.prompt.tokenizer import Tokenizer
 from phirt_export import calibration as calibrating
-from phirt_export.bit_budget import BitBudget
+from phirt_export.bit_budget import BitBudget, is_table
 from phirt_export.bundle import (
     CARD_NAME,
     GraphFiles,
@@ -43,6 +43,7 @@ from phirt_export.graphs.decoder import KVScales, build_decoder
 from phirt_export.graphs.linear import (
     GPTQ,
     HessianSource,
+    KeptSource,
     WeightFormat,
     WeightSource,
     WeightStore,
@@ -50,6 +51,7 @@ from phirt_export.graphs.linear import (
 from phirt_export.hub.names import published_name
 from phirt_export.identity import identity
 from phirt_export.journal import Journal
+from phirt_export.kept import kept_entry, kept_remark
 from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
@@ -74,15 +76,17 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """What was made from calibration data.
+    """What was made from calibration data, or found in the checkpoint.
 
     `hessians` are for formats of the method `gptq`, and computed when they are asked for; `kv_scales` for a
-    cache of int8; tensors in `chosen` have the format given there.
+    cache of int8; tensors in `chosen` have the format given there; `kept` has the blocks of those that keep
+    theirs.
     """
 
     hessians: HessianSource | None = None
     kv_scales: Sequence[KVScales] | None = None
     chosen: Mapping[str, WeightFormat] = dataclasses.field(default_factory=dict)
+    kept: KeptSource | None = None
 
 
 def export_bundle(
@@ -90,7 +94,7 @@ def export_bundle(
     output: Path,
     *,
     targets: Sequence[str] = ("cpu",),
-    bits: int = 4,
+    bits: int | None = None,
     block_size: int | None = None,
     embedding_bits: int | None = None,
     adapter_bits: int = 8,
@@ -104,8 +108,9 @@ def export_bundle(
     description: str = "",
     progress: Progress | None = None,
     errors: Callable[[list[PartError]], None] | None = None,
+    remarks: Callable[[str], None] | None = None,
 ) -> Path:
-    """Export a checkpoint folder as a bundle.
+    """Export a checkpoint as a bundle.
 
     Weights that are finished stay when the call is interrupted or the process killed: the same call
     calibrates again, goes on from there and ends with the same bytes.
@@ -116,10 +121,11 @@ def export_bundle(
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
-            MODEL_CARD.md in it is taken along.
+            MODEL_CARD.md in it is taken along. Or a GGUF file.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         targets: what the graphs are for, a name of `phirt_export.targets`.
-        bits: 4, 8 or 32 (everything unquantized) for the base projections.
+        bits: 4, 8 or 32 (everything unquantized) for the base projections. None: blocks of 4 and 8 bits that
+            the checkpoint itself holds are kept bit for bit, and the others have 4.
         block_size: weights that share a scale, a power of two; None chooses 128 for wide models and 32 for
             narrow ones.
         embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
@@ -140,6 +146,7 @@ def export_bundle(
         description: one line about the model.
         progress: called at once, and then as weights are read.
         errors: called once, at the end, with what quantization has cost each part of the model.
+        remarks: called with a line where a checkpoint is quantized already: what is kept of it.
 
     Returns:
         `output`.
@@ -162,8 +169,9 @@ def export_bundle(
     config = opened.config
     allowed = model_limits(config, limits or LimitOptions())
     block_size = default_block_size(config) if block_size is None else block_size
-    formats = choose_formats(bits, block_size, embedding_bits, adapter_bits, encoder_bits, method)
-    tokenizer, template = require_tokenizer(checkpoint), read_template(checkpoint)
+    anew = _BUDGET_BITS if bits is None else bits
+    formats = choose_formats(anew, block_size, embedding_bits, adapter_bits, encoder_bits, method)
+    tokenizer, template = require_tokenizer(opened.folder), read_template(opened.folder)
     Tokenizer(tokenizer, config.decoder.vocab_size)  # one that no bundle opens with is refused at once
     budget = None
     if bits_per_weight is not None:
@@ -181,9 +189,15 @@ def export_bundle(
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
     calibrated = _calibrate(opened, samples, wanted, budget, progress)
+    kept: Mapping[str, WeightFormat] = {}
+    if bits is None and budget is None:
+        kept = {t: f for t, f in opened.kept.items() if embedding_bits is None or not is_table(t)}
+        calibrated = dataclasses.replace(calibrated, chosen={**calibrated.chosen, **kept}, kept=opened)
+    if remarks is not None and (remark := kept_remark(opened, kept)):
+        remarks(remark)
     # An interrupted export goes on only with the formats that it began with.
     settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in calibrated.chosen.items()}
-    work = identity(checkpoint, settings)
+    work = identity(opened.folder, settings | {"weights": opened.state})
     with staged_bundle(output, work) as staging:
         measured: list[PartError] = []
         sizes: dict[str, StoredSize] = {}
@@ -200,17 +214,18 @@ def export_bundle(
             measured=measured,
             sizes=sizes,
         )
-        _write_documents(staging.folder, checkpoint, tokenizer, template)
+        _write_documents(staging.folder, opened.folder, tokenizer, template)
         write_manifest(
             staging.folder,
             config,
             opened.encoders,
             graphs,
-            name=name or published_name(checkpoint),
+            name=name or published_name(checkpoint if checkpoint.is_dir() else opened.folder),
             description=description,
             limits=allowed,
             quantization=formats.manifest_entry()
             | _choice_entry(bits_per_weight, calibrated.chosen)
+            | kept_entry(opened, kept)
             | {"kv_cache": kv}
             | _size_entry(sizes, opened.shapes),
         )
@@ -281,7 +296,9 @@ def _write_part(
     """Write graphs, by name, over one data file; returns them with the store that has filled it."""
     stores: dict[str, WeightStore] = {}
     with DataFile(folder / f"{part}.data", journal, source.note_kept) as data:
-        first = WeightStore(GraphBuilder(part, data), source, calibrated.hessians, calibrated.chosen)
+        first = WeightStore(
+            GraphBuilder(part, data), source, calibrated.hessians, calibrated.chosen, calibrated.kept
+        )
         for name, build in builds.items():
             stores[name] = first.onto(GraphBuilder(name, data)) if stores else first
             build(stores[name])
@@ -300,8 +317,8 @@ def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: Wei
     plan.build(store, width, form)
 
 
-def _require_budget_bits(bits: int, embedding_bits: int | None) -> None:
-    if bits != _BUDGET_BITS or embedding_bits is not None:
+def _require_budget_bits(bits: int | None, embedding_bits: int | None) -> None:
+    if bits not in (None, _BUDGET_BITS) or embedding_bits is not None:
         raise ConfigError(
             "bits_per_weight chooses between 4 and 8 bits for projections and token table; leave bits at "
             "4 and embedding_bits out, or give no bits_per_weight"

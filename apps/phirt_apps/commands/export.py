@@ -42,7 +42,7 @@ def command(
         typer.Argument(
             metavar="CHECKPOINT",
             show_default=False,
-            help="Folder of a checkpoint, or the id of a published one: owner/name.",
+            help="Folder of a checkpoint, a GGUF file, or the id of a published one: owner/name.",
         ),
     ],
     output: Annotated[
@@ -50,7 +50,7 @@ def command(
         typer.Option("-o", "--output", metavar="BUNDLE", help="The folder to write; a bundle is replaced."),
     ],
     target: options.Targets = None,
-    bits: options.Bits = 4,
+    bits: options.Bits = None,
     block_size: options.BlockSize = None,
     adapter_bits: options.AdapterBits = 8,
     encoder_bits: options.EncoderBits = 8,
@@ -90,6 +90,7 @@ def command(
       phirt export microsoft/Phi-4-mini-instruct -o phi4-mini
       phirt export Phi-4-multimodal-instruct -o phi4 --method gptq --calibration samples/
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
+      phirt export SmolLM2-135M-Instruct.Q4_1.gguf -o smol
     """
     out = Output()
     if not export(
@@ -135,7 +136,9 @@ def export(
     errors: list[PartError] = []
     try:
         with interrupts.patient(), _progress(out) as report:
-            folder = export_bundle(checkpoint, output, progress=report, errors=errors.extend, **settings)
+            folder = export_bundle(
+                checkpoint, output, progress=report, errors=errors.extend, remarks=out.notice, **settings
+            )
     except KeyboardInterrupt:
         out.notice(f"stopped; {one_line(str(output))} is not complete: the same command goes on from here")
         return False

@@ -1,0 +1,135 @@
+"""Quantized blocks that a checkpoint holds, as a format that a bundle's matrices can have.
+
+Knows how matrices that are published in parts share one format, in which no code is rounded. Knows nothing of
+containers beyond what `KeptPart` asks for.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from phirt_export.gguf_files.blocks import KeptType
+from phirt_export.graphs.linear import KEPT, WeightFormat
+from phirt_quant.blockwise import BlockQuantized
+
+_TABLE = "model.embed_tokens.weight"
+
+
+@runtime_checkable
+class KeptPart(Protocol):
+    """A published matrix whose blocks can be kept; `kept_type` is None where they cannot."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, and elements of each."""
+
+    @property
+    def kind(self) -> str:
+        """The name of what is stored."""
+
+    @property
+    def kept_type(self) -> KeptType | None:
+        """How the blocks are kept."""
+
+    def kept_rows(self, start: int, stop: int, bits: int, has_minimums: bool, dtype: str) -> BlockQuantized:
+        """The blocks of some rows, widened to a format that holds them."""
+
+
+def kept_format(parts: Sequence[object]) -> WeightFormat | None:
+    """The format that holds the blocks of all parts, row under row, as they are; None where there is none."""
+    types = [part.kept_type if isinstance(part, KeptPart) else None for part in parts]
+    known = [kept for kept in types if kept is not None]
+    if len(known) < len(types) or len({kept.block_size for kept in known}) != 1:
+        return None
+    wide = any(kept.scale_type == "float32" for kept in known)
+    return WeightFormat(
+        max(kept.bits for kept in known),
+        known[0].block_size,
+        KEPT,
+        "float32" if wide else "float16",
+        any(kept.has_minimums for kept in known),
+    )
+
+
+def kept_kinds(parts: Sequence[object]) -> tuple[str, ...]:
+    """Names of the types that the parts are stored in, where these are quantized or can be."""
+    return tuple(sorted({part.kind for part in parts if isinstance(part, KeptPart)}))
+
+
+def kept_rows(parts: Sequence[Any], form: WeightFormat, start: int, stop: int) -> BlockQuantized:
+    """Rows start..stop-1 of the parts, row under row, in the format that `kept_format` gave."""
+    read: list[BlockQuantized] = []
+    first = 0
+    for part in cast(Sequence[KeptPart], parts):
+        last = first + part.shape[0]
+        if first < stop and start < last:
+            rows = (max(start, first) - first, min(stop, last) - first)
+            read.append(part.kept_rows(*rows, form.bits, form.has_minimums, form.scale_type))
+        first = last
+    if len(read) == 1:
+        return read[0]
+    minimums = [blocks.minimums for blocks in read if blocks.minimums is not None]
+    return BlockQuantized(
+        np.concatenate([blocks.codes for blocks in read]),
+        np.concatenate([blocks.scales for blocks in read]),
+        read[0].columns,
+        form.bits,
+        form.block_size,
+        np.concatenate(minimums) if minimums else None,
+    )
+
+
+class KeptCheckpoint(Protocol):
+    """What is told about a checkpoint here."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of all tensors."""
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """What a tensor is stored as, where that can be quantized blocks."""
+
+
+def kept_entry(checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]) -> dict[str, Any]:
+    """What the manifest says about matrices that keep their blocks: how many there are, by what they were."""
+    if not kept:
+        return {}
+    formats = collections.Counter(f"{form.bits} bits, blocks of {form.block_size}" for form in kept.values())
+    counts, anew = _counts(checkpoint, kept)
+    entry = {"kept": counts, "matrices": dict(sorted(formats.items()))}
+    if anew:
+        return entry | {"quantized_anew": anew}
+    bits = {name: form.bits for name, form in kept.items()}
+    base = max(bits, key=lambda name: (".layers." in name, bits[name]))
+    return entry | {
+        "method": KEPT,
+        "bits": bits[base],
+        "block_size": kept[base].block_size,
+        "embedding_bits": bits.get(_TABLE, bits[base]),
+    }
+
+
+def kept_remark(checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]) -> str:
+    """One line about a checkpoint that is quantized already; nothing about others."""
+    counts, anew = _counts(checkpoint, kept)
+    lines = [
+        f"{what}: {', '.join(f'{count} of {kind}' for kind, count in of.items())}"
+        for what, of in (("matrices kept bit for bit", counts), ("quantized anew from float32", anew))
+        if of
+    ]
+    return "; ".join(lines)
+
+
+def _counts(
+    checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """How many matrices are kept, and how many are not, by what they are stored as."""
+    counts: tuple[collections.Counter[str], ...] = (collections.Counter(), collections.Counter())
+    for name, shape in checkpoint.shapes.items():
+        if len(shape) == 2 and (kinds := checkpoint.kinds(name)):
+            counts[name not in kept][" and ".join(kinds)] += 1
+    return dict(sorted(counts[0].items())), dict(sorted(counts[1].items()))
