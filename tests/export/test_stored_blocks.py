@@ -83,6 +83,27 @@ def test_products_are_those_of_the_dequantized_matrix(tmp_path, bits, scale_type
     assert store.sizes[0].bytes == form.stored_bytes(ROWS, BLOCKS * BLOCK)
 
 
+@pytest.mark.parametrize(
+    ("bits", "activations", "error"), [(4, "float32", 1e-6), (8, "int8_twice", 1e-4), (4, "int8_twice", 1e-4)]
+)
+def test_inputs_are_as_exact_as_asked_for(tmp_path, bits, activations, error):
+    source = Kept(random_blocks(bits, "float16", bits == 4))
+    form = WeightFormat(bits, BLOCK, KEPT, "float16", bits == 4, activations)
+    rng = np.random.default_rng(2)
+    x = (rng.standard_normal((1, 3, BLOCKS * BLOCK)) * 10.0 ** rng.integers(-3, 3, (1, 3, 1))).astype("f4")
+    x[0, 1, :BLOCK] = 0  # a block of zeros has no step
+    bias = rng.standard_normal(ROWS).astype(np.float32)
+
+    def build(g, store, form):
+        value = g.input("x", "float32", [1, "n", BLOCKS * BLOCK])
+        g.output(store.linear(value, "w", form, "w", bias=bias), "y", "float32", [1, "n", ROWS])
+
+    y, _, _ = run(tmp_path, source, form, build, {"x": x})
+    wanted = x.astype(np.float64) @ dequantize(source.blocks).astype(np.float64).T + bias
+    size = np.linalg.norm(wanted, axis=-1)
+    assert (np.linalg.norm(y - wanted, axis=-1) <= error * size).all()
+
+
 @pytest.mark.parametrize(("bits", "scale_type", "has_minimums"), CASES)
 def test_gathered_rows_are_those_of_the_dequantized_matrix(tmp_path, bits, scale_type, has_minimums):
     source = Kept(random_blocks(bits, scale_type, has_minimums))
