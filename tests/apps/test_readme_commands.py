@@ -53,6 +53,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
             (folder / entry.name).symlink_to(entry)
     shutil.copytree(bundle.parent / "checkpoint", folder / "runs" / "nano" / "checkpoint")
     _write_adapter(folder / "my-lora")
+    (folder / "benchmarks").mkdir()
+    question = {"query": "Question: What floats?", "choices": ["a ship", "a stone"], "gold": 0}
+    (folder / "benchmarks" / "arc_easy.jsonl").write_text(json.dumps(question) + "\n")
     path = folder / "bin" / "phirt"
     path.parent.mkdir()
     path.write_text(f'#!/bin/sh\nexec {shlex.join(PHIRT)} "$@"\n')
