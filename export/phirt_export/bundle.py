@@ -142,7 +142,8 @@ def model_limits(config: ModelConfig, options: LimitOptions = LimitOptions()) ->
     Raises:
         ConfigError: a limit is none, or a context is longer than the model's.
     """
-    vision, audio, context = config.vision, config.audio, config.decoder.rope.context
+    vision, audio = config.vision or config.photo, config.audio or config.whisper
+    context = config.decoder.rope.context
     longest = _MAX_SECONDS if audio is None else audio.max_seconds
     own = {
         "image_pixels": _MAX_PIXELS if vision is None else vision.max_pixels,

@@ -12,15 +12,27 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from phirt.bundle.manifest import AdapterSpec, EncoderSpec, Modality, Rule
+from phirt.encoders.fixed_image import FixedImageConstants
 from phirt.encoders.phi4mm_audio import AudioConstants
 from phirt.encoders.phi4mm_image import ImageConstants
+from phirt.encoders.whisper_audio import WhisperConstants
 from phirt.fields import write_dataclass
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.graphs.lora import ADAPTER_IDS
+from phirt_export.graphs.photo import build_photo
 from phirt_export.graphs.speech import PROJECTORS, build_speech
 from phirt_export.graphs.vision import build_vision
+from phirt_export.graphs.whisper import build_whisper
 from phirt_export.narrow import narrow
-from phirt_export.reference.config import AudioConfig, ModelConfig, TokenConfig, VisionConfig
+from phirt_export.reference.config import (
+    AudioConfig,
+    ModelConfig,
+    PhotoConfig,
+    TokenConfig,
+    VisionConfig,
+    WhisperConfig,
+)
+from phirt_export.reference.whisper import MEL_FRAMES
 
 # What a conversation takes with an image in it, else with a recording: the adapter of that name, where the
 # model has it, and for recordings the projector of that name.
@@ -53,7 +65,36 @@ def tower_plans(config: ModelConfig) -> tuple[EncoderPlan, ...]:
         plans.append(_vision_plan(config.vision, config.tokens))
     if config.audio is not None:
         plans.append(_speech_plan(config.audio, config.tokens))
+    if config.photo is not None:
+        plans.append(_photo_plan(config.photo, config.tokens))
+    if config.whisper is not None:
+        plans.append(_whisper_plan(config.whisper, config.tokens))
     return tuple(plans)
+
+
+def photo_constants(config: PhotoConfig) -> FixedImageConstants:
+    """How a picture is prepared for an EfficientNet-Lite tower."""
+    mean, deviation = (127.0 / 255,) * 3, (128.0 / 255,) * 3
+    return FixedImageConstants(config.size, config.num_tokens, mean, deviation)
+
+
+def whisper_constants(config: WhisperConfig) -> WhisperConstants:
+    """How a recording is prepared for a Whisper tower."""
+    return WhisperConstants(config.num_mels, config.stacked * MEL_FRAMES, "none")
+
+
+def _photo_plan(config: PhotoConfig, tokens: TokenConfig) -> EncoderPlan:
+    assert tokens.image is not None, "a model with a photo tower has a placeholder for its features"
+    constants = write_dataclass(photo_constants(config))
+    spec = EncoderSpec("fixed_image", "image", "photo", tokens.image, ("image",), constants)
+    return EncoderPlan("photo", spec, lambda store, width, form: build_photo(store, config, width, form))
+
+
+def _whisper_plan(config: WhisperConfig, tokens: TokenConfig) -> EncoderPlan:
+    assert tokens.audio is not None, "a model with a Whisper tower has a placeholder for its features"
+    constants = write_dataclass(whisper_constants(config))
+    spec = EncoderSpec("whisper_audio", "audio", "sound", tokens.audio, ("speech",), constants)
+    return EncoderPlan("sound", spec, lambda store, width, form: build_whisper(store, config, width, form))
 
 
 def _vision_plan(config: VisionConfig, tokens: TokenConfig) -> EncoderPlan:

@@ -26,6 +26,7 @@ from phirt_train.data.augmentation import (
     ImageAugmentation,
 )
 from phirt_train.data.images import count_image_tokens, read_image
+from phirt_train.frozen_media import FrozenPhotos, FrozenSounds
 
 
 class MediaFeatures:
@@ -35,6 +36,8 @@ class MediaFeatures:
         max_crops: most crops of a picture beside its global view; None for as many as the model takes.
         images, audio: the random changes.
         unchanged: folders whose pictures are not changed.
+        views: of towers whose encoder stays frozen, how many changed views of each file are kept, the file
+            itself among them.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class MediaFeatures:
         images: ImageAugmentation = UNCHANGED_IMAGE,
         audio: AudioAugmentation = UNCHANGED_AUDIO,
         unchanged: Sequence[str] = (),
+        views: int = 1,
     ) -> None:
         self._model, self._context = model, context
         self._image_change, self._audio_change = images, audio
@@ -56,6 +60,12 @@ class MediaFeatures:
             self._constants = dataclasses.replace(self._constants, max_crops=crops)
         self._reader = None if config.audio is None else FrameReader(config.audio, context.limits)
         self._counted: dict[Path, int] = {}
+        self._views = views
+        self._photos = self._sounds = None
+        if config.photo is not None:
+            self._photos = FrozenPhotos(model.photo_embed, images, context.cache, context.limits)
+        if config.whisper is not None:
+            self._sounds = FrozenSounds(model.sound_embed, audio, context.cache, context.limits)
 
     def count(self, path: Path, modality: Modality) -> int:
         """About how many rows a file becomes, by its header."""
@@ -64,6 +74,10 @@ class MediaFeatures:
         return self._counted[path]
 
     def _count(self, path: Path, modality: Modality) -> int:
+        if modality == "image" and self._photos is not None:
+            return self._photos.num_tokens
+        if modality == "audio" and self._sounds is not None:
+            return self._sounds.count(path)
         if modality == "image":
             assert self._constants is not None
             return count_image_tokens(path, self._constants, self._context.limits)
@@ -74,13 +88,21 @@ class MediaFeatures:
         """Features [rows, hidden] of each picture."""
         if not paths:
             return []
+        if self._photos is not None:
+            views = [self._view(path, rng, is_training) for path in paths]
+            return self._photos.rows(list(zip(paths, views, strict=True)))
         assert self._constants is not None
         inputs = []
         for path in paths:
-            is_kept = not is_training or any(path.resolve().is_relative_to(f) for f in self._unchanged)
-            change = UNCHANGED_IMAGE if is_kept else self._image_change
+            change = UNCHANGED_IMAGE if self._is_kept(path, is_training) else self._image_change
             inputs.append(read_image(path, self._constants, self._context.limits, change, rng))
         return image_features(self._model, inputs, self._context.device)
+
+    def _is_kept(self, path: Path, is_training: bool) -> bool:
+        return not is_training or any(path.resolve().is_relative_to(f) for f in self._unchanged)
+
+    def _view(self, path: Path, rng: np.random.Generator, is_training: bool) -> int:
+        return 0 if self._is_kept(path, is_training) else int(rng.integers(self._views))
 
     def audio(
         self, paths: Sequence[Path], projector: str, rng: np.random.Generator, *, is_training: bool
@@ -88,6 +110,9 @@ class MediaFeatures:
         """Features [rows, hidden] of each recording through a projector."""
         if not paths:
             return []
+        if self._sounds is not None:
+            views = [self._view(path, rng, is_training) for path in paths]
+            return self._sounds.rows(list(zip(paths, views, strict=True)))
         assert self._reader is not None
         embed, device = self._model.audio_embed, self._context.device
         mean_frame = embed.encoder.encoder_embedding.global_mean.cpu()

@@ -40,12 +40,13 @@ class WhisperConstants:
     """Each window has `num_mels` x 3000 values; `frames_per_token` of its frames, 10 ms each, make one token.
 
     The last window is padded with silence. `padding` says whether the tokens of that are kept, as Whisper's
-    own decoder expects them, or dropped.
+    own decoder expects them, or dropped, or never computed (`none`: the graph takes as many frames as a
+    recording has tokens for).
     """
 
     num_mels: Annotated[int, Range(1, 512)]
     frames_per_token: Annotated[int, Range(1, _FRAMES)]
-    padding: Literal["kept", "dropped"] = "kept"
+    padding: Literal["kept", "dropped", "none"] = "kept"
 
     @property
     def tokens_per_window(self) -> int:
@@ -54,14 +55,16 @@ class WhisperConstants:
 
 
 class Encoder:
-    """A graph that takes `input_features`, float32 [1, num_mels, 3000], and gives `audio_features`, one row a
-    token; it is run once for every window.
+    """A graph that takes `input_features`, float32 [1, num_mels, 3000], or fewer frames where nothing is
+    padded, and gives `audio_features`, one row a token; it is run once for every window.
     """
 
     def __init__(self, constants: Fields, graph: GraphSpec, hidden_size: int) -> None:
         self.constants = read_dataclass(WhisperConstants, constants)
-        window = ("float32", (1, self.constants.num_mels, _FRAMES))
-        output = ("audio_features", (self.constants.tokens_per_window, hidden_size))
+        is_padded = self.constants.padding != "none"
+        window = ("float32", (1, self.constants.num_mels, _FRAMES if is_padded else None))
+        tokens = self.constants.tokens_per_window if is_padded else None
+        output = ("audio_features", (tokens, hidden_size))
         require_tensors(graph, constants.where, {"input_features": window}, output)
         self._has_choice = any(tensor.name == "projector" for tensor in graph.inputs)
         self.inputs: InputSpecs = {
@@ -95,22 +98,27 @@ class Encoder:
     def run(self, graph: GraphRunner, inputs: Inputs, projector: int) -> Features:
         """float32 [tokens, hidden_size]; one window after the other, so that memory stays that of one."""
         choice = projector if self._has_choice else None
-        windows = inputs["input_features"]
+        windows, count = list(inputs["input_features"]), self.count(inputs)
+        if self.constants.padding == "none":
+            left = count - (len(windows) - 1) * self.constants.tokens_per_window
+            windows[-1] = windows[-1][:, : left * self.constants.frames_per_token]
         rows = [first_output(graph, {"input_features": window[None]}, choice) for window in windows]
-        return np.ascontiguousarray(np.concatenate(rows)[: self.count(inputs)])
+        return np.ascontiguousarray(np.concatenate(rows)[:count])
 
     def _tokens(self, num_samples: int) -> int:
         whole, rest = divmod(num_samples, _WINDOW)
         tokens = whole * self.constants.tokens_per_window
         if rest and self.constants.padding == "kept":
             tokens += self.constants.tokens_per_window
-        elif rest:
+        elif rest:  # padding that is not computed makes no tokens either
             tokens += math.ceil(math.ceil(rest / _HOP) / self.constants.frames_per_token)
         return tokens
 
 
-def log_mel(samples: Samples, num_mels: int) -> npt.NDArray[np.float32]:
-    """float32 [num_mels, 3000] of at most 30 seconds at 16 kHz, mono; silence fills the rest of the window.
+def log_mel(samples: Samples, num_mels: int, num_frames: int = _FRAMES) -> npt.NDArray[np.float32]:
+    """float32 [num_mels, num_frames] of at most 30 seconds at 16 kHz, mono; silence fills the rest of the
+    window. The first frames of a window are the same however many are asked for, where the recording ends
+    before them.
 
     Frames of 25 ms every 10 ms around their middle, the ends mirrored; the last, which begins the next
     window, is left out. What is 80 dB below the loudest is raised to that.
@@ -120,7 +128,7 @@ def log_mel(samples: Samples, num_mels: int) -> npt.NDArray[np.float32]:
     middle[: len(samples)] = samples
     padded[: _FFT // 2] = middle[_FFT // 2 : 0 : -1]
     padded[-_FFT // 2 :] = middle[-2 : -_FFT // 2 - 2 : -1]
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[: _FRAMES * _HOP : _HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[: num_frames * _HOP : _HOP]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FFT) / _FFT)
     power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
     levels = np.log10(np.maximum(power @ mel_filters(num_mels), _FLOOR)).T

@@ -5,9 +5,11 @@ from phirt_export.reference.config import (
     AudioConfig,
     DecoderConfig,
     ModelConfig,
+    PhotoConfig,
     RopeConfig,
     TokenConfig,
     VisionConfig,
+    WhisperConfig,
     load_config,
 )
 from phirt_export.reference.model import ROUTES, Model, Route, initialize
@@ -19,10 +21,12 @@ __all__ = [
     "DecoderConfig",
     "Model",
     "ModelConfig",
+    "PhotoConfig",
     "RopeConfig",
     "Route",
     "TokenConfig",
     "VisionConfig",
+    "WhisperConfig",
     "initialize",
     "load_config",
 ]

@@ -7,6 +7,7 @@ training.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,6 +177,95 @@ class AudioConfig(AudioConstants):
 
 
 @dataclasses.dataclass(frozen=True)
+class PhotoBlock:
+    """One block of an EfficientNet-Lite trunk: channels, how much wider it is inside, and its depthwise
+    window.
+    """
+
+    inputs: _Size
+    outputs: _Size
+    expansion: Annotated[int, Range(1, 64)]
+    kernel: Annotated[int, Range(1, 15)]
+    step: Annotated[int, Range(1, 2)] = 1
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether what comes in is added to what comes out."""
+        return self.step == 1 and self.inputs == self.outputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhotoConfig:
+    """An EfficientNet-Lite tower on one square picture.
+
+    Attributes:
+        size: side of the square in pixels; the shorter side is fitted, the middle cut out.
+        blocks, channels: the trunk, and the width of what it gives.
+        classes: for each classifier the names of its classes; an empty name says nothing.
+        words: rows that each classifier gives.
+        projector_size: inner width of the projector.
+    """
+
+    size: Annotated[int, Range(96, 4096)]
+    blocks: Annotated[tuple[PhotoBlock, ...], Length(1, 256)]
+    channels: _Size
+    classes: Annotated[tuple[Annotated[tuple[str, ...], Length(1, 1 << 16)], ...], Length(0, 16)] = ()
+    words: Annotated[int, Range(1, 64)] = 4
+    projector_size: _Size
+    max_pixels: Annotated[int, Range(1, 1 << 34)] = 100_000_000
+
+    def __post_init__(self) -> None:
+        for before, after in itertools.pairwise(self.blocks):
+            if before.outputs != after.inputs:
+                raise ConfigError(f"a block of {before.outputs} channels stands before one of {after.inputs}")
+        if self.grid < 3:
+            raise ConfigError(f"size {self.size} leaves a grid of {self.grid}, less than a window of 3")
+
+    @property
+    def grid(self) -> int:
+        """Side of the trunk's maps."""
+        side = -(-self.size // 2)
+        for block in self.blocks:
+            side = -(-side // block.step)
+        return side
+
+    @property
+    def num_windows(self) -> int:
+        """Rows that a picture's parts make: windows of 3 by 3, every second."""
+        return ((self.grid - 3) // 2 + 1) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """All rows of a picture."""
+        return len(self.classes) * self.words + self.num_windows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WhisperConfig:
+    """Whisper's encoder as a tower.
+
+    Attributes:
+        num_mels, hidden_size, num_layers, num_heads: the encoder.
+        stacked: encoder frames of 20 ms that make a row.
+        pieces: pieces of words that the recogniser knows.
+        projector_size: inner width of recogniser and projector.
+        max_seconds: the longest recording that the model was made for.
+    """
+
+    num_mels: Annotated[int, Range(1, 512)]
+    hidden_size: _Size
+    num_layers: _Layers
+    num_heads: _Size
+    stacked: Annotated[int, Range(1, 64)] = 4
+    pieces: Annotated[tuple[str, ...], Length(1, 1 << 16)]
+    projector_size: _Size
+    max_seconds: Annotated[float, Range(0.05, 86400.0)] = 30.0
+
+    def __post_init__(self) -> None:
+        _check_heads(self.hidden_size, self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenConfig(Tokens):
     """Special token ids the model itself depends on; `image` and `audio` are the placeholders, None where it
     takes no such media.
@@ -187,8 +277,8 @@ class TokenConfig(Tokens):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `vision` and `audio` may be absent; `adapters` maps a route's adapter name to its
-    branch.
+    """A whole model. `vision` or `photo`, and `audio` or `whisper`, are its towers, where it has any;
+    `adapters` maps a route's adapter name to its branch.
     """
 
     decoder: DecoderConfig
@@ -196,6 +286,14 @@ class ModelConfig:
     vision: VisionConfig | None
     audio: AudioConfig | None
     adapters: Mapping[str, AdapterConfig]
+    photo: PhotoConfig | None = None
+    whisper: WhisperConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vision and self.photo) or (self.audio and self.whisper):
+            raise ConfigError(
+                "a model has two towers for one modality; give vision or photo, audio or whisper"
+            )
 
     def to_json(self) -> str:
         """The configuration as JSON text; `from_json` reads it back unchanged."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from phirt_export.reference.audio import AudioEmbed
 from phirt_export.reference.config import ModelConfig
 from phirt_export.reference.decoder import Layer, WeightTransform, rope_tables
+from phirt_export.reference.efficientnet import PhotoEmbed
 from phirt_export.reference.vision import ImageEmbed
+from phirt_export.reference.whisper import SoundEmbed
 
 Route = Literal["none", "vision", "speech"]
 
@@ -43,6 +45,10 @@ class MediaEmbeds(nn.Module):
             self.image_embed = ImageEmbed(config.vision, config.decoder.hidden_size)
         if config.audio:
             self.audio_embed = AudioEmbed(config.audio, config.decoder.hidden_size)
+        if config.photo:
+            self.photo_embed = PhotoEmbed(config.photo, config.decoder.hidden_size)
+        if config.whisper:
+            self.sound_embed = SoundEmbed(config.whisper, config.decoder.hidden_size)
 
 
 class Backbone(nn.Module):
@@ -92,6 +98,16 @@ class Model(nn.Module):
     def audio_embed(self) -> AudioEmbed:
         """The audio tower with its projectors."""
         return self.model.embed_tokens_extend.audio_embed
+
+    @property
+    def photo_embed(self) -> PhotoEmbed:
+        """The tower of square photos with its projector."""
+        return self.model.embed_tokens_extend.photo_embed
+
+    @property
+    def sound_embed(self) -> SoundEmbed:
+        """Whisper's tower with its projector."""
+        return self.model.embed_tokens_extend.sound_embed
 
     def embedding_weight(self) -> Tensor:
         """The table [vocab, hidden] that embeds tokens and, where it is tied, scores them."""

@@ -51,6 +51,7 @@ class SupervisedFinetuningData:
         max_crops: most crops of a picture beside its global view; None for as many as the model takes.
         augment_images, augment_audio: random changes of pictures and recordings.
         unchanged: folders, relative to the data's, whose pictures are not changed.
+        views: changed views that are kept of each file, where a tower's encoder stays frozen.
         held_out: files to measure exact answers on, by what the figure is called.
     """
 
@@ -60,6 +61,7 @@ class SupervisedFinetuningData:
     augment_images: ImageAugmentation = UNCHANGED_IMAGE
     augment_audio: AudioAugmentation = UNCHANGED_AUDIO
     unchanged: Annotated[tuple[str, ...], Length(0, 1024)] = ()
+    views: Annotated[int, Range(1, 1024)] = 1
     held_out: HeldOut = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,13 @@ class SupervisedFinetuning:
         assert isinstance(data, SupervisedFinetuningData)
         self.model, self.stage, self.context, self.data = model, stage, context, data
         self._media = MediaFeatures(
-            model, context, data.max_crops, data.augment_images, data.augment_audio, data.unchanged
+            model,
+            context,
+            data.max_crops,
+            data.augment_images,
+            data.augment_audio,
+            data.unchanged,
+            data.views,
         )
         sources = {name: self._load(name) for name in present(context.data, data.sources, data.optional)}
         self.sources = Mixture(sources, data.sources)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .archives import read_media
-from .messages import write_lines
+from phirt_train.data.archives import read_media
+from phirt_train.data.messages import write_lines
+
 from .shapes import Scene, draw_scene, draw_word
 from .voices import DIGITS, QUESTIONS, is_installed, sentences, spoken
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from phirt.errors import ConfigError
 from phirt.fields import Range
+from phirt_train.data.messages import Conversation, write_lines
 from phirt_train.preparation import PreparationTask
 
 from .media import HELD_OUT_SPEAKER, Clip, write_pictures, write_recordings, write_voices
-from .messages import Conversation, write_lines
 from .questions import about_recording
 from .talks import Talks, Turn, ask, conversation
 from .text import CONVERSATIONS, DOCUMENTS

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from phirt.transcription import TRANSCRIBE_PROMPT
+from phirt_train.data.messages import TOOL_SYSTEM, slot_arguments, tool_call
 
-from .messages import TOOL_SYSTEM, slot_arguments, tool_call
 from .shapes import Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from phirt_train.data.messages import COURTESIES, Conversation, assistant, system, user
+
 from .media import RENDERED, SPOKEN_QUESTIONS, Clip, Picture
-from .messages import COURTESIES, Conversation, assistant, system, user
 from .questions import Question, about_recording, about_scene, name_picture, spoken_answers
 
 # How often a picture or a recording of each source stands in a conversation with several media.

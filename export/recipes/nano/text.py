@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .archives import read_records
-from .messages import (
+from phirt_train.data.archives import read_records
+from phirt_train.data.messages import (
     COURTESIES,
     TOOL_SYSTEM,
     Conversation,

@@ -1,4 +1,4 @@
-"""The data package's files: records of .jsonl and .jsonl.xz, and the media they name in a .tar."""
+"""The files of data packages: records of .jsonl and .jsonl.xz, and the media they name in a .tar."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_media(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], bytes]
     """
     archive = folder / f"{name}.tar"
     if not archive.is_file():
-        raise ConfigError(f"the recipe needs {archive.name}, and {folder} holds no such file")
+        raise ConfigError(f"{archive.name} is needed, and {folder} holds no such file")
     with tarfile.open(archive) as tar:
         for record in read_records(folder / f"{name}.jsonl"):
             try:

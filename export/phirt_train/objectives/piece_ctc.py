@@ -1,0 +1,196 @@
+"""A Whisper tower's recogniser: spell what is said in pieces of words, with connectionist temporal
+classification (Graves et al. 2006), on what the frozen encoder hears.
+
+Knows recordings, their words and the tower's pieces. Knows nothing of the language model, whose own rows
+stand for the pieces: what is recognised reaches it as words from the first step of what follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phirt.errors import ConfigError
+from phirt.fields import Length, Range
+from phirt_export.reference import Model, ModelConfig
+from phirt_quant.word_errors import word_errors
+from phirt_train.context import TrainingContext
+from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
+from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
+from phirt_train.data.records import Transcript, read_records
+from phirt_train.frozen_media import FrozenSounds, inside
+from phirt_train.objective import ObjectiveKind
+from phirt_train.objectives.ctc import plain_words
+from phirt_train.precision import autocast
+from phirt_train.stage import Probability, StageConfig
+
+_SHORT = 20  # rows; recordings up to this long go several times as many into a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceCtcData:
+    """Recordings to spell.
+
+    Attributes:
+        sources: share of each file of recordings with their words.
+        optional: sources that are left out where they are missing.
+        augment, views: random changes of the recordings, and how many changed views of each are kept.
+        mask: probability of hiding a row from the recogniser, in stretches of up to four.
+        held_out: files to measure word errors on, by what the figure is called.
+    """
+
+    sources: Sources
+    optional: Annotated[tuple[str, ...], Length(0, 1024)] = ()
+    augment: AudioAugmentation = UNCHANGED_AUDIO
+    views: Annotated[int, Range(1, 1024)] = 1
+    mask: Probability = 0.0
+    held_out: HeldOut = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_optional(self.optional, self.sources)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises ConfigError where the model has no Whisper tower."""
+        if model.whisper is None:
+            raise ConfigError("the objective piece_ctc trains Whisper's tower, and the model has none")
+
+    def files(self) -> Iterable[str]:
+        """All files that are read."""
+        return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
+
+
+class Pieces:
+    """Words in the longest pieces that there are, and back."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self.pieces = pieces
+        self._number = {piece: number for number, piece in enumerate(pieces)}
+        self._longest = max(map(len, pieces))
+
+    def split(self, text: str) -> list[int]:
+        """Numbers of the pieces of plain words; a letter that no piece has is left out."""
+        rest, found = f" {text}", []
+        while rest:
+            sizes = range(min(self._longest, len(rest)), 0, -1)
+            size = next((size for size in sizes if rest[:size] in self._number), 0)
+            if size:
+                found.append(self._number[rest[:size]])
+            rest = rest[max(1, size) :]
+        return found
+
+    def join(self, numbers: Iterable[int]) -> str:
+        """Plain words."""
+        return " ".join("".join(self.pieces[number] for number in numbers).split())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Clips:
+    """Recordings of one file: paths, words, pieces, and about how many rows each has."""
+
+    paths: Sequence[Path]
+    texts: Sequence[str]
+    targets: Sequence[Sequence[int]]
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class PieceCtc:
+    """CTC over the tower's pieces."""
+
+    unit = "clips"
+
+    def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
+        data = stage.data
+        assert isinstance(data, PieceCtcData) and model.config.whisper is not None
+        self.model, self.stage, self.context, self.data = model, stage, context, data
+        self.pieces = Pieces(model.config.whisper.pieces)
+        self._sounds = FrozenSounds(model.sound_embed, data.augment, context.cache, context.limits)
+        sources = {name: self._load(name) for name in present(context.data, data.sources, data.optional)}
+        self.sources = Mixture(sources, data.sources)
+        self.held_out = {label: self._load(name) for label, name in data.held_out.items()}
+        self.head = nn.Module()
+        wanted = [(p, v) for clips in sources.values() for v in range(data.views) for p in clips.paths]
+        wanted += [(path, 0) for clips in self.held_out.values() for path in clips.paths]
+        self._sounds.prepare(wanted, lambda left: context.note("listening to recordings", left, unit="left"))
+
+    def _load(self, name: str) -> _Clips:
+        path = self.context.path(name)
+        paths, texts = [], []
+        for _, record in read_records(path, Transcript):
+            paths.append(path.parent / record.audio)
+            texts.append(plain_words(record.text))
+        if not paths:
+            raise ConfigError(f"{path} holds no records; leave it out, or fill it")
+        lengths = np.array([self._sounds.count(one) for one in paths])
+        return _Clips(paths, texts, [self.pieces.split(text) for text in texts], lengths)
+
+    def _log_probabilities(self, stacked: Tensor, lengths: Tensor) -> Tensor:
+        with autocast(self.context.device):
+            _, scores = self.model.sound_embed.recognise(stacked, inside(lengths, stacked))
+        return F.log_softmax(scores.float(), -1)
+
+    def loss(self, step: int) -> tuple[Tensor, int]:
+        """Mean CTC loss per piece of this step, and the number of recordings."""
+        rng = np.random.default_rng((self.context.seed, step))
+        clips, picks = self._pick(rng)
+        views = [(clips.paths[index], int(rng.integers(self.data.views))) for index in picks]
+        stacked, lengths = self._sounds.batch(views)
+        stacked = self._masked(stacked, rng)
+        targets = [clips.targets[index] for index in picks]
+        loss = F.ctc_loss(
+            self._log_probabilities(stacked, lengths).transpose(0, 1),
+            torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
+            lengths,
+            torch.tensor([len(target) for target in targets]),
+            blank=len(self.pieces.pieces),
+            zero_infinity=True,
+        )
+        return loss, len(picks)
+
+    def _pick(self, rng: np.random.Generator) -> tuple[_Clips, list[int]]:
+        """Recordings of similar length from one source."""
+        clips, batch = self.sources.draw(rng), self.stage.batch
+        pool = rng.integers(0, len(clips), 4 * batch)
+        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
+        if clips.lengths[pool[-1]] > _SHORT:
+            begin = int(rng.integers(0, 4)) * batch
+            pool = pool[begin : begin + batch]
+        return clips, [int(index) for index in pool]
+
+    def _masked(self, stacked: Tensor, rng: np.random.Generator) -> Tensor:
+        if not self.data.mask:
+            return stacked
+        batch, rows, _ = stacked.shape
+        begins = rng.random((batch, rows)) < self.data.mask / 2.5
+        hidden = np.zeros((batch, rows), bool)
+        sizes = rng.integers(1, 5, (batch, rows))
+        for shift in range(4):
+            hidden[:, shift:] |= (begins & (sizes > shift))[:, : rows - shift]
+        return stacked * torch.from_numpy(~hidden).to(stacked)[..., None]
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Word error rate of the best path, per held-out file."""
+        figures, blank = {}, len(self.pieces.pieces)
+        for label, clips in self.held_out.items():
+            errors = words = 0
+            for path, text in zip(clips.paths, clips.texts, strict=True):
+                best = self._log_probabilities(*self._sounds.batch([(path, 0)]))[0].argmax(-1).tolist()
+                said = self.pieces.join(piece for piece, _ in itertools.groupby(best) if piece != blank)
+                errors += word_errors(text, said)
+                words += len(text.split())
+            figures[f"{label} word error rate"] = errors / max(1, words)
+        return figures
+
+
+KIND = ObjectiveKind(PieceCtcData, PieceCtc)
