@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # Pillow and soundfile: only whoever brings media needs them
     from phirt.encoders.audio_file import AudioSource
     from phirt.encoders.image_file import ImageSource
 
-_DEFAULTS = GenerationConfig()
 _DEFAULT_LIMITS = CacheLimits()
 
 
@@ -66,7 +65,7 @@ class StreamArguments(GenerationOverrides, total=False):
 
     system: str | None
     tools: Tools | Iterable[Mapping[str, Any]] | None
-    config: GenerationConfig
+    config: GenerationConfig | None
     logits_processors: Iterable[LogitsProcessor]
     sampler: Sampler | None
     on_progress: OnProgress | None
@@ -88,6 +87,7 @@ class Generator:
         user_adapters: Mapping[str, Lora] | None = None,
     ) -> None:
         self.manifest = manifest
+        self.defaults = _defaults(manifest)
         loras = dict(user_adapters or {})
         self._user_adapters = {name: lora.digest() for name, lora in loras.items()}
         # Taking an adapter costs even where none is active: who brings none does without.
@@ -101,7 +101,11 @@ class Generator:
                 manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
             )
             self._template = ChatTemplate(
-                _read_template(manifest), self.tokenizer, manifest.tokens, _placeholders(manifest)
+                _read_template(manifest),
+                self.tokenizer,
+                manifest.tokens,
+                _placeholders(manifest),
+                manifest.template_names,
             )
             self.encoder = MediaEncoder(manifest, config)
             session = decoder.result()
@@ -115,7 +119,7 @@ class Generator:
         *,
         system: str | None = None,
         tools: Tools | Iterable[Mapping[str, Any]] | None = None,
-        config: GenerationConfig = _DEFAULTS,
+        config: GenerationConfig | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
@@ -130,13 +134,27 @@ class Generator:
         `phirt.generate.sampling`; each is called once for each token, so answers stay what they are without
         speculation. `cancel` ends the answer from any thread, and raises RequestCancelledError here between
         one of the media and the next. `adapter` is one of those that the model was loaded with.
-        `overrides` are settings that differ from `config`. Raises as `Chat.send` does.
+        `overrides` are settings that differ from `config`, which is what the model's makers recommend where
+        it is None. Raises as `Chat.send` does.
         """
-        options = AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress)
+        options = self.options(config, overrides, logits_processors, sampler, on_progress)
         generation = self.generation(
             messages, system, Tools.of(tools), options, cancel=cancel, user_adapter=adapter
         )
         return TextStream(generation)
+
+    def options(
+        self,
+        config: GenerationConfig | None,
+        overrides: Mapping[str, Any],
+        logits_processors: Iterable[LogitsProcessor],
+        sampler: Sampler | None,
+        on_progress: OnProgress | None,
+    ) -> AnswerOptions:
+        """How an answer is made: without `config` as the model's makers recommend (`defaults`). Raises
+        ConfigError.
+        """
+        return AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress, self.defaults)
 
     def astream(self, messages: Sequence[Message], **arguments: Unpack[StreamArguments]) -> AsyncTextStream:
         """`stream` for asyncio: `async for piece in generator.astream(...)`, with the same arguments."""
@@ -378,6 +396,12 @@ def _read_template(manifest: Manifest) -> str:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}; export the bundle again") from error
+
+
+def _defaults(manifest: Manifest) -> GenerationConfig:
+    """The settings of a request that says nothing."""
+    given = {} if manifest.generation is None else dataclasses.asdict(manifest.generation)
+    return GenerationConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 def _placeholders(manifest: Manifest) -> dict[str, int]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # Pillow, soundfile and more: only whoever brings media needs
     from phirt.transcription import OnTranscriptionProgress, Transcription
 
 EMBEDDED = "nano"
-_DEFAULTS = GenerationConfig()
+_DEFAULTS = GenerationConfig()  # of transcription, which a chat's recommendations would only disturb
 _DEFAULT_LIMITS = CacheLimits()
 
 

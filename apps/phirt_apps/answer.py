@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ class Request:
     """One user turn: its text, its media files in order, and how to generate the answer."""
 
     text: str
-    config: phirt.GenerationConfig
+    settings: Mapping[str, Any]
     images: tuple[Path | bytes, ...] = ()
     audio: tuple[Path | bytes, ...] = ()
     image_detail: ImageDetail = "auto"
@@ -40,8 +40,8 @@ class Request:
             images=self.images,
             audio=self.audio,
             image_detail=self.image_detail,
-            config=self.config,
             on_progress=on_progress,
+            **self.settings,
         )
 
     @property
@@ -64,12 +64,12 @@ class ToolResults:
     """A turn with what the tools returned that the last answer called."""
 
     values: list[Any]
-    config: phirt.GenerationConfig
+    settings: Mapping[str, Any]
     label: str = "thinking"
 
     def send(self, chat: phirt.Chat, on_progress: Callable[[phirt.Progress], None]) -> phirt.Reply:
         """The reply, not begun yet."""
-        return chat.send_tool_results(self.values, config=self.config, on_progress=on_progress)
+        return chat.send_tool_results(self.values, on_progress=on_progress, **self.settings)
 
 
 @dataclass(frozen=True)

@@ -105,17 +105,30 @@ def tool_list(path: Path | None) -> list[dict[str, Any]] | None:
         ) from error
     if len(data) > MAX_TOOLS_BYTES:
         raise ConfigError(f"the tools {path} are too long; at most {MAX_TOOLS_BYTES:,} bytes are read")
+
+    def has_name(tool: Any) -> bool:
+        return isinstance(tool, dict) and isinstance(tool.get("name"), str)
+
     try:
         tools = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the tools {path} are not JSON: {error}") from error
     if not isinstance(tools, list) or not all(
-        isinstance(t, dict) and isinstance(t.get("name"), str) for t in tools
+        isinstance(t, dict) and (has_name(t) or has_name(t.get("function"))) for t in tools
     ):
         raise ConfigError(
             f'the tools {path} must be a list of objects with a "name", such as [{{"name": "search"}}]'
         )
     return tools
+
+
+def generation_settings(**settings: Any) -> dict[str, Any]:
+    """The settings of a request that are given; the model has its own for the others. A value outside its
+    range is wrong usage.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    generation_config(**given)
+    return given
 
 
 def generation_config(**settings: Any) -> phirt.GenerationConfig:

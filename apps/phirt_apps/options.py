@@ -152,55 +152,55 @@ MaxNewTokens = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--temperature",
         envvar=variable("temperature"),
         show_envvar=False,
         min=0.0,
         metavar="X",
-        help="0 takes the likeliest token; higher varies more.",
+        help="0 takes the likeliest token; higher varies more. Default: the model's, or 0.",
     ),
 ]
 TopP = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--top-p",
         envvar=variable("top_p"),
         show_envvar=False,
         metavar="X",
-        help="Choose among the likeliest tokens that make up this share.",
+        help="Choose among the likeliest tokens that make up this share. Default: the model's, or 1.",
     ),
 ]
 TopK = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--top-k",
         envvar=variable("top_k"),
         show_envvar=False,
         min=0,
         metavar="N",
-        help="Choose among the N likeliest tokens; 0: all.",
+        help="Choose among the N likeliest tokens; 0: all. Default: the model's, or 0.",
     ),
 ]
 MinP = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--min-p",
         envvar=variable("min_p"),
         show_envvar=False,
         metavar="X",
-        help="Drop tokens less likely than X times the likeliest; 0: none.",
+        help="Drop tokens less likely than X times the likeliest; 0: none. Default: the model's, or 0.",
     ),
 ]
 RepetitionPenalty = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--repetition-penalty",
         envvar=variable("repetition_penalty"),
         show_envvar=False,
         metavar="X",
-        help="Above 1 discourages repeating; 1: off.",
+        help="Above 1 discourages repeating; 1: off. Default: the model's, or 1.",
     ),
 ]
 Seed = Annotated[

@@ -18,6 +18,7 @@ from phirt.bundle.document import manifest_bytes
 from phirt.bundle.manifest import (
     MANIFEST_NAME,
     FileEntry,
+    GenerationDefaults,
     Geometry,
     GraphSpec,
     Limits,
@@ -91,6 +92,8 @@ def write_manifest(
     description: str,
     limits: Limits,
     quantization: Mapping[str, Any],
+    template_names: Mapping[str, str] | None = None,
+    generation: GenerationDefaults | None = None,
 ) -> None:
     """Write `manifest.json` over all other files of `folder`, which must be complete. It is there whole or
     not at all.
@@ -119,6 +122,8 @@ def write_manifest(
         rules=rules(config, plans),
         limits=limits,
         quantization=quantization,
+        template_names=template_names,
+        generation=generation,
         folder=folder,
         fingerprint="",
     )

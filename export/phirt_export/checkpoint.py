@@ -7,6 +7,8 @@ configurations are `layouts`'. Only safetensors and GGUF are read: pickled weigh
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,12 +25,17 @@ from phirt_export.gguf_files.header import is_gguf
 from phirt_export.gguf_files.tensors import GgufTensor
 from phirt_export.graphs.linear import WeightFormat
 from phirt_export.kept import kept_format, kept_kinds, kept_rows
+from phirt_export.published.decoder import EMBEDDING, HEAD
 from phirt_export.published.layout import Part
+from phirt_export.published.quantized import refuse_quantized
+from phirt_export.published.rope import rope_notices
 from phirt_export.reference import Model, ModelConfig
 from phirt_quant.blockwise import BlockQuantized
 
 # Bookkeeping of a training run that no graph needs.
 _IGNORED_SUFFIXES = (".num_batches_tracked",)
+_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
+_SLAB_ELEMENTS = 1 << 22
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -39,7 +46,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 class Checkpoint:
-    """An opened checkpoint: its configuration, its files, and its tensors as float32 on demand.
+    """An opened checkpoint: its configuration, its files, and its tensors as float32 on demand. `notices`
+    say in a line each what of it is left out.
 
     Attributes:
         path: what was opened, a folder or a GGUF file.
@@ -48,8 +56,8 @@ class Checkpoint:
 
     Raises:
         ConfigError: files are missing, damaged or pickled, the configuration is none that can be built, or
-            tensors are missing, unknown or misshapen (all of them are named in one message, before any work
-            is done).
+            tensors are missing, unknown in a layer or misshapen (all of them are named in one message, before
+            any work is done).
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,8 +66,11 @@ class Checkpoint:
         folder = self.folder = path if self._gguf is None else self._gguf.folder
         self.state = [] if self._gguf is None else self._gguf.state
         document = read_document(folder)
+        refuse_quantized(folder, document)
         stored: dict[str, StoredTensor | GgufTensor] = {}
         stored |= open_weights(folder) if self._gguf is None else self._gguf.tensors
+        if _is_copied_head(stored):
+            del stored[HEAD]
         layout = read_layout(folder, document, {name: tensor.shape for name, tensor in stored.items()})
         self.config = layout.config
         for adapter, path in layout.adapter_files.items():
@@ -70,7 +81,12 @@ class Checkpoint:
             self._shapes |= plan.shapes
         parts = {name: layout.parts(name) for name in self._shapes}
         ignored = {name for name in stored if name.endswith(_IGNORED_SUFFIXES) or layout.ignores(name)}
-        self._check(stored, parts, ignored)
+        spare = self._check(stored, parts, ignored)
+        self.notices = [] if document.has("decoder") else rope_notices(document)
+        if spare:
+            self.notices.append(
+                f"{len(spare)} tensors are left out, which no computation needs: {some(spare)}"
+            )
         self._parts = {name: [stored[part.name] for part in of] for name, of in parts.items()}
         formats = {name: kept_format(of) for name, of in self._parts.items() if len(self._shapes[name]) == 2}
         self.kept: Mapping[str, WeightFormat] = {name: f for name, f in formats.items() if f is not None}
@@ -112,16 +128,20 @@ class Checkpoint:
         stored: Mapping[str, StoredTensor | GgufTensor],
         parts: dict[str, tuple[Part, ...]],
         ignored: set[str],
-    ) -> None:
+    ) -> list[str]:
+        """Refuses weights that do not fit; returns the names of those that nothing needs."""
         wanted: dict[str, tuple[int, ...]] = {}
         for name, of in parts.items():
             shape = self._shapes[name]
             for part in of:
                 wanted[part.name] = shape if part.rows is None else (part.rows, *shape[1:])
         found = {name: tensor for name, tensor in stored.items() if name in wanted}
+        unknown = [name for name in stored if name not in wanted and name not in ignored]
+        missing = [name for name in wanted if name not in stored]
+        inside = [name for name in unknown if _is_in_a_layer(name, self.config.decoder.num_layers)]
         groups = {
-            "missing": [name for name in wanted if name not in stored],
-            "unknown": [name for name in stored if name not in wanted and name not in ignored],
+            "missing": missing,
+            "unknown": unknown if missing else inside,
             "of the wrong shape": [
                 f"{name} is {list(tensor.shape)}, not {list(wanted[name])}"
                 for name, tensor in found.items()
@@ -134,3 +154,23 @@ class Checkpoint:
         problems = [f"{len(names)} {what}: {some(names)}" for what, names in groups.items() if names]
         if problems:
             raise ConfigError(f"the weights in {self.path} do not fit its config.json; {'; '.join(problems)}")
+        return unknown
+
+
+def _is_in_a_layer(name: str, num_layers: int) -> bool:
+    """Whether a tensor lies where a layer computes: one that is not known there would be missed."""
+    found = _LAYER.match(name)
+    return found is not None and int(found[1]) < num_layers
+
+
+def _is_copied_head(stored: Mapping[str, StoredTensor | GgufTensor]) -> bool:
+    """Whether the stored head is the embedding table once more. Some that are called tied have their own."""
+    head, table = stored.get(HEAD), stored.get(EMBEDDING)
+    if head is None or table is None or head.shape != table.shape:
+        return False
+    step = max(1, _SLAB_ELEMENTS // max(1, math.prod(head.shape[1:])))
+    return all(
+        np.array_equal(head.rows(start, stop), table.rows(start, stop), equal_nan=True)
+        for start in range(0, head.shape[0], step)
+        for stop in (min(start + step, head.shape[0]),)
+    )

@@ -23,7 +23,7 @@ from phirt.encoders.encoder import open_encoders
 from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
 from phirt.prompt.messages import Inputs
-from phirt_export.chat_files import require_tokenizer
+from phirt_export.chat_files import pruned_tokenizer, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.decoder import rope_tables
@@ -46,7 +46,8 @@ class CheckpointReference:
 
     def __init__(self, checkpoint: Path, manifest: Manifest) -> None:
         opened = Checkpoint(checkpoint)
-        tokenizer = hashlib.sha256(require_tokenizer(opened.folder).read_bytes()).hexdigest()
+        own = pruned_tokenizer(require_tokenizer(opened.folder), manifest.geometry.vocab_size)
+        tokenizer = hashlib.sha256(own).hexdigest()
         if tokenizer != manifest.files[manifest.tokenizer].sha256:
             raise ConfigError(
                 f"{checkpoint} has another tokenizer than the bundle {manifest.name!r}, so their predictions "

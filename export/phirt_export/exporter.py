@@ -21,7 +21,6 @@ from phirt.bundle.lora import DECODER, LORA_DECODER
 from phirt.bundle.manifest import GraphSpec
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
-from phirt.prompt.tokenizer import Tokenizer
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget, is_table
 from phirt_export.bundle import (
@@ -33,7 +32,7 @@ from phirt_export.bundle import (
     producer,
     write_manifest,
 )
-from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME, read_template, require_tokenizer
+from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.encoders import EncoderPlan, tower_plans
 from phirt_export.formats import BundleFormats, choose_formats, default_block_size
@@ -56,6 +55,7 @@ from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
+from phirt_export.text_files import TextFiles, read_text_files
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
 # What a size in bits a weight is made of, besides 8.
@@ -126,8 +126,8 @@ def export_bundle(
         targets: what the graphs are for, a name of `phirt_export.targets`.
         bits: 4, 8 or 32 (everything unquantized) for the base projections. None: blocks of 4 and 8 bits that
             the checkpoint itself holds are kept bit for bit, and the others have 4.
-        block_size: weights that share a scale, a power of two; None chooses 128 for wide models and 32 for
-            narrow ones.
+        block_size: weights that share a scale, a power of two, for any width; None chooses 128 for wide
+            models and 32 for narrow ones.
         embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
         adapter_bits: 4, 8 or 32 for LoRA matrices.
         encoder_bits: 4, 8 or 32 for the linears of the encoders.
@@ -146,7 +146,8 @@ def export_bundle(
         description: one line about the model.
         progress: called at once, and then as weights are read.
         errors: called once, at the end, with what quantization has cost each part of the model.
-        remarks: called with a line where a checkpoint is quantized already: what is kept of it.
+        remarks: called with a line for each thing that the bundle has otherwise than the checkpoint, and for
+            what is kept of one that is quantized already.
 
     Returns:
         `output`.
@@ -171,8 +172,9 @@ def export_bundle(
     block_size = default_block_size(config) if block_size is None else block_size
     anew = _BUDGET_BITS if bits is None else bits
     formats = choose_formats(anew, block_size, embedding_bits, adapter_bits, encoder_bits, method)
-    tokenizer, template = require_tokenizer(opened.folder), read_template(opened.folder)
-    Tokenizer(tokenizer, config.decoder.vocab_size)  # one that no bundle opens with is refused at once
+    placeholders = {plan.name: plan.spec.placeholder for plan in opened.encoders}
+    # One that no bundle opens with is refused at once.
+    texts = read_text_files(opened.folder, config.decoder.vocab_size, config.tokens, placeholders)
     budget = None
     if bits_per_weight is not None:
         _require_budget_bits(bits, embedding_bits)
@@ -193,8 +195,9 @@ def export_bundle(
     if bits is None and budget is None:
         kept = {t: f for t, f in opened.kept.items() if embedding_bits is None or not is_table(t)}
         calibrated = dataclasses.replace(calibrated, chosen={**calibrated.chosen, **kept}, kept=opened)
-    if remarks is not None and (remark := kept_remark(opened, kept)):
-        remarks(remark)
+    for line in (*opened.notices, *texts.notices, kept_remark(opened, kept)):
+        if remarks is not None and line:
+            remarks(line)
     # An interrupted export goes on only with the formats that it began with.
     settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in calibrated.chosen.items()}
     work = identity(opened.folder, settings | {"weights": opened.state})
@@ -214,7 +217,7 @@ def export_bundle(
             measured=measured,
             sizes=sizes,
         )
-        _write_documents(staging.folder, opened.folder, tokenizer, template)
+        _write_documents(staging.folder, opened.folder, texts)
         write_manifest(
             staging.folder,
             config,
@@ -228,6 +231,8 @@ def export_bundle(
             | kept_entry(opened, kept)
             | {"kv_cache": kv}
             | _size_entry(sizes, opened.shapes),
+            template_names=texts.names,
+            generation=texts.generation,
         )
     if errors is not None:
         errors(measured)
@@ -325,10 +330,10 @@ def _require_budget_bits(bits: int | None, embedding_bits: int | None) -> None:
         )
 
 
-def _write_documents(folder: Path, checkpoint: Path, tokenizer: Path, template: str) -> None:
+def _write_documents(folder: Path, checkpoint: Path, texts: TextFiles) -> None:
     """What a bundle has beside its graphs: tokenizer, chat template, and the card of a model that has one."""
-    shutil.copyfile(tokenizer, folder / TOKENIZER_NAME)
-    (folder / TEMPLATE_NAME).write_text(template, encoding="utf-8")
+    (folder / TOKENIZER_NAME).write_bytes(texts.tokenizer)
+    (folder / TEMPLATE_NAME).write_bytes(texts.template.encode("utf-8"))  # its line breaks as they are
     if (checkpoint / CARD_NAME).is_file():
         shutil.copyfile(checkpoint / CARD_NAME, folder / CARD_NAME)
 

@@ -174,11 +174,25 @@ class Limits:
     transcribe_seconds: Annotated[float, Range(0.05, 86400.0)] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class GenerationDefaults:
+    """How answers are chosen where a request does not say: what the model's makers recommend. None: as phirt
+    does without them.
+    """
+
+    temperature: Annotated[float, Range(0.0, 1000.0)] | None = None
+    top_k: Annotated[int, Range(0, 1 << 22)] | None = None
+    top_p: Annotated[float, Range(1e-9, 1.0)] | None = None
+    min_p: Annotated[float, Range(0.0, 1.0)] | None = None
+    repetition_penalty: Annotated[float, Range(0.01, 100.0)] | None = None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A whole manifest. `folder` is where it lies; `fingerprint` is the sha256 of manifest.json. Both are not
     part of the file. `continues` are fingerprints of bundles that compute the same: conversations that were
-    held with one of them go on with this one.
+    held with one of them go on with this one. `template_names` is what the chat template calls special
+    tokens, such as `bos_token`; without it those of `tokens` have their names.
     """
 
     name: str
@@ -196,6 +210,8 @@ class Manifest:
     limits: Limits
     quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     continues: Annotated[tuple[_Sha256, ...], Length(0, 64)] = ()
+    template_names: Annotated[Mapping[Name, str], Length(0, 64)] | None = None
+    generation: GenerationDefaults | None = None
     folder: Path
     fingerprint: str
 

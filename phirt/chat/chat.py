@@ -33,14 +33,13 @@ if TYPE_CHECKING:  # Pillow and soundfile: only whoever brings media needs them
     from phirt.encoders.audio_file import AudioSource
     from phirt.encoders.image_file import ImageSource
 
-_DEFAULTS = GenerationConfig()
 _POLL_SECONDS = 0.05  # how often a thread that waits for its turn looks whether it is still wanted
 
 
 class AnswerArguments(GenerationOverrides, total=False):
     """What `Chat.send_tool_results` takes beside the results."""
 
-    config: GenerationConfig
+    config: GenerationConfig | None
     logits_processors: Iterable[LogitsProcessor]
     sampler: Sampler | None
     on_progress: OnProgress | None
@@ -131,7 +130,7 @@ class Chat:
         images: Iterable[ImageSource] = (),
         audio: Iterable[AudioSource] = (),
         image_detail: ImageDetail = "auto",
-        config: GenerationConfig = _DEFAULTS,
+        config: GenerationConfig | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
@@ -159,7 +158,7 @@ class Chat:
         any thread, to end the answer as `Reply.cancel` does; before the answer begins that raises
         RequestCancelledError between one of the media and the next.
         """
-        options = AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress)
+        options = self.generator.options(config, overrides, logits_processors, sampler, on_progress)
         if not isinstance(text, str):
             raise ConfigError(f"text is a {type(text).__name__}, accepted: a string")
         with self._next_turn(wait, cancel):
@@ -173,7 +172,7 @@ class Chat:
         self,
         results: Iterable[Any],
         *,
-        config: GenerationConfig = _DEFAULTS,
+        config: GenerationConfig | None = None,
         logits_processors: Iterable[LogitsProcessor] = (),
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
@@ -188,7 +187,7 @@ class Chat:
         ConfigError where the last answer called no tool or another number of them, and for what is no JSON.
         The other arguments are those of `send`.
         """
-        options = AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress)
+        options = self.generator.options(config, overrides, logits_processors, sampler, on_progress)
         with self._next_turn(wait, cancel):
             begin = time.perf_counter()
             last = self._messages[-1] if self._messages else None

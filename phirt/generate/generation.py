@@ -48,15 +48,18 @@ class AnswerOptions:
     @classmethod
     def of(
         cls,
-        config: GenerationConfig,
+        config: GenerationConfig | None,
         overrides: Mapping[str, Any],
         logits_processors: Iterable[LogitsProcessor],
         sampler: Sampler | None,
         on_progress: OnProgress | None,
+        defaults: GenerationConfig | None = None,
     ) -> AnswerOptions:
-        """Raises ConfigError for what is no setting, or cannot be called."""
+        """What a request asks for; a `config` of None is `defaults`, which are the model's. Raises
+        ConfigError for what is no setting, or cannot be called.
+        """
         processors = require_callables(logits_processors, sampler)
-        return cls(overridden(config, overrides), processors, sampler, on_progress)
+        return cls(overridden(config, overrides, defaults), processors, sampler, on_progress)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -89,8 +89,14 @@ class GenerationOverrides(TypedDict, total=False):
     speculation: bool
 
 
-def overridden(config: object, overrides: Mapping[str, Any]) -> GenerationConfig:
-    """`config` with some settings replaced. Raises ConfigError for what is none, and for unknown settings."""
+def overridden(
+    config: object, overrides: Mapping[str, Any], defaults: GenerationConfig | None = None
+) -> GenerationConfig:
+    """`config`, or `defaults` where it is None, with some settings replaced. Raises
+    ConfigError for what is none, and for unknown settings.
+    """
+    if config is None:
+        config = defaults or GenerationConfig()
     if not isinstance(config, GenerationConfig):
         raise ConfigError(f"config is a {type(config).__name__}, accepted: a GenerationConfig")
     names = [field.name for field in dataclasses.fields(GenerationConfig)]

@@ -32,6 +32,9 @@ from phirt.prompt.traced_text import CHANGED, TEMPLATE, pieces_in, plain, spans_
 _MAX_TEMPLATE_CHARACTERS = 1 << 16
 
 
+Part = str | Media | tuple[int, ...]  # text to encode, one of the media, ids
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
     """A prompt: ids int64 [T] with placeholders in place, and where each of the media starts."""
@@ -74,20 +77,9 @@ class ChatTemplate:
 
     def encode(self, messages: Sequence[Message], tools: str | None = None) -> Encoded:
         """Ids of the conversation up to where the assistant answers."""
-        shown = ShownMessages(messages, tools, self._program.reads, self._tokenizer.decode)
-        text = self._program.render(shown, self._names)
-        parts = list(self._parts(text, shown))
-        wanted = [item for message in messages for item in message.media]
-        if [part for part in parts if isinstance(part, Media)] != wanted:
-            raise BundleError("the chat template drops, repeats or reorders media; export the bundle again")
-        if not shown.required <= pieces_in(text).keys():
-            raise BundleError(
-                "the chat template drops a message, or the tools; leave out what it has no place for (a "
-                "system message, tools), or export the bundle with another template"
-            )
         ids: list[int] = []
         media = []
-        for part in self._joined(parts):
+        for part in self._joined(self.render(messages, tools)):
             if isinstance(part, Media):
                 media.append((len(ids), part))
                 ids.extend([self._placeholders[part.encoder]] * part.num_tokens)
@@ -99,9 +91,26 @@ class ChatTemplate:
             raise BundleError("the chat template makes an empty prompt; export the bundle again")
         return Encoded(np.array(ids, dtype=np.int64), tuple(media))
 
-    def _parts(self, text: str, shown: ShownMessages) -> list[_Part]:
+    def render(self, messages: Sequence[Message], tools: str | None = None) -> list[Part]:
+        """The conversation as text, control tokens and media in a row. Raises BundleError where the template
+        loses something of it.
+        """
+        shown = ShownMessages(messages, tools, self._program.reads, self._tokenizer.decode)
+        text = self._program.render(shown, self._names)
+        parts = self._parts(text, shown)
+        wanted = [item for message in messages for item in message.media]
+        if [part for part in parts if isinstance(part, Media)] != wanted:
+            raise BundleError("the chat template drops, repeats or reorders media; export the bundle again")
+        if not shown.required <= pieces_in(text).keys():
+            raise BundleError(
+                "the chat template drops a message, or the tools; leave out what it has no place for (a "
+                "system message, tools), or export the bundle with another template"
+            )
+        return parts
+
+    def _parts(self, text: str, shown: ShownMessages) -> list[Part]:
         """The rendered text cut where its origin changes, the template's own at its control tokens."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         characters, at = plain(text), 0
         for span in spans_of(text):
             piece = characters[at : at + span.length]
@@ -122,9 +131,9 @@ class ChatTemplate:
                 parts += self._part_of_answer(source, span.start, piece)
         return parts
 
-    def _part_of_answer(self, answer: Content, start: int, text: str) -> list[_Part]:
+    def _part_of_answer(self, answer: Content, start: int, text: str) -> list[Part]:
         """What a template has left of an answer: the control tokens in it are those that were generated."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         at = 0
         for first, last, token in self._tokenizer.control_places(answer.token_ids or ()):
             name = answer.text[first:last]
@@ -133,12 +142,12 @@ class ChatTemplate:
                 at = last - start
         return [*parts, text[at:]]
 
-    def _joined(self, parts: Sequence[_Part]) -> list[_Part]:
+    def _joined(self, parts: Sequence[Part]) -> list[Part]:
         """The parts with everything between two of the template's control tokens as one text.
 
         Some control tokens swallow the whitespace beside them, whoever wrote it.
         """
-        joined: list[_Part] = []
+        joined: list[Part] = []
         for part in parts:
             last = joined[-1] if joined else ""
             if isinstance(part, str):
@@ -154,9 +163,6 @@ class ChatTemplate:
                     joined[-1] = last.rstrip(WHITESPACE)
                 joined.append(part)
         return joined
-
-
-_Part = str | Media | tuple[int, ...]
 
 
 class Program:

@@ -52,7 +52,7 @@ class Played:
 
     def __init__(self, model: phirt.Model, lines: Iterable[str | BaseException], **setup: object) -> None:
         stdout, stderr, script = io.StringIO(), io.StringIO(), Script(lines)
-        settings = {"config": phirt.GenerationConfig(max_new_tokens=6), **setup}
+        settings = {"settings": {"max_new_tokens": 6}, **setup}
         chat = open_chat(model, settings.get("kept_in"), system=None, tools=None)
         Session(model, chat, Setup(**settings), Output(stdout, stderr)).run(script)
         self.stdout, self.stderr, self.prompts = stdout.getvalue(), stderr.getvalue(), script.prompts

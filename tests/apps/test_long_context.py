@@ -43,11 +43,11 @@ def test_going_back_is_told_too(model: phirt.Model) -> None:
     stderr = io.StringIO()
     out = Output(io.StringIO(), stderr)
     chat = model.chat()
-    config = phirt.GenerationConfig(max_new_tokens=3)
-    stream_answer(chat, Request("7 " * 40, config), out, NoDisplay())
+    settings = {"max_new_tokens": 3}
+    stream_answer(chat, Request("7 " * 40, settings), out, NoDisplay())
     assert stderr.getvalue() == ""  # a first prompt is read once, however long it is
     chat.rewind()
-    stream_answer(chat, Request("fox", config), out, NoDisplay())
+    stream_answer(chat, Request("fox", settings), out, NoDisplay())
     assert "the conversation is back within 64 tokens" in stderr.getvalue()
 
 
@@ -93,7 +93,7 @@ def test_results_of_tools_in_a_session(model: phirt.Model, monkeypatch: pytest.M
         def hold(self) -> None: ...
 
     stdout, stderr = io.StringIO(), io.StringIO()
-    setup = Setup(phirt.GenerationConfig(max_new_tokens=4))
+    setup = Setup({"max_new_tokens": 4})
     session = Session(model, model.chat(tools=[{"name": "look_up"}]), setup, Output(stdout, stderr))
     session.run(Script())
     assert "calls look_up: /result gives what came back" in stderr.getvalue()

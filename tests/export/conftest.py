@@ -25,6 +25,7 @@ _make_importable("checkpoints", _HERE.parent / "checkpoints" / "__init__.py")
 _make_importable("loras", _HERE / "loras.py")
 _make_importable("three_ways", _HERE / "three_ways.py")
 _make_importable("gguf_models", _HERE / "gguf_models.py")
+_make_importable("transformers_models", _HERE / "transformers_models.py")
 _make_importable("phi4_published", _HERE / "phi4_published.py")
 
 import small_models  # noqa: E402

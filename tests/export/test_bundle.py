@@ -156,13 +156,6 @@ def test_unsupported_settings_name_what_is_accepted(plain, tmp_path, options, na
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_block_that_does_not_divide_the_shared_table_is_refused(tmp_path):
-    decoder = dataclasses.replace(config().decoder, hidden_size=112)
-    model = random_model(dataclasses.replace(config(), decoder=decoder))
-    with pytest.raises(ConfigError, match="112 is no multiple of block size 64"):
-        export_bundle(save_checkpoint(model, tmp_path / "c"), tmp_path / "b", block_size=64)
-
-
 def test_a_checkpoint_without_a_tokenizer_is_refused_before_any_work(plain, tmp_path):
     model = plain.model
     checkpoint = save_checkpoint(model, tmp_path / "c")

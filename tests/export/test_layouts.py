@@ -120,7 +120,7 @@ def test_a_head_that_the_configuration_does_not_mention_is_told_by_the_tensors(c
 def test_templates_are_found_wherever_a_checkpoint_keeps_them(copied):
     folder = copied("qwen3")
     assert read_template(folder) == TEMPLATE
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
     edit(folder / "tokenizer_config.json", lambda config: config.update(chat_template=named))
     assert read_template(folder) == "d"
     (folder / "chat_template.jinja").write_text("j")
@@ -167,17 +167,16 @@ def test_an_unknown_family_is_answered_with_the_known_ones_and_the_remedy(copied
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
-        ("qwen3", {"num_key_value_heads": None}, "num_key_value_heads"),
+        ("qwen3", {"num_key_value_heads": None}, r"k_proj\.weight is \[64, 64\], not \[128, 64\]"),
         ("qwen3", {"num_attention_heads": 0}, "num_attention_heads"),
         ("qwen3", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ("qwen3", {"hidden_size": "64"}, "hidden_size"),
         ("qwen3", {"rms_norm_eps": None}, "rms_norm_eps"),
-        ("qwen3", {"rope_theta": None}, "rope_theta"),
-        ("qwen3", {"max_position_embeddings": 1 << 40}, "max_position_embeddings"),
+        ("qwen3", {"max_position_embeddings": 1 << 41}, "max_position_embeddings"),
         ("qwen3", {"hidden_act": "gelu"}, "'silu'"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
         ("qwen3", {"attention_bias": "yes"}, "true or false"),
-        ("qwen3", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "default, linear, llama3, yarn"),
+        ("qwen3", {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "default, dynamic, linear, llama3"),
         ("qwen3", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ("qwen3", {"rope_scaling": "yarn"}, "rope_scaling"),
         ("qwen3", {"model_type": 7}, "model_type"),

@@ -40,11 +40,11 @@ def command(
     system: options.System = None,
     tools: options.Tools = None,
     max_new_tokens: options.MaxNewTokens = 512,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     speculation: options.Speculation = True,
@@ -74,12 +74,12 @@ def command(
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from phirt_apps.answer import Request
-    from phirt_apps.arguments import gather, generation_config, tool_list, valid_text
+    from phirt_apps.arguments import gather, generation_settings, tool_list, valid_text
     from phirt_apps.conversation import held, open_chat
     from phirt_apps.models import load
 
     out = Output(markdown=not plain)
-    config = generation_config(
+    settings = generation_settings(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -107,11 +107,11 @@ def command(
             from phirt_apps.interactive.session import Setup
             from phirt_apps.interactive.start import run_session
 
-            setup = Setup(config, conversation, image_detail, stats)
+            setup = Setup(settings, conversation, image_detail, stats)
             run_session(open_one, setup, out, images=image or (), audio=audio or (), history=history)
             return
         _, chat = open_one()
-        request = Request(inputs.text, config, inputs.images, inputs.audio, image_detail)
+        request = Request(inputs.text, settings, inputs.images, inputs.audio, image_detail)
         interrupted = _answer(chat, request, out, as_json=json, stats=stats, kept_in=conversation)
     if interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phirt.errors import MediaError
 from phirt_apps.answer import Request, ToolResults, figures, stream_answer
@@ -37,7 +37,7 @@ LEAVE_HINT = "Ctrl-D or /quit leaves."
 class Setup:
     """How the session begins and how it answers; constant while it runs."""
 
-    config: phirt.GenerationConfig
+    settings: Mapping[str, Any]
     kept_in: Path | None = None  # saved there after each answer
     image_detail: ImageDetail = "auto"
     stats: bool = False
@@ -155,7 +155,7 @@ class Session:
         if text or self._attached:
             attached, setup = self._attached, self._setup
             self._ask(
-                Request(text, setup.config, attached.images, attached.audio, setup.image_detail), reader
+                Request(text, setup.settings, attached.images, attached.audio, setup.image_detail), reader
             )
             self._attached = Attachments()
 
@@ -217,7 +217,7 @@ class Session:
                 "/result: accepted is a JSON list with one value for each call of the last answer"
             )
             return
-        self._ask(ToolResults([value] if one else value, self._setup.config), reader)
+        self._ask(ToolResults([value] if one else value, self._setup.settings), reader)
 
     def _detach(self, argument: str) -> None:
         self._attached = Attachments()

@@ -23,14 +23,13 @@ from phirt.encoders.phi4mm_image import cap_crops, prepare_image
 from phirt.errors import ConfigError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
-from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS
 from phirt_export.bundle import model_limits
 from phirt_export.calibration.samples import Sample
-from phirt_export.chat_files import read_template, require_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.checkpoint_scores import media_rows
 from phirt_export.reference import ROUTES, Model, Route
+from phirt_export.text_files import open_tokenizer, read_text_files
 
 if TYPE_CHECKING:
     from phirt_export.reference import ModelConfig
@@ -113,12 +112,11 @@ class _Encoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         config = self._config = checkpoint.config
-        self._tokenizer = Tokenizer(
-            require_tokenizer(checkpoint.folder), config.decoder.vocab_size, VISIBLE_TOKENS
-        )
+        self._tokenizer = open_tokenizer(checkpoint.folder, config.decoder.vocab_size, VISIBLE_TOKENS)
         placeholders = {plan.name: plan.spec.placeholder for plan in checkpoint.encoders}
+        texts = read_text_files(checkpoint.folder, config.decoder.vocab_size, config.tokens, placeholders)
         self._template = ChatTemplate(
-            read_template(checkpoint.folder), self._tokenizer, config.tokens, placeholders
+            texts.template, self._tokenizer, config.tokens, placeholders, texts.names
         )
         self._limits = model_limits(config)
         self._longest = min(PASSAGE_TOKENS, config.decoder.rope.original_context)

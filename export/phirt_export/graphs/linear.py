@@ -324,19 +324,21 @@ class EmbeddingTable:
     def __init__(self, store: WeightStore, tensor: str, form: WeightFormat) -> None:
         self._store, self._form = store, store.format_of(tensor, form)
         self._weight, form = Matrix(store.source, tensor), self._form
-        columns = self._weight.shape[1]
-        if form.is_quantized and columns % form.block_for(columns):
-            raise ConfigError(
-                f"hidden size {columns} is no multiple of block size {form.block_size}, which an embedding "
-                "table needs; choose a smaller power of two"
-            )
 
     def embed(self, ids: ir.Value) -> ir.Value:
         """int64 [...] -> float32 [..., hidden]."""
         g = self._store.g
         if not self._form.is_quantized:
             return g.Gather(self._store.dense(self._weight).value(g, "embed.weight"), ids, name="embed")
-        return self._store.blocks(self._weight, self._form).gather(g, ids, "embed")
+        stored, columns = self._store.blocks(self._weight, self._form), self._weight.shape[1]
+        rows = stored.gather(g, ids, "embed")
+        if columns == stored.shape[1] * stored.block_size:
+            return rows
+        # The last block of a row is filled up with zeros.
+        first, last = (
+            g.constant([at], f"embed.{name}", "int64") for name, at in (("first", 0), ("stop", columns))
+        )
+        return g.Slice(rows, first, last, g.constant([-1], "embed.axis", "int64"), name="embed.rows")
 
     def score(self, x: ir.Value) -> ir.Value:
         """float32 [1, n, hidden] -> logits float32 [1, n, vocab]."""

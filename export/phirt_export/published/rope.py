@@ -1,4 +1,5 @@
-"""Rotary embeddings as published configurations describe them: plain, linear, llama3, YaRN, LongRoPE.
+"""Rotary embeddings as published configurations describe them: plain, linear, dynamic, llama3, YaRN and
+LongRoPE.
 
 Knows the keys (`rope_parameters` of transformers 5; `rope_theta`, `rope_scaling` and `partial_rotary_factor`
 before) and reduces every scaling to one factor per rotated pair that divides the plain frequencies, and one
@@ -15,7 +16,9 @@ from phirt_export.reference.config import RopeConfig
 
 # LongRoPE's own longest published extension; tables of this many rows are still small beside the weights.
 MAX_CONTEXT = 1 << 21
+_LARGEST_CONTEXT = 1 << 40
 _LARGEST_FACTOR = 1e6
+_DEFAULT_THETA = 10000.0  # of every family's class in transformers, where neither key is there
 
 
 def read_rope(config: Fields, head_dim: int) -> RopeConfig:
@@ -24,22 +27,59 @@ def read_rope(config: Fields, head_dim: int) -> RopeConfig:
     Raises:
         ConfigError: a key is missing or out of range, or the scaling is not one of those above.
     """
-    context = config.integer("max_position_embeddings", 1, MAX_CONTEXT)
-    name = next((key for key in ("rope_parameters", "rope_scaling") if config.has(key)), None)
+    context = min(config.integer("max_position_embeddings", 1, _LARGEST_CONTEXT), MAX_CONTEXT)
+    name = _scaling_key(config)
     scaling = config if name is None else config.child(name)
-    theta = (scaling if scaling.has("rope_theta") else config).number("rope_theta", 1.0, 1e12)
+    place = next((f for f in (scaling, config) if f.has("rope_theta")), None)
+    theta = _DEFAULT_THETA if place is None else place.number("rope_theta", 1.0, 1e12)
     # Absent where the whole head turns, as in Phi-3-mini's configuration.
     place = next((f for f in (scaling, config) if f.has("partial_rotary_factor")), None)
     share = 1.0 if place is None else place.number("partial_rotary_factor", 1e-3, 1.0)
     plain = _Plain(config, scaling, theta, int(head_dim * share), context)
-    kind = "default"
-    if name is not None:
-        kind = scaling.text("rope_type" if scaling.has("rope_type") else "type", "default")
+    kind = "default" if name is None else _kind(scaling)
     if kind not in _SCALINGS:
         raise scaling.refusal(
-            f"rope scaling {kind[:80]!r} is not supported, accepted: {', '.join(_SCALINGS)}"
+            f"rope scaling {kind[:80]!r} is not supported, accepted: {', '.join(sorted(_SCALINGS))}"
         )
     return _SCALINGS[kind](plain)
+
+
+def rope_notices(config: Fields) -> list[str]:
+    """What is not done as config.json says: one line each."""
+    notices = []
+    context = config.integer("max_position_embeddings", 1, _LARGEST_CONTEXT)
+    if context > MAX_CONTEXT:
+        notices.append(f"the context of {context} positions is capped at {MAX_CONTEXT}")
+    name = _scaling_key(config)
+    if name is not None and _kind(config.child(name)) == "dynamic":
+        notices.append(
+            f"rope scaling 'dynamic' is the plain one up to max_position_embeddings: the context ends there, "
+            f"at {min(context, MAX_CONTEXT)}"
+        )
+    return notices
+
+
+def _scaling_key(config: Fields) -> str | None:
+    """Where the scaling stands: like transformers, `rope_scaling` goes before `rope_parameters`. What is set
+    by hand beside parameters that it does not repeat is refused: transformers would forget the theta there.
+    """
+    old, new = (key if config.raw(key) else None for key in ("rope_scaling", "rope_parameters"))
+    if old is None or new is None:
+        return old or new
+    parameters, scaling = config.child(new), config.child(old)
+    if parameters.has("rope_theta") and not scaling.has("rope_theta"):
+        lost = parameters.number("rope_theta", 1.0, 1e12)
+        kept = config.number("rope_theta", 1.0, 1e12) if config.has("rope_theta") else _DEFAULT_THETA
+        if lost != kept:
+            raise config.refusal(
+                f"'rope_scaling' stands beside 'rope_parameters', whose rope_theta {lost:g} transformers "
+                f"forgets then for {kept:g}; put the scaling into 'rope_parameters'"
+            )
+    return old
+
+
+def _kind(scaling: Fields) -> str:
+    return scaling.text("rope_type" if scaling.has("rope_type") else "type", "default")
 
 
 class _Plain:
@@ -55,13 +95,13 @@ class _Plain:
         return [self.theta ** (-i / self.rotary_dim) for i in range(0, self.rotary_dim, 2)]
 
     def original_context(self) -> int:
-        """Positions before the extension: in the scaling, beside it, or, where neither says, the context."""
+        """Positions before the extension: beside the scaling, in it, or, where neither says, the context."""
         place = next(
-            (f for f in (self.scaling, self.config) if f.has("original_max_position_embeddings")), None
+            (f for f in (self.config, self.scaling) if f.has("original_max_position_embeddings")), None
         )
         if place is None:
             return self.context
-        return place.integer("original_max_position_embeddings", 2, MAX_CONTEXT)
+        return min(place.integer("original_max_position_embeddings", 2, _LARGEST_CONTEXT), MAX_CONTEXT)
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number of the scaling."""
@@ -141,6 +181,7 @@ def _longrope(plain: _Plain) -> RopeConfig:
 
 _SCALINGS: dict[str, Callable[[_Plain], RopeConfig]] = {
     "default": _default,
+    "dynamic": _default,  # NTK-aware scaling begins past the context, which therefore ends where it begins
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
