@@ -47,7 +47,7 @@ def test_every_parameter_is_explained(name: str) -> None:
 
 def test_defaults_are_short() -> None:
     text = _help("chat")
-    assert set(re.findall(r"\[default: ([^\]]*)\]", text)) == {"512", "0", "1", "auto"}
+    assert set(re.findall(r"\[default: ([^\]]*)\]", text)) == {"512", "auto"}
 
 
 def test_every_command_stands_in_the_list_with_its_section() -> None:
