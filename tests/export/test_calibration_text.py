@@ -13,9 +13,9 @@ from phirt_export.calibration import read_samples
 FOLDER = Path(phirt_export.__file__).parent / "calibration" / "text"
 FILES = ("code.jsonl", "languages.jsonl", "prose.jsonl", "turns.jsonl")
 
-# One passage each, in this order, known by words that are frequent in the language.
 # Written without spaces, or with particles at the ends of words: their frequent ones are looked for anywhere.
 WITHIN_WORDS = ("Chinese", "Japanese", "Korean", "Thai")
+# One passage each, in this order, known by words that are frequent in the language.
 LANGUAGES = (
     ("Arabic", "إن في"),
     ("Chinese", "的 了"),
