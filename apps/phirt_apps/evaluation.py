@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phirt.errors import ConfigError
+
 from .examinations import TaskInputs, examine, task_table
 from .extras import needs_extra
 from .output import Output, one_line, plain_table, size
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     import phirt
     from phirt_quant.evaluation import Case, Reference, RouteFidelity, TextScore
     from phirt_quant.sizes import BundleSizes
+
+
+CHECKPOINT = "the checkpoint in float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +112,15 @@ def evaluate(
     tasks: TaskInputs | None,
     out: Output,
     *,
+    plot: Path | None = None,
     as_json: bool,
 ) -> None:
     """Writes what was measured as tables, or as one JSON object: on each route of `bundle` that takes what is
-    given, for each of its parts, and for each task. `inputs` None is tasks alone.
+    given, for each of its parts, and for each task. `inputs` None is tasks alone. `plot` is a picture of the
+    comparison to write.
     """
+    if plot is not None:
+        _require_plot(plot, compares=against is not None and inputs is not None)
     candidate, kind, reference = _open(bundle, against, out)
     document: dict[str, Any] = {"bundle": str(bundle), "against": None}
     if against is not None:
@@ -119,11 +128,13 @@ def evaluate(
     tables: list[Any] = []
     lines: list[str] = []
     if inputs is not None:
-        section = (
+        section: Report | Alone = (
             _measure_alone(bundle, candidate, inputs, out)
             if against is None or reference is None
             else _measure(bundle, against, candidate, kind, reference, inputs, out)
         )
+        if plot is not None and isinstance(section, Report) and reference is not None:
+            _draw(plot, section, candidate, reference, inputs, out)
         document |= section.as_object()
         tables += section.tables()
         lines += section.lines()
@@ -144,6 +155,39 @@ def evaluate(
         out.answer("\n")
     for line in lines:
         out.answer(f"{line}\n")
+
+
+def _require_plot(plot: Path, *, compares: bool) -> None:
+    """Said before minutes of work: what a picture needs."""
+    if not compares:
+        raise ConfigError("a picture shows a comparison; name what to compare with by --against, and a text")
+    if not plot.parent.is_dir():
+        raise ConfigError(f"{plot.parent} is not a folder, so {plot} cannot be written there")
+    with needs_extra("eval --plot"):
+        import matplotlib  # noqa: F401
+
+
+def _draw(
+    plot: Path, report: Report, candidate: phirt.Model, reference: Reference, inputs: Inputs, out: Output
+) -> None:
+    """The picture; by layer where the reference is a checkpoint."""
+    from phirt_apps.fidelity_plot import Divergences, draw
+
+    by_layer = None
+    if report.kind == CHECKPOINT:
+        from phirt_export.checkpoint_scores import CheckpointReference
+        from phirt_export.layer_divergence import layer_divergences
+
+        assert isinstance(reference, CheckpointReference)
+        label = "quantizing layer by layer"
+        first = _cases(candidate, inputs)[0]["none"][0].forced
+        assert first is not None
+        with out.busy(label) as display:
+            on_layer = functools.partial(display.advance, label)
+            by_layer = layer_divergences(reference.model, candidate.manifest, first, on_layer)
+    routes = {route: result.divergences for route, result in report.results.items()}
+    names = f"{report.bundle.name} beside {report.against.name}"
+    draw(Divergences(f"KL of {one_line(names)}", routes, by_layer), plot)
 
 
 def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
@@ -208,7 +252,7 @@ def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
         return "another bundle", BundleReference(phirt.load(against), candidate)
     with needs_extra("eval"):
         from phirt_export.checkpoint_scores import CheckpointReference
-    return "the checkpoint in float32", CheckpointReference(against, candidate.manifest)
+    return CHECKPOINT, CheckpointReference(against, candidate.manifest)
 
 
 def _cases(candidate: phirt.Model, inputs: Inputs) -> tuple[dict[str, list[Case]], dict[str, str]]:

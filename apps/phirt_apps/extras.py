@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from phirt.errors import PhirtError
 
-# Packages of the extra by the names under which they are imported; the absence of any other module is a fault
-# and not a user's choice.
-_EXPORT = {"torch", "onnx_ir", "safetensors", "huggingface_hub", "httpx2"}
+# Packages of the extras by the names under which they are imported; the absence of any other module is a
+# fault and not a user's choice.
+_EXPORT = ("torch", "onnx_ir", "safetensors", "huggingface_hub", "httpx2")
+_EXTRAS = {**dict.fromkeys(_EXPORT, "export"), "matplotlib": "plot"}
 
 
 class MissingExtraError(PhirtError):
@@ -40,14 +41,15 @@ def install_line(extra: str) -> str:
 
 @contextlib.contextmanager
 def needs_extra(command: str) -> Iterator[None]:
-    """Around the imports of a command that needs `export`: a package that is missing raises
+    """Around the imports of a command that needs an extra: a package that is missing raises
     MissingExtraError.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXPORT:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
         raise MissingExtraError(
-            f"'phirt {command}' needs {error.name}, which is missing; run: {install_line('export')}"
+            f"'phirt {command}' needs {error.name}, which is missing; run: {install_line(extra)}"
         ) from error

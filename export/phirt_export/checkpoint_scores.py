@@ -62,6 +62,11 @@ class CheckpointReference:
             )
         self._model = load_model(opened)
 
+    @property
+    def model(self) -> Model:
+        """The reference model."""
+        return self._model
+
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """Logits along a text; see `phirt_quant.evaluation.Scorer`."""
         with torch.no_grad():

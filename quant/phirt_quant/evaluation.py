@@ -74,9 +74,12 @@ class Reference(Scorer, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RouteFidelity:
-    """Figures of one route, and how many bits a byte of text costs either model (text only)."""
+    """Figures of one route, and how many bits a byte of text costs either model (text only). `divergences`
+    are float64 [positions, 2]: the place of each position in its window or answer, and its KL in nats.
+    """
 
     fidelity: Fidelity
+    divergences: npt.NDArray[np.float64] = dataclasses.field(compare=False, repr=False)
     reference_bits_per_byte: float | None = None
     candidate_bits_per_byte: float | None = None
 
@@ -153,25 +156,28 @@ def compare(
         ConfigError: the models' vocabularies differ, or logits are not finite.
     """
     meter, scorer, count = FidelityMeter(), BundleScorer(candidate), 0
+    places: list[int] = []
     for done, case in enumerate(cases):
         if on_progress is not None:
             on_progress(done, len(cases))
         if case.forced is None:
-            _compare_answer(candidate, reference, case, route, meter)
+            places += range(_compare_answer(candidate, reference, case, route, meter))
             continue
         ids, first = case.forced, case.first
         both = zip(reference.score(ids, first), scorer.score(ids, first), ids[first:], strict=True)
         for leading, logits, token in both:
             meter.add(leading[None], logits[None], np.array([token]))
+        places += range(first, len(ids))
         count += len(candidate.generator.tokenizer.decode(list(ids[first:])).encode())
     if on_progress is not None:
         on_progress(len(cases), len(cases))
     fidelity = meter.result()
+    divergences = np.stack([np.array(places, np.float64), meter.divergences], axis=1)
     if not count:
-        return RouteFidelity(fidelity)
+        return RouteFidelity(fidelity, divergences)
     nats = (fidelity.reference_perplexity, fidelity.candidate_perplexity)
     scale = fidelity.positions / (math.log(2) * count)
-    return RouteFidelity(fidelity, *(None if p is None else math.log(p) * scale for p in nats))
+    return RouteFidelity(fidelity, divergences, *(None if p is None else math.log(p) * scale for p in nats))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +216,8 @@ def score_text(
 
 def _compare_answer(
     candidate: phirt.Model, reference: Reference, case: Case, route: str, meter: FidelityMeter
-) -> None:
-    """Adds the steps of the reference's answer."""
+) -> int:
+    """Adds the steps of the reference's answer, and returns their number."""
     prompt, engine = encode(candidate, case), candidate.generator.new_engine()
     assert prompt.adapter.name == route
     logits, token = engine.prefill_prompt(prompt), -1
@@ -222,6 +228,7 @@ def _compare_answer(
         token = int(leading.argmax())
         if token in candidate.manifest.tokens.eos:
             break
+    return step + 1
 
 
 def passages(

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from small_models import config, random_model, save_checkpoint, save_talking_checkpoint
 from typer.testing import CliRunner
 
@@ -24,8 +26,11 @@ from phirt_export import checkpoint_scores
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.checkpoint_scores import CheckpointReference, available_memory, load_model, needed_memory
 from phirt_export.exporter import export_bundle
+from phirt_export.layer_divergence import layer_divergences
 from phirt_quant import samples
+from phirt_quant.blockwise import dequantize, quantize
 from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
+from phirt_quant.fidelity import kl_divergence
 from phirt_quant.text_files import read_documents
 
 ROUTES = {"none", "vision", "speech"}
@@ -253,6 +258,46 @@ def test_text_that_cannot_be_read_is_named(tmp_path, name, content, said):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         read_documents(path)
+
+
+def test_what_each_layer_costs_is_what_a_model_with_that_layer_rounded_predicts(checkpoint, small, full):
+    opened = Checkpoint(checkpoint)
+    model, manifest = load_model(opened), phirt.load(small).manifest
+    ids = list(np.random.default_rng(0).integers(10, 200, 30))
+    done: list[tuple[int, int]] = []
+    costs = dict(layer_divergences(model, manifest, ids, lambda *at: done.append(at)))
+    assert list(costs) == ["token table", "0", "1", "2", "head"] and done[-1] == (5, 5)
+    # Rounded here, tensor by tensor, into a model of its own.
+    other = load_model(opened)
+    parts = [name for name in expected_shapes(opened.config) if ".layers.1." in name and "base_layer" in name]
+    with torch.no_grad():
+        for name in parts:
+            weight = other.get_parameter(name)
+            weight.copy_(torch.from_numpy(dequantize(quantize(weight.numpy().copy(), 4, 32))))
+        p, q = (m(torch.tensor([ids]))[0].numpy() for m in (model, other))
+    assert len(parts) == 4 and costs["1"] == pytest.approx(kl_divergence(p, q).mean(), rel=1e-3)
+    assert min(costs.values()) > 1e-5
+    unquantized = layer_divergences(model, phirt.load(full).manifest, ids, lambda *_: None)
+    assert {cost for _, cost in unquantized} == {0.0}
+
+
+def test_a_picture_shows_kl_by_place_and_layer(checkpoint, small, full, tmp_path):
+    for against, name in ((checkpoint, "layers.png"), (full, "places.png")):
+        evaluate(small, "--against", against, "--plot", tmp_path / name)
+    tall, flat = (Image.open(tmp_path / name).size for name in ("layers.png", "places.png"))
+    assert tall[0] == flat[0] and tall[1] == 2 * flat[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--plot", "a.png"], "--against"), (["--against", ".", "--plot", "missing/a.png"], "not a folder")],
+)
+def test_a_picture_that_cannot_be_made_is_refused_before_any_work(
+    small, monkeypatch, tmp_path, arguments, said
+):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["eval", str(small), *arguments])
+    assert result.exit_code == 1 and said in result.stderr
 
 
 class _Uniform:

@@ -67,6 +67,10 @@ def command(
     shots: Annotated[
         int | None, typer.Option("--shots", min=0, metavar="K", help="Examples. Default: the task's.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="A picture of KL by place and layer (extra plot)."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Compares the predictions of MODEL with those of its checkpoint, or of another bundle, on each route;
@@ -94,4 +98,4 @@ def command(
     if tasks is None or text is not None or image or audio:
         inputs = evaluation.Inputs(text, tokens, image or (), audio or (), window, stride)
     reference = None if against is None else bundle_folder(against)
-    evaluation.evaluate(bundle_folder(bundle), reference, inputs, tasks, Output(), as_json=json)
+    evaluation.evaluate(bundle_folder(bundle), reference, inputs, tasks, Output(), plot=plot, as_json=json)
