@@ -76,6 +76,6 @@ def _draw_layers(axes: Any, by_layer: Sequence[tuple[str, float]]) -> None:
     axes.set_xticks(shown, [names[i] for i in shown])
     for place, label in zip(shown, axes.get_xticklabels(), strict=True):
         if not label.get_text().isdecimal():  # the ends, away from the numbers
-            label.set_horizontalalignment("left" if place else "right")
+            label.set_horizontalalignment("center" if place else "right")
     axes.set_xlabel("what is quantized while all else is in float32: a layer, the table, the head")
     axes.set_ylabel("mean KL, nats")
