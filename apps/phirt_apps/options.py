@@ -235,7 +235,7 @@ Bits = Annotated[
         "--bits",
         metavar="N",
         help="Bits of a weight: 4, 8, or 32 for unquantized. Default: quantized blocks of the checkpoint are "
-        "kept bit for bit, all else has 4.",
+        "kept bit for bit, finer ones get 8, all else 4.",
     ),
 ]
 BlockSize = Annotated[

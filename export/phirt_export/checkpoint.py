@@ -24,7 +24,7 @@ from phirt_export.gguf_files.checkpoint import GgufCheckpoint
 from phirt_export.gguf_files.header import is_gguf
 from phirt_export.gguf_files.tensors import GgufTensor
 from phirt_export.graphs.linear import WeightFormat
-from phirt_export.kept import kept_format, kept_kinds, kept_rows
+from phirt_export.kept import finer_format, kept_format, kept_kinds, kept_rows
 from phirt_export.published.decoder import EMBEDDING, HEAD
 from phirt_export.published.layout import Part
 from phirt_export.published.quantized import refuse_quantized
@@ -53,6 +53,8 @@ class Checkpoint:
         path: what was opened, a folder or a GGUF file.
         folder: where its documents are.
         state: what tells the weights from others that are not in the folder, in plain values.
+        kept: formats of matrices that can keep the quantized blocks that the files hold.
+        finer: formats of others that are quantized in the files, in more than 4 bits.
 
     Raises:
         ConfigError: files are missing, damaged or pickled, the configuration is none that can be built, or
@@ -90,6 +92,8 @@ class Checkpoint:
         self._parts = {name: [stored[part.name] for part in of] for name, of in parts.items()}
         formats = {name: kept_format(of) for name, of in self._parts.items() if len(self._shapes[name]) == 2}
         self.kept: Mapping[str, WeightFormat] = {name: f for name, f in formats.items() if f is not None}
+        finer = {name: finer_format(self._parts[name]) for name in formats.keys() - self.kept.keys()}
+        self.finer: Mapping[str, WeightFormat] = {n: f for n, f in sorted(finer.items()) if f is not None}
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

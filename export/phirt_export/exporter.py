@@ -125,7 +125,7 @@ def export_bundle(
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         targets: what the graphs are for, a name of `phirt_export.targets`.
         bits: 4, 8 or 32 (everything unquantized) for the base projections. None: blocks of 4 and 8 bits that
-            the checkpoint itself holds are kept bit for bit, and the others have 4.
+            the checkpoint itself holds are kept bit for bit, what it holds in 5 or 6 bits has 8, all else 4.
         block_size: weights that share a scale, a power of two, for any width; None chooses 128 for wide
             models and 32 for narrow ones.
         embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
@@ -191,11 +191,12 @@ def export_bundle(
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
     calibrated = _calibrate(opened, samples, wanted, budget, progress)
-    kept: Mapping[str, WeightFormat] = {}
+    own: Mapping[str, WeightFormat] = {}
     if bits is None and budget is None:
-        kept = {t: f for t, f in opened.kept.items() if embedding_bits is None or not is_table(t)}
-        calibrated = dataclasses.replace(calibrated, chosen={**calibrated.chosen, **kept}, kept=opened)
-    for line in (*opened.notices, *texts.notices, kept_remark(opened, kept)):
+        both = {**opened.finer, **opened.kept}
+        own = {t: form for t, form in both.items() if embedding_bits is None or not is_table(t)}
+        calibrated = dataclasses.replace(calibrated, chosen=own, kept=opened)
+    for line in (*opened.notices, *texts.notices, kept_remark(opened, own)):
         if remarks is not None and line:
             remarks(line)
     # An interrupted export goes on only with the formats that it began with.
@@ -228,7 +229,7 @@ def export_bundle(
             limits=allowed,
             quantization=formats.manifest_entry()
             | _choice_entry(bits_per_weight, calibrated.chosen)
-            | kept_entry(opened, kept)
+            | kept_entry(opened, own)
             | {"kv_cache": kv}
             | _size_entry(sizes, opened.shapes),
             template_names=texts.names,

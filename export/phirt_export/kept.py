@@ -17,6 +17,8 @@ from phirt_export.graphs.linear import KEPT, WeightFormat
 from phirt_quant.blockwise import BlockQuantized
 
 _FLOAT_ACTIVATIONS_BITS = 4
+# Bits of an element: more than those of Q4_1 (5.0) are finer than 4-bit codes, those of floats begin at 16.
+_FINE_BITS, _PLAIN_BITS = 5.0, 16
 _TABLE = "model.embed_tokens.weight"
 
 
@@ -31,6 +33,10 @@ class KeptPart(Protocol):
     @property
     def kind(self) -> str:
         """The name of what is stored."""
+
+    @property
+    def bits(self) -> float:
+        """Bits that an element takes."""
 
     @property
     def kept_type(self) -> KeptType | None:
@@ -58,6 +64,16 @@ def kept_format(parts: Sequence[object]) -> WeightFormat | None:
         # nats from it, and decodes twice as fast.
         "float32" if bits == _FLOAT_ACTIVATIONS_BITS else "int8_twice",
     )
+
+
+def finer_format(parts: Sequence[object]) -> WeightFormat | None:
+    """The format of a matrix that cannot keep its blocks, though a part of it is quantized in so many bits
+    that 4 would spoil it: 8 bits. None for what is not quantized, or in fewer bits.
+    """
+    bits = [part.bits for part in parts if isinstance(part, KeptPart)]
+    if not bits or not _FINE_BITS < max(bits) < _PLAIN_BITS:
+        return None
+    return WeightFormat(8, 32, activations="int8_twice")
 
 
 def kept_kinds(parts: Sequence[object]) -> tuple[str, ...]:
@@ -99,28 +115,26 @@ class KeptCheckpoint(Protocol):
         """What a tensor is stored as, where that can be quantized blocks."""
 
 
-def kept_entry(checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]) -> dict[str, Any]:
-    """What the manifest says about matrices that keep their blocks: how many there are, by what they were."""
-    if not kept:
+def kept_entry(checkpoint: KeptCheckpoint, own: Mapping[str, WeightFormat]) -> dict[str, Any]:
+    """What the manifest says about a checkpoint that is quantized already: how many matrices keep their
+    blocks and how many do not, by what they were. `own` are formats that come from the checkpoint.
+    """
+    if not own:
         return {}
-    formats = collections.Counter(f"{form.bits} bits, blocks of {form.block_size}" for form in kept.values())
-    counts, anew = _counts(checkpoint, kept)
-    entry = {"kept": counts, "matrices": dict(sorted(formats.items()))}
+    formats = collections.Counter(f"{form.bits} bits, blocks of {form.block_size}" for form in own.values())
+    counts, anew = _counts(checkpoint, own)
+    entry: dict[str, Any] = {"kept": counts, "matrices": dict(sorted(formats.items()))}
+    if table := own.get(_TABLE):
+        entry["embedding_bits"] = table.bits
     if anew:
         return entry | {"quantized_anew": anew}
-    bits = {name: form.bits for name, form in kept.items()}
-    base = max(bits, key=lambda name: (".layers." in name, bits[name]))
-    return entry | {
-        "method": KEPT,
-        "bits": bits[base],
-        "block_size": kept[base].block_size,
-        "embedding_bits": bits.get(_TABLE, bits[base]),
-    }
+    base = max(own, key=lambda name: (".layers." in name, own[name].bits))
+    return entry | {"method": KEPT, "bits": own[base].bits, "block_size": own[base].block_size}
 
 
-def kept_remark(checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]) -> str:
+def kept_remark(checkpoint: KeptCheckpoint, own: Mapping[str, WeightFormat]) -> str:
     """One line about a checkpoint that is quantized already; nothing about others."""
-    counts, anew = _counts(checkpoint, kept)
+    counts, anew = _counts(checkpoint, own)
     lines = [
         f"{what}: {', '.join(f'{count} of {kind}' for kind, count in of.items())}"
         for what, of in (("matrices kept bit for bit", counts), ("quantized anew from float32", anew))
@@ -130,11 +144,17 @@ def kept_remark(checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]) ->
 
 
 def _counts(
-    checkpoint: KeptCheckpoint, kept: Mapping[str, WeightFormat]
+    checkpoint: KeptCheckpoint, own: Mapping[str, WeightFormat]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """How many matrices are kept, and how many are not, by what they are stored as."""
-    counts: tuple[collections.Counter[str], ...] = (collections.Counter(), collections.Counter())
+    kept: collections.Counter[str] = collections.Counter()
+    anew: collections.Counter[str] = collections.Counter()
     for name, shape in checkpoint.shapes.items():
-        if len(shape) == 2 and (kinds := checkpoint.kinds(name)):
-            counts[name not in kept][" and ".join(kinds)] += 1
-    return dict(sorted(counts[0].items())), dict(sorted(counts[1].items()))
+        if len(shape) != 2 or not (kinds := " and ".join(checkpoint.kinds(name))):
+            continue
+        form = own.get(name)
+        if form is not None and form.method == KEPT:
+            kept[kinds] += 1
+        else:
+            anew[kinds if form is None else f"{kinds} in {form.bits} bits"] += 1
+    return dict(sorted(kept.items())), dict(sorted(anew.items()))

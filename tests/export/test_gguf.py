@@ -143,6 +143,37 @@ def test_values_and_codes_are_those_of_the_file(tmp_path, checkpoint):
     assert all(part.tobytes() in data for part in (whole.codes, whole.scales, whole.minimums))
 
 
+def test_k_blocks_in_4_bits_are_kept_and_finer_ones_have_8(tmp_path, ranks):
+    """As a Q4_K_M file has them: values and half of the down projections in Q6_K."""
+
+    def kind(name):
+        is_fine = "attn_v" in name or name == "blk.0.ffn_down.weight"
+        return Kind.Q6_K if is_fine else Kind.Q4_K
+
+    sizes = {"hidden_size": 256, "intermediate_size": 256}
+    folder = write_checkpoint(tmp_path / "llama", "llama", ranks, changes=sizes)
+    file = write_gguf(folder, tmp_path / "model.gguf", kind)
+    opened = Checkpoint(file)
+    own = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(file).tensors}
+    name = "model.layers.1.mlp.down_proj.base_layer.weight"
+    np.testing.assert_array_equal(opened.tensor(name), own["blk.1.ffn_down.weight"])
+    np.testing.assert_array_equal(dequantize(opened.kept_rows(name, 0, 256)), own["blk.1.ffn_down.weight"])
+    remarks, errors = [], []
+    kept = export_bundle(file, tmp_path / "kept", remarks=remarks.append, errors=errors.extend)
+    assert remarks == [
+        "matrices kept bit for bit: 6 of Q4_K; "
+        "quantized anew from float32: 2 of Q4_K and Q6_K in 8 bits, 1 of Q6_K in 8 bits"
+    ]
+    assert all(part.relative < 0.006 for part in errors)
+    floats = export_bundle(file, tmp_path / "floats", bits=32)
+    wanted = logits((file, floats))
+    assert np.median(np.abs(logits((file, kept)) - wanted)) < 1e-2 * np.abs(wanted).max()
+    whole = write_gguf(folder, tmp_path / "whole.gguf", lambda name: Kind.Q4_K)
+    pair = [export_bundle(whole, tmp_path / f"whole-{bits}", bits=bits) for bits in (None, 32)]
+    wanted = logits((whole, pair[1]))
+    np.testing.assert_allclose(logits((whole, pair[0])), wanted, atol=1e-3 * np.abs(wanted).max())
+
+
 def test_other_blocks_are_quantized_anew_and_that_is_said(tmp_path, checkpoint):
     def kind(name):
         return Kind.F16 if "ffn_down" in name else Kind.Q4_0

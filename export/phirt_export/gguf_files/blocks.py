@@ -1,8 +1,8 @@
 """GGUF's block types: as float32, and, where onnxruntime's operators hold them, as the codes that they are.
 
 Knows bytes of blocks (ggml's `block_q4_0` and its kin: https://github.com/ggml-org/ggml/blob/master/src/
-ggml-common.h). Knows nothing of files or tensors. Of codes in 5 and 6 bits, the ones in 8 that are kept are
-the same numbers: nothing is rounded.
+ggml-common.h). Knows nothing of files or tensors. Scales of Q4_K are numbers of 6
+bits times a float16 that eight blocks share; the product, exact in float32, is what is kept.
 """
 
 from __future__ import annotations
@@ -86,8 +86,26 @@ def _q8_0(raw: Bytes) -> Levels:
     return Levels(raw[..., 2:] ^ np.uint8(0x80), _halves(raw[..., :2]))
 
 
+def _q4_k(raw: Bytes) -> Levels:
+    """Per 256 elements: scale and minimum of the whole, eight of both in 6 bits, and nibbles of 64 by 64."""
+    packed = raw[..., 4:16]
+    first, second, rest = packed[..., :4], packed[..., 4:8], packed[..., 8:]
+    scales = np.concatenate([first & 0x3F, (rest & 0x0F) | ((first >> 2) & 0x30)], axis=-1)
+    lowest = np.concatenate([second & 0x3F, (rest >> 4) | ((second >> 2) & 0x30)], axis=-1)
+    scale, minimum = (_halves(raw[..., at : at + 2]).astype(np.float32)[..., None] for at in (0, 2))
+    pairs = raw[..., 16:].reshape(*raw.shape[:-1], 4, 32)
+    levels = np.stack([pairs & 0x0F, pairs >> 4], axis=-2)
+    rows = raw.shape[:-2]
+    return Levels(
+        levels.reshape(*rows, -1, 32),
+        (scale * scales).reshape(*rows, -1),
+        -(minimum * lowest).reshape(*rows, -1),
+    )
+
+
 KEPT_TYPES: dict[Kind, KeptType] = {
     Kind.Q4_0: KeptType(4, 32, False, "float16", 8, _q4_0),
     Kind.Q4_1: KeptType(4, 32, True, "float16", 0, _q4_1),
+    Kind.Q4_K: KeptType(4, 32, True, "float32", 0, _q4_k),
     Kind.Q8_0: KeptType(8, 32, False, "float16", 128, _q8_0),
 }

@@ -64,6 +64,12 @@ class GgufTensor:
         return str(self.entry.kind.name)
 
     @property
+    def bits(self) -> float:
+        """Bits that an element takes in the file."""
+        block, size = GGML_QUANT_SIZES[self.entry.kind]
+        return float(8 * size / block)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Rows first."""
         return self.entry.shape
