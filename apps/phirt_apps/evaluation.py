@@ -190,22 +190,24 @@ def _draw(
     draw(Divergences(f"KL of {one_line(names)}", routes, by_layer), plot)
 
 
-def measure(bundle: Path, against: Path, inputs: Inputs, out: Output) -> Report:
-    """The comparison's figures. Raises ConfigError where the two cannot be compared, or not in this machine's
-    memory.
+def measure(bundle: Path, against: Path, inputs: Inputs, out: Output, base: Path | None = None) -> Report:
+    """The comparison's figures; `base` is that of an adapter, unless it names its own. Raises ConfigError
+    where the two cannot be compared, or not in this machine's memory.
     """
-    candidate, kind, reference = _open(bundle, against, out)
+    candidate, kind, reference = _open(bundle, against, out, base)
     assert reference is not None
     return _measure(bundle, against, candidate, kind, reference, inputs, out)
 
 
-def _open(bundle: Path, against: Path | None, out: Output) -> tuple[phirt.Model, str, Reference | None]:
+def _open(
+    bundle: Path, against: Path | None, out: Output, base: Path | None = None
+) -> tuple[phirt.Model, str, Reference | None]:
     """The bundle, and what it is compared with: in words, and the model; none where there is nothing."""
     import phirt
 
     with out.busy("loading the models"):
         candidate = phirt.load(bundle)
-        return candidate, *(("", None) if against is None else _reference(against, candidate))
+        return candidate, *(("", None) if against is None else _reference(against, candidate, base))
 
 
 def _measure(
@@ -241,7 +243,7 @@ def _measure_alone(bundle: Path, candidate: phirt.Model, inputs: Inputs, out: Ou
     return Alone(bundle, used["text"], score, bundle_sizes(candidate.manifest))
 
 
-def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
+def _reference(against: Path, candidate: phirt.Model, base: Path | None) -> tuple[str, Reference]:
     """The reference at a path, and what it is in words."""
     from phirt.bundle.manifest import MANIFEST_NAME
     from phirt_quant.evaluation import BundleReference
@@ -252,7 +254,7 @@ def _reference(against: Path, candidate: phirt.Model) -> tuple[str, Reference]:
         return "another bundle", BundleReference(phirt.load(against), candidate)
     with needs_extra("eval"):
         from phirt_export.checkpoint_scores import CheckpointReference
-    return CHECKPOINT, CheckpointReference(against, candidate.manifest)
+    return CHECKPOINT, CheckpointReference(against, candidate.manifest, base)
 
 
 def _cases(candidate: phirt.Model, inputs: Inputs) -> tuple[dict[str, list[Case]], dict[str, str]]:

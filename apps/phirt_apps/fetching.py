@@ -55,6 +55,32 @@ def local_checkpoint(
         raise
 
 
+def local_base(
+    checkpoint: Path, base: str | None, out: Output, *, token: str | None, offline: bool
+) -> Path | None:
+    """The base of an adapter's folder, the given one or what it names, fetched as far as it is missing; None
+    where the checkpoint is no adapter.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or names no base.
+        UsageError: a base of something that is no adapter.
+    """
+    with needs_extra("export"):
+        from phirt_export.adapted import is_adapter, named_base
+        from phirt_export.hub import HubId
+    if not is_adapter(checkpoint):
+        if base is not None:
+            raise UsageError(
+                f"--base is for the folder of an adapter, and {one_line(str(checkpoint))} is none"
+            )
+        return None
+    named = base or named_base(checkpoint)
+    if isinstance(named, Path):
+        return named
+    name, revision = (named.repo, named.revision) if isinstance(named, HubId) else (named, None)
+    return local_checkpoint(name, out, revision=revision, token=token, offline=offline)
+
+
 class _Told:
     """Says what happens on stderr."""
 

@@ -304,6 +304,15 @@ Calibration = Annotated[
         help="Text, images, recordings, JSON lines, or a folder of them. May be repeated.",
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="CHECKPOINT",
+        show_default=False,
+        help="Of an adapter: the model that it was trained for. Default: what it names itself.",
+    ),
+]
 Revision = Annotated[
     str | None,
     typer.Option(

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from phirt.bundle.tensor_file import DTYPES, StoredTensor, open_file
+from phirt.bundle.tensor_file import DTYPES, open_file
 from phirt.errors import ConfigError
-from phirt_export.containers import open_weights, some
+from phirt_export.adapted import AdaptedCheckpoint, is_adapter
+from phirt_export.containers import PublishedTensor, open_weights, some
 from phirt_export.encoders import tower_plans
 from phirt_export.families import read_document, read_layout
 from phirt_export.gguf_files.checkpoint import GgufCheckpoint
 from phirt_export.gguf_files.header import is_gguf
-from phirt_export.gguf_files.tensors import GgufTensor
 from phirt_export.graphs.linear import WeightFormat
 from phirt_export.kept import finer_format, kept_format, kept_kinds, kept_rows
 from phirt_export.published.decoder import EMBEDDING, HEAD
@@ -50,7 +50,8 @@ class Checkpoint:
     say in a line each what of it is left out.
 
     Attributes:
-        path: what was opened, a folder or a GGUF file.
+        path: what was opened: a folder, a GGUF file, or the folder of an adapter, whose base is `base` or
+            the one that it names.
         folder: where its documents are.
         state: what tells the weights from others that are not in the folder, in plain values.
         kept: formats of matrices that can keep the quantized blocks that the files hold.
@@ -62,15 +63,15 @@ class Checkpoint:
             any work is done).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: Path | None = None) -> None:
         self.path = path
-        self._gguf = GgufCheckpoint(path) if is_gguf(path) else None  # its folder lives as long as it does
-        folder = self.folder = path if self._gguf is None else self._gguf.folder
-        self.state = [] if self._gguf is None else self._gguf.state
+        self._container = _container(path, base)  # its folder lives as long as it does
+        folder = self.folder = path if self._container is None else self._container.folder
+        self.state = [] if self._container is None else self._container.state
         document = read_document(folder)
         refuse_quantized(folder, document)
-        stored: dict[str, StoredTensor | GgufTensor] = {}
-        stored |= open_weights(folder) if self._gguf is None else self._gguf.tensors
+        stored: dict[str, PublishedTensor] = {}
+        stored |= open_weights(folder) if self._container is None else self._container.tensors
         if _is_copied_head(stored):
             del stored[HEAD]
         layout = read_layout(folder, document, {name: tensor.shape for name, tensor in stored.items()})
@@ -129,7 +130,7 @@ class Checkpoint:
 
     def _check(
         self,
-        stored: Mapping[str, StoredTensor | GgufTensor],
+        stored: Mapping[str, PublishedTensor],
         parts: dict[str, tuple[Part, ...]],
         ignored: set[str],
     ) -> list[str]:
@@ -167,7 +168,7 @@ def _is_in_a_layer(name: str, num_layers: int) -> bool:
     return found is not None and int(found[1]) < num_layers
 
 
-def _is_copied_head(stored: Mapping[str, StoredTensor | GgufTensor]) -> bool:
+def _is_copied_head(stored: Mapping[str, PublishedTensor]) -> bool:
     """Whether the stored head is the embedding table once more. Some that are called tied have their own."""
     head, table = stored.get(HEAD), stored.get(EMBEDDING)
     if head is None or table is None or head.shape != table.shape:
@@ -178,3 +179,10 @@ def _is_copied_head(stored: Mapping[str, StoredTensor | GgufTensor]) -> bool:
         for start in range(0, head.shape[0], step)
         for stop in (min(start + step, head.shape[0]),)
     )
+
+
+def _container(path: Path, base: Path | None) -> GgufCheckpoint | AdaptedCheckpoint | None:
+    """What a checkpoint is in that is no folder of its own; None for one that is."""
+    if is_gguf(path):
+        return GgufCheckpoint(path)
+    return AdaptedCheckpoint(path, base) if is_adapter(path) else None

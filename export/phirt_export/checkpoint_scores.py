@@ -44,8 +44,8 @@ class CheckpointReference:
             (said before any weight is read).
     """
 
-    def __init__(self, checkpoint: Path, manifest: Manifest) -> None:
-        opened = Checkpoint(checkpoint)
+    def __init__(self, checkpoint: Path, manifest: Manifest, base: Path | None = None) -> None:
+        opened = Checkpoint(checkpoint, base)
         own = pruned_tokenizer(require_tokenizer(opened.folder), manifest.geometry.vocab_size)
         tokenizer = hashlib.sha256(own).hexdigest()
         if tokenizer != manifest.files[manifest.tokenizer].sha256:

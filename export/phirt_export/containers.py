@@ -7,8 +7,9 @@ mean. Everything in an index is taken for hostile: sizes, types, nesting, and th
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
-from phirt.bundle.tensor_file import StoredTensor, open_file
+from phirt.bundle.tensor_file import StoredTensor, Values, open_file
 from phirt.errors import ConfigError
 from phirt.fields import Fields, parse_json
 
@@ -18,6 +19,24 @@ _MAX_JSON_BYTES = 16 << 20
 _MAX_SHARDS = 1024
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHOWN = 8
+
+
+class PublishedTensor(Protocol):
+    """A tensor of a checkpoint, whatever it is stored in, read as float32."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+
+    @property
+    def dtype(self) -> str:
+        """The element type, by its name in safetensors."""
+
+    def rows(self, start: int, stop: int) -> Values:
+        """Rows start..stop-1 along the first axis."""
+
+    def tensor(self) -> Values:
+        """All of it."""
 
 
 def read_json(path: Path, remedy: str, limit: int = _MAX_JSON_BYTES) -> Fields:

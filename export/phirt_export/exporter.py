@@ -93,6 +93,7 @@ def export_bundle(
     checkpoint: Path,
     output: Path,
     *,
+    base: Path | None = None,
     targets: Sequence[str] = ("cpu",),
     bits: int | None = None,
     block_size: int | None = None,
@@ -121,8 +122,10 @@ def export_bundle(
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
-            MODEL_CARD.md in it is taken along. Or a GGUF file.
+            MODEL_CARD.md in it is taken along. Or a GGUF file, or the folder of a PEFT adapter, which
+            is merged into its base.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
+        base: the folder of that base; None for the one that the adapter names.
         targets: what the graphs are for, a name of `phirt_export.targets`.
         bits: 4, 8 or 32 (everything unquantized) for the base projections. None: blocks of 4 and 8 bits that
             the checkpoint itself holds are kept bit for bit, what it holds in 5 or 6 bits has 8, all else 4.
@@ -166,7 +169,7 @@ def export_bundle(
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
     announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
-    opened = Checkpoint(checkpoint)
+    opened = Checkpoint(checkpoint, base)
     config = opened.config
     allowed = model_limits(config, limits or LimitOptions())
     block_size = default_block_size(config) if block_size is None else block_size

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +32,9 @@ _LONGEST_PATTERN = 1000
 # Settings that do not change what a trained adapter computes.
 _HARMLESS = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+        "auto_mapping", "corda_config", "eva_config",
         "fan_in_fan_out", "inference_mode", "layers_pattern", "loftq_config", "lora_dropout",
-        "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
+        "lora_ga_config", "megatron_config", "megatron_core", "peft_version", "qalora_group_size",
         "runtime_config", "task_type",
     }
 )  # fmt: skip
@@ -96,6 +96,9 @@ class Settings:
     target_modules: str | Annotated[tuple[str, ...], _FEW] | None = None
     exclude_modules: str | Annotated[tuple[str, ...], _FEW] | None = None
     layers_to_transform: int | Annotated[tuple[int, ...], _FEW] | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    ensure_weight_tying: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuses patterns that cannot be compiled."""
@@ -122,8 +125,12 @@ class Settings:
         return self._alphas.first(key, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings of the adapter in `folder`. Raises AdapterError."""
+def read_settings(
+    folder: Path, honoured: Collection[str] = (), how: str = "be added at run time"
+) -> Settings:
+    """The settings of the adapter in `folder`; the caller sees to what is in `honoured`, `how` says what the
+    others beyond plain LoRA cannot. Raises AdapterError.
+    """
     if not folder.is_dir():
         raise AdapterError(f"{folder} is no folder; {REMEDY}")
     path = folder / CONFIG_NAME
@@ -141,15 +148,15 @@ def read_settings(folder: Path) -> Settings:
     if (kind := fields.text("peft_type")) != "LORA":
         raise AdapterError(f"{path}: peft_type is {kind[:80]!r}, accepted: LORA; {FUSE}")
     assert isinstance(document, dict)
-    _check_honoured(path, document)
+    _check_honoured(path, document, honoured, how)
     return read_dataclass(Settings, fields)
 
 
-def _check_honoured(path: Path, document: Mapping[str, Any]) -> None:
+def _check_honoured(path: Path, document: Mapping[str, Any], honoured: Collection[str], how: str) -> None:
     """Refuses settings that ask for more than a product of two matrices."""
     for key, meaning in _REFUSED.items():
-        if document.get(key) not in _NEUTRAL:
-            raise AdapterError(f"{path}: {meaning}, which cannot be added at run time; {FUSE}")
+        if document.get(key) not in _NEUTRAL and key not in honoured:
+            raise AdapterError(f"{path}: {meaning}, which cannot {how}; {FUSE}")
     start = document.get("init_lora_weights")
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in _PLAIN_STARTS):
         raise AdapterError(

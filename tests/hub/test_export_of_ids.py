@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import COMMIT, Fault, Hub
+from safetensors.numpy import load_file, save_file
 
 from phirt_export.exporter import export_bundle
 
@@ -116,6 +119,39 @@ def test_mistakes_are_one_line(hub: Hub, cache: Path, tmp_path: Path, checkpoint
         assert (result.returncode, result.stdout) == (status, "")
         assert result.stderr.splitlines()[-1].startswith(line)
         assert len(result.stderr.splitlines()[-1]) < 300
+
+
+def test_an_adapter_of_a_published_base(hub: Hub, cache: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Both are fetched; what is merged is what the base gives with the adapter's product added by hand."""
+    name = "model.layers.1.mlp.down_proj"
+    generator = np.random.default_rng(5)
+    a, b = (generator.normal(size=shape).astype(np.float32) for shape in ((2, 96), (64, 2)))
+    adapter, merged = tmp_path / "adapter", shutil.copytree(checkpoint, tmp_path / "merged")
+    adapter.mkdir()
+    prefix = f"base_model.model.{name}"
+    save_file(
+        {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, adapter / "adapter_model.safetensors"
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["down_proj"]}
+    settings["base_model_name_or_path"] = "some/model"
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    hub.publish("some/lora", adapter)
+    for file in merged.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key in tensors:
+            if key.endswith(f"{name.removeprefix('model.')}.base_layer.weight"):
+                tensors[key] = tensors[key] + (b * np.float32(1.5)) @ a
+        save_file(tensors, file)
+    export_bundle(merged, tmp_path / "expected", bits=32)
+    result = phirt("export", "some/lora", "-o", tmp_path / "bundle", "--bits", 32)
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "bundle") == contents(tmp_path / "expected")
+    again = phirt(
+        "export", adapter, "--base", checkpoint, "-o", tmp_path / "again", "--bits", 32, "--offline"
+    )
+    assert again.returncode == 0 and contents(tmp_path / "again") == contents(tmp_path / "expected")
+    wrong = phirt("export", checkpoint, "--base", checkpoint, "-o", tmp_path / "again")
+    assert wrong.returncode == 2 and "--base is for the folder of an adapter" in wrong.stderr
 
 
 def test_no_network_is_one_line(

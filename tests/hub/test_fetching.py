@@ -263,6 +263,10 @@ def test_one_file_of_a_repository(hub: Hub, cache: Path) -> None:
     assert file.name == "a-Q4_0.gguf" and file.read_bytes() == b"GGUF and more"
     assert hub_of.published_name(file) == "a-Q4_0"
     assert not hub.fetched("b-Q8_0.gguf")
+    shards = {f"Q8/c-{number:05}-of-00003.gguf": b"GGUF%d" % number for number in (1, 2, 3)}
+    hub.repos["some/shards"] = shards | {"other.gguf": b"GGUF"}
+    file, _ = fetch("some/shards/Q8/c-00002-of-00003.gguf")
+    assert {p.name for p in file.parent.iterdir()} == {name.partition("/")[2] for name in shards}
     with pytest.raises(HubError, match=r"some/gguf holds no c.gguf; it has a-Q4_0.gguf, b-Q8_0.gguf"):
         fetch("some/gguf/c.gguf")
 
@@ -343,7 +347,7 @@ def test_a_disk_that_is_too_small_is_found_before(
     monkeypatch.setattr(
         module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 1 << 40, 4000)
     )
-    with pytest.raises(HubError, match=r"is full, 0\.00 GB are needed; free space"):
+    with pytest.raises(HubError, match=r"is full, 1\.3 MB more are needed; free space"):
         fetch()
     assert not hub.fetched(SHARD)
 
@@ -385,3 +389,15 @@ def test_a_hostile_listing_is_refused(
     monkeypatch.setattr(hub_server, "_listing", listing)
     with pytest.raises(HubError, match="try again later"):
         fetch()
+
+
+def test_an_adapter_and_its_base(hub: Hub, cache: Path, checkpoint: Path) -> None:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x" * 99, "tokenizer.json": b"{}"}
+    hub.repos["some/lora"] = files | {"adapter_model.bin": b"x", "training_args.bin": b"x", "README.md": b"x"}
+    folder, _ = fetch("some/lora")
+    assert {p.name for p in folder.iterdir()} == set(files)
+    assert hub_of.kept(HubId("some/lora")) == folder
+    # A configuration beside an adapter does not make it a model.
+    hub.repos["some/lora"] |= {"config.json": b"{}"}
+    folder, _ = fetch("some/lora")
+    assert (folder / "adapter_model.safetensors").is_file() and (folder / "config.json").is_file()

@@ -19,7 +19,7 @@ from phirt.errors import ConfigError
 from phirt_apps import options
 from phirt_apps.errors import INTERRUPTED
 from phirt_apps.extras import needs_extra
-from phirt_apps.fetching import local_checkpoint
+from phirt_apps.fetching import local_base, local_checkpoint
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line, plain_table
 
@@ -65,6 +65,7 @@ def command(
         str | None,
         typer.Option("--name", metavar="NAME", help="The bundle's name. Default: the checkpoint's."),
     ] = None,
+    base: options.Base = None,
     revision: options.Revision = None,
     token: options.Token = None,
     offline: options.Offline = False,
@@ -80,6 +81,9 @@ def command(
     hub's cache (HF_HOME): configuration, tokenizer, template and safetensors alone. This is the only command
     that opens a connection, and it says so before; a folder of that name is used instead.
 
+    The folder of an adapter that PEFT has saved is merged into its base in float32: LoRA, DoRA, biases, and
+    modules that are saved whole.
+
     Calibration data should be like what the model will see: text for its text, images and recordings for
     their routes. A line of JSON lines is {"text": ...}, or a turn {"system": ..., "prompt": ...,
     "image": ..., "audio": ..., "answer": ...}. With it, the finished bundle is compared with the checkpoint
@@ -90,13 +94,16 @@ def command(
       phirt export microsoft/Phi-4-mini-instruct -o phi4-mini
       phirt export Phi-4-multimodal-instruct -o phi4 --method gptq --calibration samples/
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
+      phirt export my-lora -o tuned --base Phi-4-mini-instruct
       phirt export SmolLM2-135M-Instruct.Q4_1.gguf -o smol
     """
     out = Output()
+    source = local_checkpoint(checkpoint, out, revision=revision, token=token, offline=offline)
     if not export(
-        local_checkpoint(checkpoint, out, revision=revision, token=token, offline=offline),
+        source,
         output,
         out,
+        base=local_base(source, base, out, token=token, offline=offline),
         targets=target or ["cpu"],
         bits=bits,
         block_size=block_size,
@@ -146,7 +153,8 @@ def export(
         out.notice_table(_error_table(errors))
     if not as_json:
         out.answer(f"{folder}\n")
-    comparison = _compare(folder, checkpoint, out) if settings.get("calibration") else None
+    base = settings.get("base")
+    comparison = _compare(folder, checkpoint, base, out) if settings.get("calibration") else None
     if as_json:
         quantized = [part.as_object() for part in errors]
         compared = None if comparison is None else comparison.as_object()
@@ -154,7 +162,7 @@ def export(
     return True
 
 
-def _compare(bundle: Path, checkpoint: Path, out: Output) -> evaluation.Report | None:
+def _compare(bundle: Path, checkpoint: Path, base: Path | None, out: Output) -> evaluation.Report | None:
     """The table of `phirt eval` on stderr, on the program's own samples: calibration has not seen them. None
     where the checkpoint is too large for that.
     """
@@ -162,7 +170,7 @@ def _compare(bundle: Path, checkpoint: Path, out: Output) -> evaluation.Report |
 
     inputs = evaluation.Inputs(None, _COMPARED_TOKENS, (), ())
     try:
-        report = evaluation.measure(bundle, checkpoint, inputs, out)
+        report = evaluation.measure(bundle, checkpoint, inputs, out, base)
     except ConfigError as error:  # the bundle is finished; a model that is too large is no failure of it
         out.notice(f"not compared with the checkpoint: {one_line(str(error))}")
         return None

@@ -77,7 +77,7 @@ class Cache:
         """Raises HubError where the disk has not as many free bytes."""
         place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
         if shutil.disk_usage(place).free < needed:
-            raise full(self.folder, f"{needed / 1e9:.2f} GB")
+            raise full(self.folder, f"{needed / 1e6:,.1f} MB more")
 
     @contextlib.contextmanager
     def arriving(self, file: RemoteFile) -> Iterator[Arrival]:
@@ -210,11 +210,16 @@ def _size(path: Path) -> int:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a snapshot has what an export needs; other tools fetch files one by one."""
-    if (folder / selection.ADAPTER_CONFIG_NAME).is_file() and not (folder / selection.CONFIG_NAME).is_file():
-        return (folder / selection.ADAPTER_WEIGHTS_NAME).is_file()
-    if not (folder / selection.CONFIG_NAME).is_file():
-        return False
-    if (folder / WEIGHTS_NAME).is_file() or not (folder / INDEX_NAME).is_file():
-        return (folder / WEIGHTS_NAME).is_file()
-    shards = read_json(folder / INDEX_NAME, "fetch the checkpoint again").raw("weight_map")
-    return isinstance(shards, dict) and all((folder / str(shard)).is_file() for shard in set(shards.values()))
+    if (folder / INDEX_NAME).is_file() and not (folder / WEIGHTS_NAME).is_file():
+        placed = read_json(folder / INDEX_NAME, "fetch the checkpoint again").raw("weight_map")
+        shards = set(placed.values()) if isinstance(placed, dict) else {""}
+        there = all((folder / str(shard)).is_file() for shard in shards)
+        return there and (folder / selection.CONFIG_NAME).is_file()
+    pairs = (
+        (selection.CONFIG_NAME, WEIGHTS_NAME),
+        (
+            selection.ADAPTER_CONFIG_NAME,
+            selection.ADAPTER_WEIGHTS_NAME,
+        ),
+    )
+    return any(all((folder / name).is_file() for name in pair) for pair in pairs)

@@ -118,10 +118,7 @@ def _wanted(
 ) -> list[RemoteFile]:
     """The files of an export; small ones first, so that a mistake shows before the weights come."""
     if of.file is not None:
-        if of.file not in files:
-            some = ", ".join(name for name in sorted(files) if name.endswith(".gguf")) or "no GGUF file"
-            raise HubError(f"{of.repo} holds no {of.file}; it has {some:.300}")
-        return [files[of.file]]
+        return [files[name] for name in selection.gguf_files(files, of)]
     shards: list[str] = []
     if selection.needs_index(files):
         index = files[INDEX_NAME]

@@ -22,6 +22,8 @@ _DOCUMENTS = re.compile(
     r"|(?:vision|speech)-lora/adapter_config\.json"
 )
 _ROUTES = re.compile(r"(?:vision|speech)-lora/adapter_model\.safetensors")
+_GGUF_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_MAX_SHARDS = 1024
 _SHARD = re.compile(r"[\w][\w.-]{0,120}\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -43,9 +45,7 @@ def weights(names: Collection[str], shards: Collection[str], of: HubId) -> list[
         HubError: the repository holds none that are read.
     """
     found = [name for name in names if _ROUTES.fullmatch(name)]
-    if CONFIG_NAME not in names and ADAPTER_WEIGHTS_NAME in names:
-        found.append(ADAPTER_WEIGHTS_NAME)
-    elif WEIGHTS_NAME in names:
+    if WEIGHTS_NAME in names:
         found.append(WEIGHTS_NAME)
     elif INDEX_NAME in names:
         if lost := sorted(shard for shard in shards if shard not in names or not _SHARD.fullmatch(shard)):
@@ -53,9 +53,28 @@ def weights(names: Collection[str], shards: Collection[str], of: HubId) -> list[
                 f"{of.repo} lacks {some(lost)}, which its {INDEX_NAME} names; try another --revision"
             )
         found += [INDEX_NAME, *shards]
+    elif ADAPTER_WEIGHTS_NAME in names:
+        found.append(ADAPTER_WEIGHTS_NAME)
     else:
         raise HubError(_why_none(names, of))
     return sorted(found)
+
+
+def gguf_files(names: Collection[str], of: HubId) -> list[str]:
+    """The one file that an id means, with the others where it is one of several shards.
+
+    Raises:
+        HubError: the repository lacks one.
+    """
+    assert of.file is not None
+    wanted = [of.file]
+    if (shard := _GGUF_SHARD.fullmatch(of.file)) is not None:
+        count = min(int(shard[2]), _MAX_SHARDS)
+        wanted = [f"{shard[1]}-{number:05}-of-{shard[2]}.gguf" for number in range(1, count + 1)]
+    if lost := [name for name in wanted if name not in names]:
+        held = ", ".join(name for name in sorted(names) if name.endswith(".gguf")) or "no GGUF file"
+        raise HubError(f"{of.repo} holds no {lost[0]}; it has {held:.300}")
+    return wanted
 
 
 def _why_none(names: Collection[str], of: HubId) -> str:
