@@ -175,7 +175,10 @@ class Model(nn.Module):
         return ((distance >= 0) & (distance < window))[None, None]
 
 
-_BY_FAN_IN = ("lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e")
+_BY_FAN_IN = (
+    "lora_A", "conv", "stem", "patch_embedding", "audio_embed.encoder.e", "photo_embed.trunk.",
+    "sound_embed.",
+)  # fmt: skip
 
 
 def initialize(model: Model, seed: int) -> None:
