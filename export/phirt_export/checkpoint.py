@@ -24,7 +24,7 @@ from phirt_export.families import read_document, read_layout
 from phirt_export.gguf_files.checkpoint import GgufCheckpoint
 from phirt_export.gguf_files.header import is_gguf
 from phirt_export.graphs.linear import WeightFormat
-from phirt_export.kept import finer_format, kept_format, kept_kinds, kept_rows
+from phirt_export.kept import finer_format, holds_quantized, kept_format, kept_kinds, kept_rows
 from phirt_export.published.decoder import EMBEDDING, HEAD
 from phirt_export.published.layout import Part
 from phirt_export.published.quantized import refuse_quantized
@@ -74,7 +74,11 @@ class Checkpoint:
         stored |= open_weights(folder) if self._container is None else self._container.tensors
         if _is_copied_head(stored):
             del stored[HEAD]
-        layout = read_layout(folder, document, {name: tensor.shape for name, tensor in stored.items()})
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        try:
+            layout = read_layout(folder, document, shapes)
+        except ConfigError as error:  # a document made of a file's metadata is known by the file's name
+            raise ConfigError(str(error).replace(str(folder), str(path))) from error
         self.config = layout.config
         for adapter, path in layout.adapter_files.items():
             stored |= {f"{adapter}/{name}": tensor for name, tensor in open_file(path).items()}
@@ -123,6 +127,11 @@ class Checkpoint:
     def kept_rows(self, name: str, start: int, stop: int) -> BlockQuantized:
         """Rows start..stop-1 of a matrix in `kept`, as the blocks that the files hold."""
         return kept_rows(self._parts[name], self.kept[name], start, stop)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the files hold quantized matrices."""
+        return any(holds_quantized(parts) for parts in self._parts.values())
 
     def kinds(self, name: str) -> tuple[str, ...]:
         """The block types that a tensor is stored in; nothing where it is floats of a safetensors file."""

@@ -40,6 +40,7 @@ from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.graphs.decoder import KVScales, build_decoder
 from phirt_export.graphs.linear import (
+    FLOAT_BITS,
     GPTQ,
     HessianSource,
     KeptSource,
@@ -199,7 +200,7 @@ def export_bundle(
         both = {**opened.finer, **opened.kept}
         own = {t: form for t, form in both.items() if embedding_bits is None or not is_table(t)}
         calibrated = dataclasses.replace(calibrated, chosen=own, kept=opened)
-    for line in (*opened.notices, *texts.notices, kept_remark(opened, own)):
+    for line in (*opened.notices, *texts.notices, kept_remark(opened, own if anew < FLOAT_BITS else None)):
         if remarks is not None and line:
             remarks(line)
     # An interrupted export goes on only with the formats that it began with.

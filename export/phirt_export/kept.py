@@ -76,6 +76,11 @@ def finer_format(parts: Sequence[object]) -> WeightFormat | None:
     return WeightFormat(8, 32, activations="int8_twice")
 
 
+def holds_quantized(parts: Sequence[object]) -> bool:
+    """Whether a part is quantized already."""
+    return any(isinstance(part, KeptPart) and part.bits < _PLAIN_BITS for part in parts)
+
+
 def kept_kinds(parts: Sequence[object]) -> tuple[str, ...]:
     """Names of the types that the parts are stored in, where these are quantized or can be."""
     return tuple(sorted({part.kind for part in parts if isinstance(part, KeptPart)}))
@@ -111,6 +116,10 @@ class KeptCheckpoint(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of all tensors."""
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any of them is quantized already."""
+
     def kinds(self, name: str) -> tuple[str, ...]:
         """What a tensor is stored as, where that can be quantized blocks."""
 
@@ -127,17 +136,23 @@ def kept_entry(checkpoint: KeptCheckpoint, own: Mapping[str, WeightFormat]) -> d
     if table := own.get(_TABLE):
         entry["embedding_bits"] = table.bits
     if anew:
-        return entry | {"quantized_anew": anew}
+        return entry | {"quantized_by_phirt": anew}
     base = max(own, key=lambda name: (".layers." in name, own[name].bits))
     return entry | {"method": KEPT, "bits": own[base].bits, "block_size": own[base].block_size}
 
 
-def kept_remark(checkpoint: KeptCheckpoint, own: Mapping[str, WeightFormat]) -> str:
-    """One line about a checkpoint that is quantized already; nothing about others."""
+def kept_remark(checkpoint: KeptCheckpoint, own: Mapping[str, WeightFormat] | None) -> str:
+    """One line about a checkpoint that is quantized already; nothing about others. None for `own`: the bundle
+    is not quantized.
+    """
+    if not checkpoint.is_quantized:
+        return ""
+    if own is None:
+        return "the checkpoint's quantized blocks are stored as the float32 that they stand for"
     counts, anew = _counts(checkpoint, own)
     lines = [
         f"{what}: {', '.join(f'{count} of {kind}' for kind, count in of.items())}"
-        for what, of in (("matrices kept bit for bit", counts), ("quantized anew from float32", anew))
+        for what, of in (("matrices kept bit for bit", counts), ("quantized by phirt", anew))
         if of
     ]
     return "; ".join(lines)

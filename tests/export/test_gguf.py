@@ -111,7 +111,7 @@ def test_blocks_are_kept_bit_for_bit(tmp_path, checkpoint, family, kind):
     remarks, errors = [], []
     kept = export_bundle(file, tmp_path / "kept", remarks=remarks.append, errors=errors.extend)
     assert remarks[0].startswith("matrices kept bit for bit: ")
-    assert "anew" not in remarks[0]
+    assert "by phirt" not in remarks[0]
     assert all(part.relative == 0 for part in errors)
     entry = json.loads((kept / "manifest.json").read_text())["quantization"]
     assert entry["method"] == "kept"
@@ -162,7 +162,7 @@ def test_k_blocks_in_4_bits_are_kept_and_finer_ones_have_8(tmp_path, ranks):
     kept = export_bundle(file, tmp_path / "kept", remarks=remarks.append, errors=errors.extend)
     assert remarks == [
         "matrices kept bit for bit: 6 of Q4_K; "
-        "quantized anew from float32: 2 of Q4_K and Q6_K in 8 bits, 1 of Q6_K in 8 bits"
+        "quantized by phirt: 2 of Q4_K and Q6_K in 8 bits, 1 of Q6_K in 8 bits"
     ]
     assert all(part.relative < 0.006 for part in errors)
     floats = export_bundle(file, tmp_path / "floats", bits=32)
@@ -181,10 +181,10 @@ def test_other_blocks_are_quantized_anew_and_that_is_said(tmp_path, checkpoint):
     file = write_gguf(checkpoint("phi-3-mini"), tmp_path / "model.gguf", kind)
     remarks = []
     bundle = export_bundle(file, tmp_path / "bundle", remarks=remarks.append)
-    assert remarks == ["matrices kept bit for bit: 8 of Q4_0; quantized anew from float32: 2 of F16"]
+    assert remarks == ["matrices kept bit for bit: 8 of Q4_0; quantized by phirt: 2 of F16"]
     entry = json.loads((bundle / "manifest.json").read_text())["quantization"]
     assert entry["kept"] == {"Q4_0": 8}
-    assert entry["quantized_anew"] == {"F16": 2}
+    assert entry["quantized_by_phirt"] == {"F16": 2}
     assert entry["method"] == "rtn"
 
 
@@ -192,8 +192,25 @@ def test_what_is_asked_for_by_bits_is_quantized_anew(tmp_path, checkpoint):
     file = write_gguf(checkpoint("phi-3-mini"), tmp_path / "model.gguf", lambda name: Kind.Q8_0)
     remarks = []
     bundle = export_bundle(file, tmp_path / "bundle", bits=4, remarks=remarks.append)
-    assert remarks == ["quantized anew from float32: 10 of Q8_0"]
+    assert remarks == ["quantized by phirt: 10 of Q8_0"]
     assert "kept" not in json.loads((bundle / "manifest.json").read_text())["quantization"]
+
+
+def test_nothing_is_said_about_a_file_of_floats(tmp_path, checkpoint):
+    file = write_gguf(checkpoint("phi-3-mini"), tmp_path / "model.gguf", lambda name: Kind.BF16)
+    remarks = []
+    export_bundle(file, tmp_path / "bundle", remarks=remarks.append)
+    assert not any("matrices" in line or "quantized" in line for line in remarks)
+
+
+def test_messages_name_the_file_and_no_folder_of_ours(tmp_path, checkpoint):
+    folder = checkpoint("llama-biased")
+    config = json.loads((folder / "config.json").read_text()) | {"partial_rotary_factor": 7 / 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    file = write_gguf(folder, tmp_path / "model.gguf")
+    with pytest.raises(ConfigError) as refused:
+        Checkpoint(file)
+    assert "phirt-gguf" not in str(refused.value)
 
 
 def test_shards_are_one_model(tmp_path, checkpoint):
