@@ -17,8 +17,10 @@ from phirt.bundle.peft_config import CONFIG_NAME, read_settings
 from phirt.errors import AdapterError
 from phirt_export.containers import INDEX_NAME, PublishedTensor, open_weights, read_json
 from phirt_export.containers import WEIGHTS_NAME as BASE_WEIGHTS_NAME
+from phirt_export.families import read_document
 from phirt_export.hub import HubId, hub_id, kept
 from phirt_export.merging import merged_tensors
+from phirt_export.packed.checkpoint import original_tensors
 from phirt_export.published.decoder import EMBEDDING, HEAD
 from phirt_export.reference.config import CONFIG_NAME as BASE_CONFIG_NAME
 
@@ -78,11 +80,13 @@ class AdaptedCheckpoint:
             named = named_base(folder)
             base = kept(named) if isinstance(named, HubId) else named
         self._path = folder / WEIGHTS_NAME
-        self.tensors: dict[str, PublishedTensor] = dict(open_weights(base))
+        self.tensors: dict[str, PublishedTensor] = dict(
+            original_tensors(base, read_document(base), open_weights(base))
+        )
         plain = dict(self.tensors)
         for name, tensor in merged_tensors(self._path, self._settings, plain).items():
             self.tensors[name] = tensor
-        changes = self._configuration_changes(plain)
+        changes = self._configuration_changes(plain) | {"quantization_config": None}
         self._folder = tempfile.TemporaryDirectory(prefix="phirt-adapted-")
         self.folder = Path(self._folder.name) / folder.absolute().name
         self.folder.mkdir()
@@ -123,7 +127,8 @@ def _write_documents(place: Path, base: Path, adapter: Path, changes: Mapping[st
             (place / name).unlink(missing_ok=True)
             if (adapter / name).is_file():
                 (place / name).write_bytes((adapter / name).read_bytes())
+    config = read_json(place / BASE_CONFIG_NAME, "fetch the base's own config.json")
+    changes = {key: value for key, value in changes.items() if config.raw(key) != value}
     if changes:
-        config = read_json(place / BASE_CONFIG_NAME, "fetch the base's own config.json")
         document = {**dict(config.items()), **changes}
         (place / BASE_CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")

@@ -25,9 +25,9 @@ from phirt_export.gguf_files.checkpoint import GgufCheckpoint
 from phirt_export.gguf_files.header import is_gguf
 from phirt_export.graphs.linear import WeightFormat
 from phirt_export.kept import finer_format, holds_quantized, kept_format, kept_kinds, kept_rows
+from phirt_export.packed.checkpoint import original_tensors
 from phirt_export.published.decoder import EMBEDDING, HEAD
 from phirt_export.published.layout import Part
-from phirt_export.published.quantized import refuse_quantized
 from phirt_export.published.rope import rope_notices
 from phirt_export.reference import Model, ModelConfig
 from phirt_quant.blockwise import BlockQuantized
@@ -69,9 +69,11 @@ class Checkpoint:
         folder = self.folder = path if self._container is None else self._container.folder
         self.state = [] if self._container is None else self._container.state
         document = read_document(folder)
-        refuse_quantized(folder, document)
         stored: dict[str, PublishedTensor] = {}
-        stored |= open_weights(folder) if self._container is None else self._container.tensors
+        if self._container is None:
+            stored |= original_tensors(folder, document, open_weights(folder))
+        else:
+            stored |= self._container.tensors
         if _is_copied_head(stored):
             del stored[HEAD]
         shapes = {name: tensor.shape for name, tensor in stored.items()}

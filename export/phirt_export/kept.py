@@ -12,7 +12,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from phirt_export.gguf_files.blocks import KeptType
 from phirt_export.graphs.linear import KEPT, WeightFormat
 from phirt_quant.blockwise import BlockQuantized
 
@@ -20,6 +19,26 @@ _FLOAT_ACTIVATIONS_BITS = 4
 # Bits of an element: more than those of Q4_1 (5.0) are finer than 4-bit codes, those of floats begin at 16.
 _FINE_BITS, _PLAIN_BITS = 5.0, 16
 _TABLE = "model.embed_tokens.weight"
+
+
+class KeptForm(Protocol):
+    """How codes are kept."""
+
+    @property
+    def bits(self) -> int:
+        """4 or 8."""
+
+    @property
+    def block_size(self) -> int:
+        """Elements that share a scale."""
+
+    @property
+    def has_minimums(self) -> bool:
+        """Whether a value is code * scale + minimum."""
+
+    @property
+    def scale_type(self) -> str:
+        """float16 or float32."""
 
 
 @runtime_checkable
@@ -39,7 +58,7 @@ class KeptPart(Protocol):
         """Bits that an element takes."""
 
     @property
-    def kept_type(self) -> KeptType | None:
+    def kept_type(self) -> KeptForm | None:
         """How the blocks are kept."""
 
     def kept_rows(self, start: int, stop: int, bits: int, has_minimums: bool, dtype: str) -> BlockQuantized:

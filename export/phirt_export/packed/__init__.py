@@ -1,0 +1,1 @@
+"""Checkpoints whose weights somebody has quantized already."""
