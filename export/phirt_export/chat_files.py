@@ -14,8 +14,9 @@ from typing import Any
 
 from phirt.bundle.manifest import GenerationDefaults
 from phirt.errors import ConfigError
-from phirt.fields import Fields, read_dataclass
+from phirt.fields import Fields, parse_json, read_dataclass
 from phirt_export.containers import read_json
+from phirt_export.tokenizer_files.convert import converted, find_tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
@@ -42,18 +43,17 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def require_tokenizer(folder: Path) -> Path:
-    """The checkpoint's tokenizer.json.
+def tokenizer_bytes(folder: Path) -> bytes:
+    """The checkpoint's tokenizer.json; one that is made of what it has in its place.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no tokenizer, or none that can be read.
     """
     path = folder / TOKENIZER_NAME
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder} holds no {TOKENIZER_NAME}, which a bundle needs; put it beside the weights"
-        )
-    return path
+    try:
+        return path.read_bytes() if path.is_file() else converted(folder, special_tokens(folder))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}; fetch it again") from error
 
 
 def has_names(folder: Path) -> bool:
@@ -80,11 +80,10 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 
 def token_id(folder: Path, name: str | None) -> int | None:
-    """The id of a token of the checkpoint's tokenizer.json; None where it has no such token."""
-    path = folder / TOKENIZER_NAME
-    if name is None or not path.is_file():
+    """The id of a token of the checkpoint's tokenizer; None where it has no such token."""
+    if name is None or not ((folder / TOKENIZER_NAME).is_file() or find_tokenizer(folder)):
         return None
-    document = read_json(path, f"fetch the checkpoint's own {TOKENIZER_NAME}", _MAX_TOKENIZER_BYTES)
+    document = _tokenizer_document(folder, tokenizer_bytes(folder))
     added, model = document.raw("added_tokens"), document.raw("model")
     found = {entry.get("content"): entry.get("id") for entry in added or [] if isinstance(entry, dict)}
     if isinstance(model, dict) and isinstance(model.get("vocab"), dict):
@@ -93,12 +92,12 @@ def token_id(folder: Path, name: str | None) -> int | None:
     return index if isinstance(index, int) and not isinstance(index, bool) else None
 
 
-def pruned_tokenizer(path: Path, vocab_size: int) -> bytes:
-    """The bytes of a tokenizer.json without the tokens past the vocabulary, which the model has no rows for,
-    such as a <pad> that was added and never trained.
+def pruned_tokenizer(folder: Path, vocab_size: int) -> bytes:
+    """The checkpoint's tokenizer.json without the tokens past the vocabulary, which the model has no rows
+    for, such as a <pad> that was added and never trained.
     """
-    raw = path.read_bytes()
-    document = read_json(path, f"fetch the checkpoint's own {TOKENIZER_NAME}", _MAX_TOKENIZER_BYTES)
+    raw = tokenizer_bytes(folder)
+    document = _tokenizer_document(folder, raw)
     added = document.raw("added_tokens")
     if not isinstance(added, list):
         return raw
@@ -107,6 +106,13 @@ def pruned_tokenizer(path: Path, vocab_size: int) -> bytes:
         return raw
     pruned = dict(document.items()) | {"added_tokens": kept}
     return json.dumps(pruned, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _tokenizer_document(folder: Path, raw: bytes) -> Fields:
+    where, remedy = str(folder / TOKENIZER_NAME), _fetch(TOKENIZER_NAME)
+    if len(raw) > _MAX_TOKENIZER_BYTES:
+        raise ConfigError(f"{where} is larger than {_MAX_TOKENIZER_BYTES} bytes; {remedy}")
+    return Fields(parse_json(raw, where, ConfigError, remedy), where, ConfigError, remedy)
 
 
 def _is_past(entry: Any, vocab_size: int) -> bool:

@@ -97,6 +97,7 @@ class Checkpoint:
                 f"{len(spare)} tensors are left out, which no computation needs: {some(spare)}"
             )
         self._parts = {name: [stored[part.name] for part in of] for name, of in parts.items()}
+        self._published = {name: [part.name for part in of] for name, of in parts.items()}
         formats = {name: kept_format(of) for name, of in self._parts.items() if len(self._shapes[name]) == 2}
         self.kept: Mapping[str, WeightFormat] = {name: f for name, f in formats.items() if f is not None}
         finer = {name: finer_format(self._parts[name]) for name in formats.keys() - self.kept.keys()}
@@ -114,17 +115,19 @@ class Checkpoint:
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 along the first axis, float32; only these are read from the files."""
         read, first = [], 0
-        for part in self._parts[name]:
+        for part, published in zip(self._parts[name], self._published[name], strict=True):
             last = first + part.shape[0]
             if first < stop and start < last:
-                read.append(part.rows(max(start, first) - first, min(stop, last) - first))
+                rows = part.rows(max(start, first) - first, min(stop, last) - first)
+                read.append(_finite(rows, published))
             first = last
         return read[0] if len(read) == 1 else np.concatenate(read)
 
     def tensor(self, name: str) -> np.ndarray:
         """The whole tensor, float32."""
-        parts = self._parts[name]
-        return parts[0].tensor() if len(parts) == 1 else np.concatenate([part.tensor() for part in parts])
+        parts = zip(self._parts[name], self._published[name], strict=True)
+        read = [_finite(part.tensor(), published) for part, published in parts]
+        return read[0] if len(read) == 1 else np.concatenate(read)
 
     def kept_rows(self, name: str, start: int, stop: int) -> BlockQuantized:
         """Rows start..stop-1 of a matrix in `kept`, as the blocks that the files hold."""
@@ -171,6 +174,16 @@ class Checkpoint:
         if problems:
             raise ConfigError(f"the weights in {self.path} do not fit its config.json; {'; '.join(problems)}")
         return unknown
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    """The values of a published tensor. Raises ConfigError where one of them is none: no width mends it."""
+    if not np.isfinite(values).all():
+        raise ConfigError(
+            f"the weights hold values that are not finite, in {name}; the checkpoint is damaged: fetch it "
+            "again"
+        )
+    return values
 
 
 def _is_in_a_layer(name: str, num_layers: int) -> bool:

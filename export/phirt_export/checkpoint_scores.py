@@ -23,7 +23,7 @@ from phirt.encoders.encoder import open_encoders
 from phirt.errors import ConfigError
 from phirt.generate.sequence import Prompt
 from phirt.prompt.messages import Inputs
-from phirt_export.chat_files import pruned_tokenizer, require_tokenizer
+from phirt_export.chat_files import pruned_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.decoder import rope_tables
@@ -46,7 +46,7 @@ class CheckpointReference:
 
     def __init__(self, checkpoint: Path, manifest: Manifest, base: Path | None = None) -> None:
         opened = Checkpoint(checkpoint, base)
-        own = pruned_tokenizer(require_tokenizer(opened.folder), manifest.geometry.vocab_size)
+        own = pruned_tokenizer(opened.folder, manifest.geometry.vocab_size)
         tokenizer = hashlib.sha256(own).hexdigest()
         if tokenizer != manifest.files[manifest.tokenizer].sha256:
             raise ConfigError(

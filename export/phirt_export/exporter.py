@@ -200,9 +200,6 @@ def export_bundle(
         both = {**opened.finer, **opened.kept}
         own = {t: form for t, form in both.items() if embedding_bits is None or not is_table(t)}
         calibrated = dataclasses.replace(calibrated, chosen=own, kept=opened)
-    for line in (*opened.notices, *texts.notices, kept_remark(opened, own if anew < FLOAT_BITS else None)):
-        if remarks is not None and line:
-            remarks(line)
     # An interrupted export goes on only with the formats that it began with.
     settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in calibrated.chosen.items()}
     work = identity(opened.folder, settings | {"weights": opened.state})
@@ -241,6 +238,9 @@ def export_bundle(
         )
     if errors is not None:
         errors(measured)
+    for line in (*opened.notices, *texts.notices, kept_remark(opened, own if anew < FLOAT_BITS else None)):
+        if remarks is not None and line:
+            remarks(line)
     return output
 
 

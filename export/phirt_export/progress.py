@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from phirt.errors import ConfigError
 from phirt_export.graphs.linear import WeightSource
 
 
@@ -60,13 +59,13 @@ class ObservedSource:
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 along the first axis, float32."""
-        rows = _finite(self._source.rows(name, start, stop), name)
+        rows = self._source.rows(name, start, stop)
         self._note(name, stop * (rows.size // max(1, stop - start)))
         return rows
 
     def tensor(self, name: str) -> np.ndarray:
         """The whole tensor, float32."""
-        tensor = _finite(self._source.tensor(name), name)
+        tensor = self._source.tensor(name)
         self._note(name, tensor.size)
         return tensor
 
@@ -91,13 +90,3 @@ class ObservedSource:
         if self._progress is not None:
             tensors, weights = len(self._sizes), self._weights
             self._progress(Step(name, len(self._read), tensors, self._done, weights, self._kept))
-
-
-def _finite(values: np.ndarray, name: str) -> np.ndarray:
-    """The values of a tensor. Raises ConfigError where one of them is none: no width would mend it."""
-    if not np.isfinite(values).all():
-        raise ConfigError(
-            f"the weights hold values that are not finite, in {name}; the checkpoint is damaged: fetch it "
-            "again"
-        )
-    return values

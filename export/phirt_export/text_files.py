@@ -27,9 +27,9 @@ from phirt_export.chat_files import (
     has_names,
     plain_template,
     pruned_tokenizer,
-    require_tokenizer,
     special_tokens,
 )
+from phirt_export.tokenizer_files.convert import find_tokenizer
 
 _SAID = Message("user", "Hello")
 _TRIALS = (
@@ -63,9 +63,11 @@ def read_text_files(
         ConfigError, BundleError: there is no tokenizer, or it cannot serve; the template is broken, or asks
             for what it cannot get.
     """
-    raw = pruned_tokenizer(require_tokenizer(folder), vocab_size)
+    raw = pruned_tokenizer(folder, vocab_size)
     tokenizer = _opened(raw, folder, vocab_size, VISIBLE_TOKENS)
     generation, notices = generation_defaults(folder)
+    if not (folder / TOKENIZER_NAME).is_file():
+        notices.append(f"the tokenizer is made of {find_tokenizer(folder)}")
     names = special_tokens(folder) if has_names(folder) else None
     template = find_template(folder)
     if template is None:
@@ -80,7 +82,7 @@ def read_text_files(
 
 def open_tokenizer(folder: Path, vocab_size: int, visible: Iterable[str] = ()) -> Tokenizer:
     """The checkpoint's tokenizer as its bundle has it."""
-    return _opened(pruned_tokenizer(require_tokenizer(folder), vocab_size), folder, vocab_size, visible)
+    return _opened(pruned_tokenizer(folder, vocab_size), folder, vocab_size, visible)
 
 
 def _opened(raw: bytes, folder: Path, vocab_size: int, visible: Iterable[str]) -> Tokenizer:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import signal
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from phirt.errors import ConfigError
 from phirt.fields import Fields, parse_json, read_dataclass
 from phirt.runtime.atomic_file import write_text
 from phirt_export.bundle import model_limits
-from phirt_export.chat_files import TOKENIZER_NAME, require_tokenizer
+from phirt_export.chat_files import TOKENIZER_NAME, tokenizer_bytes
 from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
 from phirt_train.loop import Interrupted, StageResult, StageRun, save_tensors
@@ -132,7 +131,7 @@ class _Run:
             return
         if recipe.tokenizer is None:
             assert recipe.base is not None
-            shutil.copyfile(require_tokenizer(recipe.base), path)
+            path.write_bytes(tokenizer_bytes(recipe.base))
             return
         every = dict.fromkeys(name for stage in recipe.stages for name in stage.data.files())
         names = recipe.tokenizer.sources or tuple(every)

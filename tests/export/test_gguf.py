@@ -19,7 +19,7 @@ from tokenizers import models, normalizers, trainers
 
 from phirt.errors import ConfigError
 from phirt.prompt.tokenizer import Tokenizer
-from phirt_export.chat_files import read_template, require_tokenizer
+from phirt_export.chat_files import TOKENIZER_NAME, read_template
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
 from phirt_export.gguf_files.pre_tokenizers import PRE_TOKENIZERS
@@ -76,7 +76,7 @@ def test_documents_are_those_of_the_checkpoint(tmp_path, checkpoint, family):
     theirs = Checkpoint(folder).config.tokens
     assert set(opened.config.tokens.eos) >= set(theirs.eos)
     assert opened.config.tokens.bos == theirs.bos
-    mine, own = (Tokenizer(require_tokenizer(place), 400) for place in (opened.folder, folder))
+    mine, own = (Tokenizer(place / TOKENIZER_NAME, 400) for place in (opened.folder, folder))
     assert mine.encode_content(TEXT) == own.encode_content(TEXT)
     assert mine.split_control(TEXT) == own.split_control(TEXT)
 
@@ -84,7 +84,7 @@ def test_documents_are_those_of_the_checkpoint(tmp_path, checkpoint, family):
 def test_white_space_behind_phis_turn_tokens_vanishes_as_in_its_own_tokenizer(tmp_path, checkpoint):
     folder = checkpoint("phi-4-mini")
     opened = Checkpoint(write_gguf(folder, tmp_path / "model.gguf"))
-    mine, own = (Tokenizer(require_tokenizer(place), 400) for place in (opened.folder, folder))
+    mine, own = (Tokenizer(place / TOKENIZER_NAME, 400) for place in (opened.folder, folder))
     names = ("<|user|>", "<|end|>", "<|tool_call|>", "<|endoftext|>", "<|assistant|>")
     assert [mine.trims_after(mine.id_of(n)) for n in names] == [own.trims_after(own.id_of(n)) for n in names]
 
@@ -264,7 +264,7 @@ def test_a_sentencepiece_vocabulary_gives_the_same_ids(tmp_path, checkpoint):
     sentencepiece_like(folder, samples.SENTENCES)
     opened = Checkpoint(write_gguf(folder, tmp_path / "model.gguf"))
     mine, own = (
-        tokenizers.Tokenizer.from_file(str(require_tokenizer(place))) for place in (opened.folder, folder)
+        tokenizers.Tokenizer.from_file(str(place / TOKENIZER_NAME)) for place in (opened.folder, folder)
     )
     for text in (TEXT, *samples.SENTENCES, "", " ", "  two  spaces ", "a</s>b"):
         assert mine.encode(text).ids == own.encode(text).ids

@@ -47,6 +47,9 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     heading.add_row("size", f"{size(total)} in {len(manifest.files)} files")
     heading.add_row("weights", _pairs(manifest.quantization))
     heading.add_row("reads", ", ".join(_modalities(manifest)))
+    heading.add_row("tools", "taken" if _takes_tools(manifest) else "no place in the chat template")
+    if manifest.generation is not None:
+        heading.add_row("answers", _pairs(_given(manifest.generation)))
     out.table(heading)
     for describe in (_geometry, _encoders, _rules, _limits, _files):
         out.answer("\n")
@@ -54,6 +57,21 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     for name, graph in manifest.graphs.items():
         out.answer("\n")
         out.table(_graph(name, graph))
+
+
+def _takes_tools(manifest: Manifest) -> bool:
+    """Whether the chat template reads tools; not where it cannot be read."""
+    from phirt.errors import BundleError
+    from phirt.prompt.chat_template import Program
+
+    try:
+        return "tools" in Program(manifest.path(manifest.chat_template).read_text("utf-8")).names
+    except (BundleError, OSError, ValueError):
+        return False
+
+
+def _given(settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
 
 
 def _modalities(manifest: Manifest) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-_GPT2 = {**_BYTE_LEVEL, "use_regex": True}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_GPT2 = {**BYTE_LEVEL, "use_regex": True}
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LOWER, _UPPER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
@@ -40,7 +40,7 @@ class PreTokenizer:
 
 def _split(pattern: str, ignore_merges: bool = False, nfc: bool = False) -> PreTokenizer:
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    both = {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL]}
+    both = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
     return PreTokenizer(both, ignore_merges, {"type": "NFC"} if nfc else None)
 
 
