@@ -43,6 +43,14 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+def require_tokenizer(folder: Path) -> Path:
+    """The checkpoint's tokenizer.json itself, for who changes it. Raises ConfigError where there is none."""
+    path = folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no {TOKENIZER_NAME}, which this needs; put it beside the weights")
+    return path
+
+
 def tokenizer_bytes(folder: Path) -> bytes:
     """The checkpoint's tokenizer.json; one that is made of what it has in its place.
 
