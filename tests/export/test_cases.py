@@ -269,7 +269,7 @@ def test_16_what_is_unknown_inside_a_layer_is_refused(folder):
     assert "1 unknown: model.layers.0.self_attn.q_norm.weight" in refusal(folder)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors", None])
+@pytest.mark.parametrize("method", ["hqq", "quanto", "aqlm", "eetq", None])
 def test_17_quantized_checkpoints_are_refused_in_a_short_line(folder, method):
     build(folder)
     edit(folder / "config.json", quantization_config={"quant_method": method, "bits": 4})
