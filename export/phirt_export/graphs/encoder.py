@@ -6,12 +6,14 @@ Knows nothing of either tower's structure.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 
 # Added to the scores of excluded keys. Finite, so that a row without any key still has a defined softmax.
 _EXCLUDED = -1e9
+_LARGEST_CODE = 127
 
 
 class EncoderParts:
@@ -25,6 +27,19 @@ class EncoderParts:
         """`factor` times the linear layer: x [..., K] -> [..., N]."""
         tensor = f"{self.prefix}.{layer}"
         return self.store.linear(x, f"{tensor}.weight", self.form, name, bias=f"{tensor}.bias", factor=factor)
+
+    def filters(self, layer: str, *, coded: bool) -> ir.Value:
+        """A convolution's filters. Coded, where linears are quantized, they are 8-bit codes with a scale a
+        filter, which the runtime multiplies out once, when it opens the graph.
+        """
+        g, weight = self.g, self.store.source.tensor(f"{self.prefix}.{layer}.weight")
+        if not coded or not self.form.is_quantized:
+            return g.constant(weight, f"{layer}.weight")
+        largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+        scales = np.maximum(largest, np.float32(1e-12)) / np.float32(_LARGEST_CODE)
+        scales = scales.reshape(-1, *(1,) * (weight.ndim - 1)).astype(np.float32)
+        codes = g.constant(np.rint(weight / scales).astype(np.int8), f"{layer}.codes")
+        return g.Mul(g.Cast(codes, to=int(ir.DataType.FLOAT)), g.constant(scales, f"{layer}.scales"))
 
     def layer_norm(self, x: ir.Value, layer: str, epsilon: float, name: str) -> ir.Value:
         """Normalises the last axis."""

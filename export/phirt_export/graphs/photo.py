@@ -1,13 +1,11 @@
 """The graph of an EfficientNet-Lite tower: one square picture in, rows of decoder width out.
 
-The counterpart of `reference/efficientnet.py`. Pointwise convolutions, most of the weights, are stored as the
-other linears' formats ask: in 8 bits with a scale a channel, which the runtime multiplies out once, when it
-opens the graph. Knows nothing of files or of how pictures are fitted.
+The counterpart of `reference/efficientnet.py`. Pointwise convolutions, most of the weights, are stored in 8
+bits where linears are quantized. Knows nothing of files or of how pictures are fitted.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from phirt_export.graphs.encoder import EncoderParts
@@ -16,7 +14,6 @@ from phirt_export.reference.config import PhotoConfig
 from phirt_export.reference.efficientnet import POOL_SIDE, POOL_STEP, padding
 
 _PREFIX = "model.embed_tokens_extend.photo_embed"
-_LARGEST_CODE = 127
 
 
 def build_photo(store: WeightStore, config: PhotoConfig, hidden_size: int, form: WeightFormat) -> None:
@@ -66,23 +63,11 @@ def _clipped(parts: EncoderParts, x: ir.Value, name: str) -> ir.Value:
 def _conv(
     parts: EncoderParts, x: ir.Value, layer: str, size: int, kernel: int, step: int, groups: int = 1
 ) -> ir.Value:
-    g, tensor = parts.g, parts.store.source.tensor
-    weight = tensor(f"{_PREFIX}.trunk.{layer}.weight")
-    is_coded = parts.form.is_quantized and kernel == 1
-    stored = _coded(parts, weight, layer) if is_coded else g.constant(weight, f"{layer}.weight")
-    bias = g.constant(tensor(f"{_PREFIX}.trunk.{layer}.bias"), f"{layer}.bias")
+    g = parts.g
+    stored = parts.filters(f"trunk.{layer}", coded=kernel == 1)
+    bias = g.constant(parts.store.source.tensor(f"{_PREFIX}.trunk.{layer}.bias"), f"{layer}.bias")
     before, after = padding(size, kernel, step)
     return g.Conv(
         x, stored, bias, kernel_shape=[kernel] * 2, strides=[step] * 2, group=groups,
         pads=[before, before, after, after], name=layer,
     )  # fmt: skip
-
-
-def _coded(parts: EncoderParts, weight: np.ndarray, layer: str) -> ir.Value:
-    """Filters as 8-bit codes and a scale each; folded into float32 when the graph is opened."""
-    g = parts.g
-    flat = weight.reshape(len(weight), -1)
-    scales = np.maximum(np.abs(flat).max(axis=1), np.float32(1e-12)) / np.float32(_LARGEST_CODE)
-    codes = np.rint(flat / scales[:, None]).astype(np.int8).reshape(weight.shape)
-    values = g.Cast(g.constant(codes, f"{layer}.codes"), to=int(ir.DataType.FLOAT))
-    return g.Mul(values, g.constant(scales.reshape(-1, 1, 1, 1), f"{layer}.scales", "float32"))

@@ -12,10 +12,9 @@ import onnx_ir as ir
 from phirt_export.graphs.encoder import EncoderParts
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.reference.config import WhisperConfig
-from phirt_export.reference.whisper import EPSILON, MEL_FRAMES, Recogniser, sinusoids
+from phirt_export.reference.whisper import EPSILON, MEL_FRAMES, Recogniser, rates
 
 _PREFIX = "model.embed_tokens_extend.sound_embed"
-_POSITIONS = 1500  # of thirty seconds
 
 
 def build_whisper(store: WeightStore, config: WhisperConfig, hidden_size: int, form: WeightFormat) -> None:
@@ -45,10 +44,14 @@ def _positioned(parts: EncoderParts, config: WhisperConfig, mels: ir.Value) -> i
     g = parts.g
     x = g.Gelu(_conv(parts, mels, "encoder.conv1", 1, 1))
     x = g.Transpose(g.Gelu(_conv(parts, x, "encoder.conv2", MEL_FRAMES, 1)), perm=[0, 2, 1])
-    table = g.constant(sinusoids(_POSITIONS, config.hidden_size).numpy(), "table")
-    length = g.Shape(x, start=1, end=2)
-    positions = g.Slice(table, g.constant([0], "start", "int64"), length, g.constant([0], "rows", "int64"))
-    return g.Add(x, positions, name="positioned")
+    length = g.Squeeze(g.Shape(x, start=1, end=2), g.constant([0], "axis", "int64"))
+    count = g.Range(g.constant(0, "zero", "int64"), length, g.constant(1, "one", "int64"))
+    places = g.Unsqueeze(g.Cast(count, to=int(ir.DataType.DOUBLE)), g.constant([1], "column", "int64"))
+    angles = g.Mul(places, g.constant(rates(config.hidden_size).numpy(), "rates"))
+    turns = g.Sub(angles, g.Mul(g.Floor(g.Div(angles, g.constant(2 * np.pi, "turn", "float64"))),
+                                g.constant(2 * np.pi, "full", "float64")))  # fmt: skip
+    small = g.Cast(turns, to=int(ir.DataType.FLOAT))
+    return g.Add(x, g.Concat(g.Sin(small), g.Cos(small), axis=1), name="positioned")
 
 
 def _layer(parts: EncoderParts, config: WhisperConfig, name: str, x: ir.Value) -> ir.Value:
@@ -75,14 +78,12 @@ def _recogniser(parts: EncoderParts, stacked: ir.Value) -> ir.Value:
 
 
 def _conv(parts: EncoderParts, x: ir.Value, layer: str, step: int, pad: int) -> ir.Value:
-    """A convolution along time, its filters in float16 where linears are quantized."""
-    g, tensor = parts.g, parts.store.source.tensor
-    weight = tensor(f"{_PREFIX}.{layer}.weight")
-    kernel = weight.shape[2]
-    if parts.form.is_quantized:
-        stored = g.constant(weight.astype(np.float16), f"{layer}.weight")
-        filters = g.Cast(stored, to=int(ir.DataType.FLOAT))
-    else:
-        filters = g.constant(weight, f"{layer}.weight")
-    bias = g.constant(tensor(f"{_PREFIX}.{layer}.bias"), f"{layer}.bias")
-    return g.Conv(x, filters, bias, kernel_shape=[kernel], strides=[step], pads=[pad, pad], name=layer)
+    """A convolution along time."""
+    g = parts.g
+    filters = parts.filters(layer, coded=True)
+    bias = parts.store.source.tensor(f"{_PREFIX}.{layer}.bias")
+    kernel = parts.store.source.shape(f"{_PREFIX}.{layer}.weight")[2]
+    return g.Conv(
+        x, filters, g.constant(bias, f"{layer}.bias"), kernel_shape=[kernel], strides=[step], pads=[pad, pad],
+        name=layer,
+    )  # fmt: skip

@@ -21,11 +21,15 @@ EPSILON = 1e-5
 MEL_FRAMES = 2  # of an encoder's frame
 
 
-def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's positions, float32 [length, width]: sines, then cosines, of periods from 2π to 20000π."""
+def rates(width: int) -> Tensor:
+    """How fast each of the sines turns, float64 [width / 2]: with periods from 2π to 20000π."""
     half = width // 2
-    rates = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, dtype=torch.float64))
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
+    return torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, dtype=torch.float64))
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's positions, float32 [length, width]: sines, then cosines."""
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates(width)
     return torch.cat((angles.sin(), angles.cos()), 1).float()
 
 
