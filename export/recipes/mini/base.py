@@ -70,6 +70,10 @@ def assemble(language: Path, wheels: Path, data: Path, output: Path) -> None:
         tensors[f"{_EMBED}.photo_embed.names.{n}.weight"] = _name_table(tokenizer, table, names)
     tensors |= {f"{_EMBED}.sound_embed.encoder.{name}": tensor for name, tensor in whisper.items()}
     tensors[f"{_EMBED}.sound_embed.names.weight"] = _piece_table(tokenizer, table, pieces)
+    # Projectors begin at nothing, so that the names and pieces are read as words from the first step.
+    for name in ("photo_embed.projection.2", "sound_embed.projection"):
+        for kind in ("weight", "bias"):
+            tensors[f"{_EMBED}.{name}.{kind}"] = torch.zeros_like(tensors[f"{_EMBED}.{name}.{kind}"])
     assert {name: t.shape for name, t in tensors.items()} == {
         n: t.shape for n, t in model.state_dict().items()
     }
