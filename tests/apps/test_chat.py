@@ -189,7 +189,6 @@ def test_bad_stdin_is_one_line(invoke, data: bytes, part: str) -> None:
         ["tokens", "--nonsense"],
         ["export"],
         ["export", "x"],
-        ["eval", "x"],
         ["eval", "x", "--against", "y", "--tokens", "1"],
         ["train"],
         ["nonsense"],
