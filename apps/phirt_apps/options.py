@@ -251,7 +251,7 @@ Method = Annotated[
     typer.Option(
         "--method",
         metavar="NAME",
-        help="rtn rounds to nearest, mse searches scales, gptq calibrates: it needs --calibration.",
+        help="rtn rounds to nearest, mse searches scales, gptq makes errors good by calibration.",
     ),
 ]
 BitsPerWeight = Annotated[
@@ -260,7 +260,7 @@ BitsPerWeight = Annotated[
         "--bits-per-weight",
         metavar="X",
         help="Size of decoder and token table, such as 4.3: each matrix gets longer or shorter blocks or 8 "
-        "bits by what rounding it costs. It needs --calibration. Default: all alike.",
+        "bits by what rounding it costs. Default: all alike.",
     ),
 ]
 KV = Annotated[

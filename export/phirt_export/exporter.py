@@ -144,7 +144,7 @@ def export_bundle(
             calibration data: a quarter of the memory, faster decode steps behind long prompts, slower
             prefills.
         calibration: files and folders of text, pictures and recordings, see `calibration.read_samples`; for
-            `gptq`, `bits_per_weight` and `int8` alone.
+            `gptq`, `bits_per_weight` and `int8` alone. Without any, text of phirt's own serves the first two.
         limits: what a request may cost at most, where that is another than the model's own.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
@@ -190,7 +190,7 @@ def export_bundle(
     )
     if calibration:
         announce(progress, "reading the calibration data")
-    samples = _samples(calibration, wanted)
+    samples = _samples(opened, calibration, wanted)
     settings = {"formats": dataclasses.asdict(formats), "producer": producer(), "kv": kv}
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
@@ -343,22 +343,15 @@ def _write_documents(folder: Path, checkpoint: Path, texts: TextFiles) -> None:
         shutil.copyfile(checkpoint / CARD_NAME, folder / CARD_NAME)
 
 
-def _samples(paths: Sequence[Path], wanted: Wanted) -> list[calibrating.Sample]:
-    reasons = [
-        (wanted.weights, f"method {GPTQ}", "choose the method mse"),
-        (wanted.formats, "bits_per_weight", "leave it out"),
-        (wanted.cache, "kv int8", "keep kv float32"),
-    ]
-    given = [(what, instead) for is_wanted, what, instead in reasons if is_wanted]
-    if not given:
+def _samples(checkpoint: Checkpoint, paths: Sequence[Path], wanted: Wanted) -> list[calibrating.Sample]:
+    if not (wanted.weights or wanted.formats or wanted.cache):
         return []
-    if not paths:
-        what, instead = given[0]
+    if wanted.cache and not paths:
         raise ConfigError(
-            f"{what} looks at what the model computes and needs data to see it on; give text, images and "
-            f"recordings like those of its use with --calibration, or {instead}"
+            "kv int8 looks at what the model computes and needs data like that of its use: give text, images "
+            "and recordings with --calibration, or keep kv float32"
         )
-    return calibrating.read_samples(paths)
+    return calibrating.read_samples(paths) if paths else calibrating.own_samples(checkpoint)
 
 
 def _calibrate(
@@ -370,7 +363,9 @@ def _calibrate(
 ) -> Calibrated:
     if not samples:
         return Calibrated()
-    tokens = calibrating.HESSIAN_TOKENS if wanted.weights else calibrating.RANGE_TOKENS
+    tokens = (
+        calibrating.hessian_tokens(checkpoint.config.decoder) if wanted.weights else calibrating.RANGE_TOKENS
+    )
     sequences = calibrating.encode_samples(checkpoint, samples, tokens)
     observed = ObservedSource(checkpoint, expected_shapes(checkpoint.config), progress)
 

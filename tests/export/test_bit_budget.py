@@ -217,7 +217,6 @@ def test_another_size_starts_anew(checkpoint, calibration_data, tmp_path, monkey
         ({"bits_per_weight": 4.3}, "or another block size"),
         ({"bits_per_weight": 5.0, "bits": 8}, "leave bits at 4"),
         ({"bits_per_weight": 5.0, "embedding_bits": 8}, "embedding_bits out"),
-        ({"bits_per_weight": 5.0, "calibration": ()}, "with --calibration, or leave it out"),
         ({"bits_per_weight": 5.0, "block_size": 48}, "power of two"),
     ],
 )

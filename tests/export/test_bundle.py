@@ -145,7 +145,7 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten(plain, tmp_path):
         ({"block_size": 48}, "power of two"),
         ({"block_size": 0}, "power of two"),
         ({"method": "awq"}, "rtn, mse, gptq"),
-        ({"method": "gptq"}, "--calibration"),
+        ({"method": "gptq"}, "two tokens"),
         ({"targets": ("toaster",)}, "cpu"),
         ({"targets": ()}, "cpu"),
     ],

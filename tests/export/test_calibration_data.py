@@ -13,6 +13,7 @@ import phirt
 from phirt.errors import ConfigError
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
+from phirt_export.calibration.samples import OWN_TEXT
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
 from phirt_quant import samples
@@ -64,9 +65,23 @@ def test_bad_calibration_data_are_answered_in_one_line(talking_checkpoint, tmp_p
     assert not (tmp_path / "b").exists()
 
 
-def test_without_calibration_data_the_remedy_is_named(talking_checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match=r"--calibration, or choose the method mse"):
-        export_bundle(talking_checkpoint, tmp_path / "b", method="gptq")
+def test_without_calibration_data_phirts_own_text_serves(talking_checkpoint, tmp_path):
+    """Turns that the model's context or template does not take are left out."""
+    opened = Checkpoint(talking_checkpoint)
+    everything = calibrating.read_samples([OWN_TEXT])
+    own = calibrating.own_samples(opened)
+    assert [sample for sample in own if sample.text] == [sample for sample in everything if sample.text]
+    assert calibrating.encode_samples(opened, own, 2000)
+    tight = dataclasses.replace(opened.config.decoder.rope, original_context=64)
+    opened.config = dataclasses.replace(
+        opened.config, decoder=dataclasses.replace(opened.config.decoder, rope=tight)
+    )
+    assert len(calibrating.own_samples(opened)) < len(own)
+    with pytest.raises(ConfigError, match=r"kv int8 .*--calibration"):
+        export_bundle(talking_checkpoint, tmp_path / "b", kv="int8")
+
+
+def test_an_unknown_method_is_refused(talking_checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="choose from rtn, mse, gptq"):
         export_bundle(talking_checkpoint, tmp_path / "b", method="best")
 

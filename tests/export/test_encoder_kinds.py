@@ -161,7 +161,10 @@ def test_a_conversation_sees_hears_and_goes_on(model, picture, tmp_path):
     restored = model.load_chat(tmp_path / "talk")
     expected = chat.send("Go on", config=SHORT).result
     result = restored.send("Go on", config=SHORT).result
-    assert (result.token_ids, result.usage) == (expected.token_ids, expected.usage)
+    assert result.token_ids == expected.token_ids
+    # How many tokens are drafted follows from measured times.
+    kept = ("prompt_tokens", "cached_tokens", "image_tokens", "audio_tokens", "new_tokens")
+    assert [getattr(result.usage, name) for name in kept] == [getattr(expected.usage, name) for name in kept]
 
 
 def test_the_decoder_reads_the_features(model, picture, source):

@@ -133,7 +133,7 @@ def export(
     error of each tensor stands. False when it was interrupted.
 
     On stderr: progress tensor by tensor on a terminal and otherwise one line a minute, and at the end what
-    quantization has cost the weights and, given calibration data, the predictions. An interrupted export
+    quantization has cost the weights and, where it was calibrated, the predictions. An interrupted export
     keeps what is finished; a later call with the same settings continues.
     """
     with needs_extra("export"), out.busy("loading torch"):
@@ -154,7 +154,10 @@ def export(
     if not as_json:
         out.answer(f"{folder}\n")
     base = settings.get("base")
-    comparison = _compare(folder, checkpoint, base, out) if settings.get("calibration") else None
+    calibrated = (
+        settings["calibration"] or settings["method"] == "gptq" or settings["bits_per_weight"] is not None
+    )
+    comparison = _compare(folder, checkpoint, base, out) if calibrated else None
     if as_json:
         quantized = [part.as_object() for part in errors]
         compared = None if comparison is None else comparison.as_object()

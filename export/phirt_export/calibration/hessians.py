@@ -20,6 +20,7 @@ from torch import Tensor
 
 from phirt_export.calibration.stream import TABLE, LayerStream
 from phirt_export.graphs.linear import StoredRows
+from phirt_export.reference import DecoderConfig
 from phirt_quant.drift import InputMoments
 
 HEAD, NORM = "lm_head.weight", "model.norm.weight"
@@ -27,15 +28,22 @@ _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+?)\.(base_layer|lora_A\.\w+|lo
 # The table embeds tokens as well as it scores them, and an embedding wants every direction alike: the errors
 # of both are weighed through a stronger damping. Measured on the nano model: mean KL 0.0068 for 0.0076.
 _TABLE_DAMPING = 0.1
-# Positions of one route that are looked at. Second moments of 8192 inputs want some thousands of them; the
-# activations of these take 200 MB at a width of 3072.
-HESSIAN_TOKENS = 16_384
+# Positions of one route that are looked at: some for each input of the widest matrix, within bounds. The
+# activations of the most take 200 MB at a width of 3072.
+_TOKENS_AN_INPUT = 4
+_FEWEST_TOKENS, _MOST_TOKENS = 8192, 16_384
 # Outputs of these projections are added to what this norm reads. Norms divide by the size of the residual
 # stream, so errors in it count by their share of it: a few positions of a hundred times the size would
 # otherwise decide over all others.
 _ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
 # Positions at which the residual stream is zero: their errors count like those of so small a stream.
 _LEAST_SQUARE = 1e-8
+
+
+def hessian_tokens(decoder: DecoderConfig) -> int:
+    """How many positions of one route are looked at."""
+    widest = max(decoder.intermediate_size, decoder.hidden_size, decoder.num_heads * decoder.head_dim)
+    return min(max(_TOKENS_AN_INPUT * widest, _FEWEST_TOKENS), _MOST_TOKENS)
 
 
 class Hessians:

@@ -20,6 +20,9 @@ from phirt.errors import ConfigError
 from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_quant.samples import BOTH_PROMPT, IMAGE_PROMPT, read_text
 
+# What is calibrated on where the user gives nothing.
+OWN_TEXT = Path(__file__).parent / "text"
+
 _TEXT = (".txt", ".md")
 _RECORDS = (".jsonl",)
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

@@ -35,6 +35,7 @@ SENSITIVITY_TOKENS = 1024
 # Error compensation is estimated as if it worked within so many columns: few positions say little about how
 # one input follows from thousands.
 _COMPENSATED_COLUMNS = 512
+_TRIED_BITS = 4
 
 Formats = Mapping[str, Items[WeightFormat]]
 
@@ -78,12 +79,18 @@ class _Costs:
         """Take in rows [n, K] of a matrix, the sums over positions of their diagonal information, and the
         share [K] of each column's error that compensation leaves.
         """
+        known: dict[tuple[str, int], float] = {}
         for i, form in enumerate(self._formats.get(tensor, ())):
-            rounded = dequantize(quantize(rows, form.bits, form.block_for(rows.shape[1])))
-            squares = torch.from_numpy(np.square(rounded - rows))
-            if form.method == GPTQ and remaining is not None:
-                squares *= remaining
-            self.totals[tensor][i] += 0.5 * float((squares * information).sum()) / self._positions
+            block = form.block_for(rows.shape[1])
+            if (form.method, block) not in known:
+                rounded = dequantize(quantize(rows, _TRIED_BITS, block))
+                squares = torch.from_numpy(np.square(rounded - rows))
+                if form.method == GPTQ and remaining is not None:
+                    squares *= remaining
+                known[form.method, block] = float((squares * information).sum())
+            # Errors are as large as steps, which each bit halves.
+            share = 4.0 ** (_TRIED_BITS - form.bits)
+            self.totals[tensor][i] += 0.5 * share * known[form.method, block] / self._positions
 
 
 def _through_head(stream: LayerStream, hidden: Items[Tensor], costs: _Costs) -> list[Tensor]:

@@ -20,12 +20,12 @@ from torch import Tensor
 from phirt.bundle.manifest import Modality
 from phirt.encoders.phi4mm_audio import prepare_audio
 from phirt.encoders.phi4mm_image import cap_crops, prepare_image
-from phirt.errors import ConfigError
+from phirt.errors import BundleError, ConfigError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
 from phirt.prompt.tools import VISIBLE_TOKENS
 from phirt_export.bundle import model_limits
-from phirt_export.calibration.samples import Sample
+from phirt_export.calibration.samples import OWN_TEXT, Sample, read_samples
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.checkpoint_scores import media_rows
 from phirt_export.reference import ROUTES, Model, Route
@@ -81,6 +81,19 @@ def encode_samples(checkpoint: Checkpoint, samples: Items[Sample], route_tokens:
     if not turns:
         raise ConfigError("the calibration data has not two tokens in a row; give more text")
     return encoder.with_features(turns)
+
+
+def own_samples(checkpoint: Checkpoint) -> list[Sample]:
+    """phirt's own text, without the turns that the checkpoint's template or context does not take."""
+    encoder = _Encoder(checkpoint)
+
+    def fits(sample: Sample) -> bool:
+        try:
+            return bool(sample.text or encoder.turn(sample))
+        except (ConfigError, BundleError):
+            return False
+
+    return list(filter(fits, read_samples([OWN_TEXT])))
 
 
 def thinned(sequences: Items[Sequence], route_tokens: int) -> list[Sequence]:
