@@ -95,7 +95,9 @@ def mixed(name):
     return kinds.get(name.split(".")[-2], Kind.Q8_0 if "token" in name or "output" in name else Kind.Q4_0)
 
 
-@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, mixed], ids=str)
+@pytest.mark.parametrize(
+    "kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, mixed], ids=["q4_0", "q4_1", "q8_0", "mixed"]
+)
 @pytest.mark.parametrize("family", ["llama", "phi-3-mini"])
 def test_blocks_are_kept_bit_for_bit(tmp_path, checkpoint, family, kind):
     chosen = kind if callable(kind) else lambda name: kind
