@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def expand_home(path: str | Path) -> Path:
-    """The path with `~` in front expanded, or as it is where that user has no home here."""
+    """The path with `~` in front expanded, or as it is where that user has no home here, or can have none."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a zero character in the name
         return Path(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from phirt_apps.interactive.commands import COMMANDS, NAMES, WITH_PATH, WORDS, help_text
@@ -148,6 +148,7 @@ def test_any_name_may_be_dropped(tmp_path_factory, name: str, way: str, words: s
 
 
 @settings(deadline=None)
+@example("~\0")
 @given(st.text(st.sampled_from("ab/\\'\" .:~()\n") | st.characters(), max_size=60))
 def test_no_text_is_an_error(text: str) -> None:
     assert without(text, find_media(text)) == text.strip()
