@@ -48,6 +48,10 @@ class StoredMatrices:
             for name, value in owner.initializers.items():
                 if value.const_value is not None:
                     self._values.setdefault(name, value.const_value)
+        # Embedding and head share their bytes; scales in float16 stand under the name of one of them alone.
+        self._users: dict[object, list[str]] = {}
+        for name in self._nodes:
+            self._users.setdefault(self._place(name), []).append(name.removesuffix(".codes"))
 
     def matrix(self, name: str, columns: int) -> Tensor | None:
         """The matrix float32 [N, columns]; None where it is not quantized."""
@@ -55,11 +59,21 @@ class StoredMatrices:
         if node is None:
             return None
         bits, block = (node.attributes[key].as_int() for key in ("bits", "block_size"))
-        scales = self._values[f"{name}.scales"].numpy()
+        scales, minimums = self._floats(name, "scales"), self._floats(name, "minimums")
+        assert scales is not None
         codes = self._values[f"{name}.codes"].numpy().reshape(*scales.shape, -1)
-        lowest = self._values.get(f"{name}.minimums")
-        minimums = None if lowest is None else lowest.numpy()
         return torch.from_numpy(dequantize(BlockQuantized(codes, scales, columns, bits, block, minimums)))
+
+    def _floats(self, name: str, part: str) -> np.ndarray | None:
+        users = self._users[self._place(f"{name}.codes")]
+        found = (self._values.get(f"{user}.{part}") for user in users)
+        return next((value.numpy() for value in found if value is not None), None)
+
+    def _place(self, codes: str) -> object:
+        """Where codes lie in the data file."""
+        stored = self._values[codes]
+        assert isinstance(stored, ir.ExternalTensor)
+        return stored.offset
 
 
 def layer_divergences(

@@ -17,12 +17,15 @@ from gguf import GGMLQuantizationType as Kind
 from gguf_models import write_gguf
 from tokenizers import models, normalizers, trainers
 
+from phirt.bundle.files import load_manifest
 from phirt.errors import ConfigError
 from phirt.prompt.tokenizer import Tokenizer
 from phirt_export.chat_files import TOKENIZER_NAME, read_template
 from phirt_export.checkpoint import Checkpoint
+from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import export_bundle
 from phirt_export.gguf_files.pre_tokenizers import PRE_TOKENIZERS
+from phirt_export.layer_divergence import layer_divergences
 from phirt_quant import samples
 from phirt_quant.blockwise import dequantize
 
@@ -123,6 +126,18 @@ def test_blocks_are_kept_bit_for_bit(tmp_path, checkpoint, family, kind):
     # Codes of 4 bits among those of 8 lie far from the kernel's zero, which costs 16 times the precision.
     error = (5e-3 if kind is mixed else 1e-3) * np.abs(wanted).max()
     np.testing.assert_allclose(logits((file, kept)), wanted, atol=error)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q8_0], ids=["q4_1", "q8_0"])
+def test_kept_layers_cost_nothing(tmp_path, checkpoint, kind):
+    """Also a table that scores as well as embeds, whose scales in float16 have the name of one use alone."""
+    file = write_gguf(checkpoint("phi-4-mini"), tmp_path / "model.gguf", lambda name: kind)
+    opened = Checkpoint(file)
+    assert opened.config.decoder.tied
+    manifest = load_manifest(export_bundle(file, tmp_path / "kept"))
+    costs = dict(layer_divergences(load_model(opened), manifest, [5, 6, 7, 8], lambda *_: None))
+    assert len(costs) > opened.config.decoder.num_layers
+    assert max(costs.values()) < 1e-6
 
 
 def test_values_and_codes_are_those_of_the_file(tmp_path, checkpoint):

@@ -19,16 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phirt.errors import ConfigError
-from phirt.fields import Length, Range
+from phirt.fields import Range
 from phirt_export.reference import Model, ModelConfig
 from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
-from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
-from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
+from phirt_train.data.mixture import Mixture, present
 from phirt_train.data.records import Transcript, read_records
 from phirt_train.frozen_media import FrozenSounds, inside
 from phirt_train.objective import ObjectiveKind
-from phirt_train.objectives.ctc import plain_words
+from phirt_train.objectives.ctc import CtcData, plain_words
 from phirt_train.precision import autocast
 from phirt_train.stage import Probability, StageConfig
 
@@ -36,35 +35,21 @@ _SHORT = 20  # rows; recordings up to this long go several times as many into a 
 
 
 @dataclasses.dataclass(frozen=True)
-class PieceCtcData:
+class PieceCtcData(CtcData):
     """Recordings to spell.
 
     Attributes:
-        sources: share of each file of recordings with their words.
-        optional: sources that are left out where they are missing.
-        augment, views: random changes of the recordings, and how many changed views of each are kept.
+        views: how many changed views of each recording are kept.
         mask: probability of hiding a row from the recogniser, in stretches of up to four.
-        held_out: files to measure word errors on, by what the figure is called.
     """
 
-    sources: Sources
-    optional: Annotated[tuple[str, ...], Length(0, 1024)] = ()
-    augment: AudioAugmentation = UNCHANGED_AUDIO
     views: Annotated[int, Range(1, 1024)] = 1
     mask: Probability = 0.0
-    held_out: HeldOut = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_optional(self.optional, self.sources)
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError where the model has no Whisper tower."""
         if model.whisper is None:
             raise ConfigError("the objective piece_ctc trains Whisper's tower, and the model has none")
-
-    def files(self) -> Iterable[str]:
-        """All files that are read."""
-        return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
 
 
 class Pieces:
