@@ -3,6 +3,7 @@
 from .chat.chat import Chat as Chat
 from .chat.reply import AsyncReply as AsyncReply
 from .chat.reply import Reply as Reply
+from .embedder import Embedder as Embedder
 from .errors import AdapterError as AdapterError
 from .errors import BundleError as BundleError
 from .errors import ChatBusyError as ChatBusyError

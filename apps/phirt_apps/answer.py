@@ -108,7 +108,7 @@ def stream_answer(
             if step.done == 0 and step.reason in ("long_context", "short_context"):
                 busy.stop()
                 display.break_line()
-                out.hint(_regime_notice(step, chat.generator.manifest.geometry.rope.original_context))
+                out.hint(_regime_notice(step, chat.generator.manifest.geometry.original_context))
             if step.reason != "prompt" or step.total >= _WORTH_A_BAR:
                 busy.advance("reading", step.done, step.total)
 

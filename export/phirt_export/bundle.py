@@ -17,6 +17,7 @@ import onnx_ir as ir
 from phirt.bundle.document import manifest_bytes
 from phirt.bundle.manifest import (
     MANIFEST_NAME,
+    EmbedderManifest,
     FileEntry,
     GenerationDefaults,
     Geometry,
@@ -42,6 +43,7 @@ _LONG_CLIP = (
 )
 _TRANSCRIBE_SECONDS = 30.0  # of one piece then: what models of Whisper's kind take
 _MEDIA_BYTES = 1 << 28  # of one file, whatever its format
+_NO_MEDIA = {"image_pixels": _MAX_PIXELS, "audio_seconds": _MAX_SECONDS}
 _CHUNK = 1 << 20
 
 
@@ -101,17 +103,11 @@ def write_manifest(
     Raises:
         ConfigError: the parts do not make a bundle that the runtime would load.
     """
-    digests = {name: graph.data_sha256 for graph in graphs.values() for name in graph.spec.data}
-    files = {
-        path.name: FileEntry(path.stat().st_size, digests.get(path.name) or _sha256(path))
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST_NAME
-    }
     manifest = Manifest(
         name=name,
         description=description,
         producer=producer(),
-        files=files,
+        files=listed_files(folder, graphs),
         graphs={part: graph.spec for part, graph in graphs.items()},
         geometry=geometry(config),
         tokens=narrow(Tokens, config.tokens),
@@ -127,11 +123,30 @@ def write_manifest(
         folder=folder,
         fingerprint="",
     )
+    store_manifest(manifest)
+
+
+def listed_files(folder: Path, graphs: Mapping[str, GraphFiles]) -> dict[str, FileEntry]:
+    """All files of a bundle but its manifest, as that lists them."""
+    digests = {name: graph.data_sha256 for graph in graphs.values() for name in graph.spec.data}
+    return {
+        path.name: FileEntry(path.stat().st_size, digests.get(path.name) or _sha256(path))
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST_NAME
+    }
+
+
+def store_manifest(manifest: Manifest | EmbedderManifest) -> None:
+    """Write `manifest.json` into its folder, whole or not at all.
+
+    Raises:
+        ConfigError: the parts do not make a bundle that the runtime would load.
+    """
     try:
         content = manifest_bytes(manifest)
     except BundleError as error:
         raise ConfigError(f"the checkpoint makes no bundle that would load: {error}") from error
-    with atomic_write(folder / MANIFEST_NAME) as stream:
+    with atomic_write(manifest.folder / MANIFEST_NAME) as stream:
         stream.write(content)
 
 
@@ -153,11 +168,20 @@ def model_limits(config: ModelConfig, options: LimitOptions = LimitOptions()) ->
     own = {
         "image_pixels": _MAX_PIXELS if vision is None else vision.max_pixels,
         "audio_seconds": longest,
-        "media_bytes": _MEDIA_BYTES,
         "transcribe_seconds": _TRANSCRIBE_SECONDS if longest >= _LONG_CLIP else None,
     }
+    return limits_within(context, options, own)
+
+
+def limits_within(context: int, options: LimitOptions, own: Mapping[str, object] = _NO_MEDIA) -> Limits:
+    """What a request may cost: as the options say, else `own`, for a model of `context` positions.
+
+    Raises:
+        ConfigError: a limit is none, or a context is longer than the model's.
+    """
     asked = {name: value for name, value in write_dataclass(options).items() if value is not None}
-    fields = Fields(own | asked, "limits", ConfigError, f"the model's context has {context} positions")
+    everything = {"media_bytes": _MEDIA_BYTES, **own, **asked}
+    fields = Fields(everything, "limits", ConfigError, f"the model's context has {context} positions")
     found = read_dataclass(Limits, fields)
     if found.context is not None and found.context > context:
         raise fields.refusal(f"context {found.context} is too long")

@@ -52,6 +52,8 @@ from phirt_export.hub.names import published_name
 from phirt_export.identity import identity
 from phirt_export.journal import Journal
 from phirt_export.kept import kept_entry, kept_remark
+from phirt_export.optimum_graphs.checkpoint import is_for_optimum
+from phirt_export.optimum_graphs.exporter import TracedOptions, export_traced
 from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
@@ -123,7 +125,8 @@ def export_bundle(
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
-            MODEL_CARD.md in it is taken along. Or a GGUF file, or the folder of a PEFT adapter, which
+            MODEL_CARD.md in it is taken along. One of another family, or an embedding model, is traced by
+            optimum, see `optimum_graphs`. Or a GGUF file, or the folder of a PEFT adapter, which
             is merged into its base.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         base: the folder of that base; None for the one that the adapter names.
@@ -170,6 +173,13 @@ def export_bundle(
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
     announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
+    if is_for_optimum(checkpoint):
+        _require_own_settings(method, bits_per_weight, kv, base)
+        traced = TracedOptions(
+            bits, block_size, embedding_bits, method, limits or LimitOptions(), targets[0],
+            name or published_name(checkpoint), description, progress, errors, remarks,
+        )  # fmt: skip
+        return export_traced(checkpoint, output, traced)
     opened = Checkpoint(checkpoint, base)
     config = opened.config
     allowed = model_limits(config, limits or LimitOptions())
@@ -325,6 +335,21 @@ def _write_part(
 
 def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: WeightStore) -> None:
     plan.build(store, width, form)
+
+
+def _require_own_settings(method: str, bits_per_weight: float | None, kv: str, base: Path | None) -> None:
+    """Refuses what needs a model that phirt itself computes."""
+    asked = {
+        f"method {GPTQ}": method == GPTQ,
+        "bits_per_weight": bits_per_weight is not None,
+        f"kv {kv}": kv != "float32",
+        "a base": base is not None,
+    }
+    if refused := [name for name, is_asked in asked.items() if is_asked]:
+        raise ConfigError(
+            f"{', '.join(refused)} cannot be had for a family that phirt does not build; accepted are bits, "
+            "block size, embedding bits, and the methods that look at weights alone"
+        )
 
 
 def _require_budget_bits(bits: int | None, embedding_bits: int | None) -> None:

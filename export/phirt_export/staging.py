@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from phirt.bundle.files import load_manifest
-from phirt.bundle.manifest import FORMAT, MANIFEST_NAME
+from phirt.bundle.files import load_any
+from phirt.bundle.manifest import EMBEDDER_FORMAT, FORMAT, MANIFEST_NAME
 from phirt.errors import BundleError, ConfigError, PhirtError
 from phirt.runtime.atomic_file import sync_file, sync_folder
 from phirt_export.containers import read_json
@@ -63,7 +63,7 @@ def staged_bundle(output: Path, identity: str) -> Iterator[Staging]:
                 with contextlib.closing(journal):
                     try:
                         yield Staging(_prepared(partial / _BUNDLE, journal), journal)
-                        load_manifest(partial / _BUNDLE)
+                        load_any(partial / _BUNDLE)
                         _publish(partial, output)
                     except PhirtError:
                         raise
@@ -206,7 +206,7 @@ def require_replaceable(output: Path) -> None:
     if not output.is_dir() or not any(output.iterdir()):
         return
     try:
-        is_bundle = read_json(output / MANIFEST_NAME, "").raw("format") == FORMAT
+        is_bundle = read_json(output / MANIFEST_NAME, "").raw("format") in (FORMAT, EMBEDDER_FORMAT)
     except ConfigError:
         is_bundle = False
     if not is_bundle:

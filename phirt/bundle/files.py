@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-from phirt.bundle.document import parse_manifest
-from phirt.bundle.manifest import MANIFEST_NAME, REMEDY, FileEntry, Manifest
+from phirt.bundle.document import parse_any, parse_manifest
+from phirt.bundle.manifest import MANIFEST_NAME, REMEDY, Contents, EmbedderManifest, FileEntry, Manifest
 from phirt.errors import BundleError
 
 _MAX_MANIFEST_BYTES = 4 << 20
@@ -24,9 +24,31 @@ def load_manifest(folder: str | Path) -> Manifest:
     """
     folder = Path(folder)
     manifest = parse_manifest(_read_manifest(folder), folder)
-    for name, entry in manifest.files.items():
-        _check_file(folder, name, entry)
+    _check_files(manifest)
     return manifest
+
+
+def load_any(folder: str | Path) -> Manifest | EmbedderManifest:
+    """The same for bundles of either kind: of models that answer, and of embedding models."""
+    folder = Path(folder)
+    manifest = parse_any(_read_manifest(folder), folder)
+    _check_files(manifest)
+    return manifest
+
+
+def load_embedder(folder: str | Path) -> EmbedderManifest:
+    """The same for embedding models. Raises BundleError for others."""
+    manifest = load_any(folder)
+    if not isinstance(manifest, EmbedderManifest):
+        raise BundleError(
+            f"{folder} holds a model that answers, and no embedding model; open it with phirt.load"
+        )
+    return manifest
+
+
+def _check_files(manifest: Contents) -> None:
+    for name, entry in manifest.files.items():
+        _check_file(manifest.folder, name, entry)
 
 
 def verify_bundle(folder: str | Path, files: Collection[str] | None = None) -> list[tuple[str, str]]:
@@ -37,7 +59,7 @@ def verify_bundle(folder: str | Path, files: Collection[str] | None = None) -> l
     missing, truncated or altered file is reported in the list, so that all damage shows at once.
     """
     folder = Path(folder)
-    manifest = parse_manifest(_read_manifest(folder), folder)
+    manifest = parse_any(_read_manifest(folder), folder)
     report = []
     for name, entry in manifest.files.items():
         if files is not None and name not in files:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from phirt.bundle.graph_sizes import Computed, GraphSizes, SizeError
-from phirt.bundle.manifest import GraphSpec, Manifest
+from phirt.bundle.manifest import Contents, GraphSpec
 from phirt.bundle.onnx_graph import BITS, Graph, Model, Node, Weight, read_model
 from phirt.errors import BundleError
 
@@ -57,7 +57,7 @@ _CONTRIB = frozenset({
 _OPERATORS = {"": _STANDARD, "ai.onnx": _STANDARD, "com.microsoft": _CONTRIB}
 
 
-def check_graph(manifest: Manifest, spec: GraphSpec) -> None:
+def check_graph(manifest: Contents, spec: GraphSpec) -> None:
     """Raises BundleError naming what the graph holds that none may hold."""
     path = manifest.path(spec.file)
     model = read_model(path)

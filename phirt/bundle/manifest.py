@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from phirt.fields import Length, Matching, Range
 
 FORMAT = "phirt-bundle"
 VERSION = 2
+EMBEDDER_FORMAT = "phirt-embedder"
+EMBEDDER_VERSION = 1
+EMBEDDER = "embedder"  # the graph of an embedding model
 MANIFEST_NAME = "manifest.json"
 REMEDY = "export the bundle again or fetch a fresh copy"
 NO_ADAPTER = "none"  # what the base weights alone are called where an adapter is named
@@ -83,7 +86,9 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Sizes of the decoder. `context` counts the positions that its graph can tell apart."""
+    """Sizes of the decoder. `context` counts the positions that its graph can tell apart. `rope` is None for
+    one whose graph knows its positions by itself.
+    """
 
     num_layers: _Head
     num_heads: _Head
@@ -93,18 +98,27 @@ class Geometry:
     intermediate_size: Annotated[int, Range(1, 1 << 20)]
     vocab_size: Annotated[int, Range(2, 1 << 22)]
     context: _Positions
-    rope: Rope
+    rope: Rope | None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
-        if self.rope.rotary_dim > self.head_dim:
+        if self.rope is not None and self.rope.rotary_dim > self.head_dim:
             raise ValueError(f"rotary_dim {self.rope.rotary_dim} is more than head_dim {self.head_dim}")
 
     @property
     def has_long_regime(self) -> bool:
         """Whether positions past `rope.original_context` use other rotary factors than the ones before."""
-        return self.context > self.rope.original_context and self.rope.short_factor != self.rope.long_factor
+        return (
+            self.rope is not None
+            and self.context > self.rope.original_context
+            and self.rope.short_factor != self.rope.long_factor
+        )
+
+    @property
+    def original_context(self) -> int:
+        """Positions before the long regime; all of them where there is no rotary embedding."""
+        return self.context if self.rope is None else self.rope.original_context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +199,59 @@ class GenerationDefaults:
     top_p: Annotated[float, Range(1e-9, 1.0)] | None = None
     min_p: Annotated[float, Range(0.0, 1.0)] | None = None
     repetition_penalty: Annotated[float, Range(0.01, 100.0)] | None = None
+
+
+class Contents(Protocol):
+    """What every bundle has, whatever its model is for: graphs, and files by which they are checked."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def files(self) -> Mapping[str, FileEntry]:
+        """All files beside manifest.json."""
+
+    @property
+    def graphs(self) -> Mapping[str, GraphSpec]:
+        """The graphs by what they are for."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle lies."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of manifest.json."""
+
+    def path(self, name: str) -> Path:
+        """Where the listed file `name` lies."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedderManifest:
+    """The manifest of an embedding model: one graph makes a vector of each text. `context` counts the tokens
+    that it looks at, special ones included, and `pad` fills up shorter texts; `prompts` are what may stand
+    before a text, by what the text is for.
+    """
+
+    name: str
+    description: str = ""
+    producer: str = ""
+    files: Mapping[str, FileEntry]
+    graphs: Annotated[Mapping[Name, GraphSpec], Length(1, 64)]
+    tokenizer: str
+    width: Annotated[int, Range(1, 1 << 17)]
+    context: _Positions
+    pad: _TokenId
+    prompts: Annotated[Mapping[Name, str], Length(0, 64)] = dataclasses.field(default_factory=dict)
+    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path
+    fingerprint: str
+
+    def path(self, name: str) -> Path:
+        """Where the listed file `name` lies."""
+        return self.folder / name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from phirt.bundle.adapters import first_fitting
 from phirt.bundle.lora import ACTIVE_INPUT, DECODER, LORA_DECODER, input_names, projections
-from phirt.bundle.manifest import NO_ADAPTER, GraphSpec, Manifest, Rule, TensorSpec
+from phirt.bundle.manifest import (
+    EMBEDDER,
+    NO_ADAPTER,
+    Contents,
+    EmbedderManifest,
+    GraphSpec,
+    Manifest,
+    Rule,
+    TensorSpec,
+)
 
 _MAX_PART = 200  # of a file's path, in characters
 _FLOATS = ("float32", "float16")
@@ -22,9 +31,13 @@ _FLOATS = ("float32", "float16")
 Wanted = Sequence[int | None]
 
 
-def contradictions(manifest: Manifest) -> Iterator[str]:
+def contradictions(manifest: Manifest | EmbedderManifest) -> Iterator[str]:
     """What does not fit, one line each; nothing for a manifest that is sound."""
-    yield from _files(manifest)
+    if isinstance(manifest, EmbedderManifest):
+        yield from _files(manifest, (manifest.tokenizer,))
+        yield from _embedder(manifest)
+        return
+    yield from _files(manifest, (manifest.chat_template, manifest.tokenizer))
     if DECODER not in manifest.graphs:
         yield f"'graphs' has no {DECODER!r}"
         return
@@ -55,7 +68,7 @@ def misfit(tensors: Mapping[str, TensorSpec], name: str, dtypes: Sequence[str], 
     return f"{name!r} has the shape {list(found.shape)}, expected [{wanted}]"
 
 
-def _files(manifest: Manifest) -> Iterator[str]:
+def _files(manifest: Contents, used_beside: Sequence[str]) -> Iterator[str]:
     for name in manifest.files:
         odd = any(c in "\\:" or ord(c) < 32 for c in name)
         if odd or any(part in ("", ".", "..") or len(part) > _MAX_PART for part in name.split("/")):
@@ -63,12 +76,27 @@ def _files(manifest: Manifest) -> Iterator[str]:
                 f"file name {name!r:.300} leaves the bundle or is not plain; accepted: relative names inside "
                 "the bundle"
             )
-    used = [manifest.chat_template, manifest.tokenizer]
+    used = [*used_beside]
     for graph in manifest.graphs.values():
         used += [graph.file, *graph.data]
     for name in dict.fromkeys(used):
         if name not in manifest.files:
             yield f"{name!r} is used but not listed in 'files'"
+
+
+def _embedder(manifest: EmbedderManifest) -> Iterator[str]:
+    if EMBEDDER not in manifest.graphs:
+        yield f"'graphs' has no {EMBEDDER!r}"
+        return
+    graph = manifest.graphs[EMBEDDER]
+    yield from _names(EMBEDDER, graph)
+    taken = {tensor.name: tensor for tensor in graph.inputs}
+    given = {tensor.name: tensor for tensor in graph.outputs}
+    problems = [
+        *(misfit(taken, name, ("int64",), (None, None)) for name in ("input_ids", "attention_mask")),
+        misfit(given, "embeddings", ("float32",), (None, manifest.width)),
+    ]
+    yield from (f"graphs[{EMBEDDER!r}]: {problem}" for problem in problems if problem)
 
 
 def _decoder(manifest: Manifest, name: str) -> Iterator[str]:

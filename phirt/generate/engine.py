@@ -355,7 +355,7 @@ class Engine:
         """How many ids can be run now without other buffers, in this rotary regime and this context."""
         end = self._geometry.context
         if self._geometry.has_long_regime and not self._long:
-            end = self._geometry.rope.original_context
+            end = self._geometry.original_context
         return min(end, self._cache.capacity) - self._cache.length
 
     def _run_tokens(self, ids: Sequence[int]) -> None:
@@ -391,12 +391,12 @@ class Engine:
         return length - length % self._chunk
 
     def _is_long(self, total: int) -> bool:
-        return self._geometry.has_long_regime and total > self._geometry.rope.original_context
+        return self._geometry.has_long_regime and total > self._geometry.original_context
 
     def _reserve(self, total: int) -> None:
         # The long regime is announced to the graph by a total above original_context, which buffers must
         # hold.
-        needed = max(total, self._geometry.rope.original_context + 1) if self._long else total
+        needed = max(total, self._geometry.original_context + 1) if self._long else total
         moved = True
         try:
             moved = self._cache.reserve(needed)
@@ -413,7 +413,7 @@ class Engine:
         self._store_ids(start, ids)
         # The graph picks the rotary regime by the total, but this chunk belongs to a longer whole: announce
         # the regime.
-        announced = max(stop, self._geometry.rope.original_context + 1) if self._long else stop
+        announced = max(stop, self._geometry.original_context + 1) if self._long else stop
         self._io.set_lengths(stop, announced, scored or 1)
         logits = self._io.slab_value(scored) if scored else self._io.logits_value(1)
         chunk = np.ascontiguousarray(ids).reshape(1, -1)

@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from phirt.bundle.manifest import GraphSpec, Manifest
+from phirt.bundle.manifest import Contents, GraphSpec
 from phirt.errors import PhirtError
 from phirt.runtime.atomic_file import sync_file, sync_folder, write_text
 from phirt.runtime.own_folder import OwnFolder
@@ -169,7 +169,7 @@ class Entry:
         return self.folder.with_suffix(_FAILED)
 
 
-def find_entry(manifest: Manifest, graph: GraphSpec, runtime: str) -> Entry | None:
+def find_entry(manifest: Contents, graph: GraphSpec, runtime: str) -> Entry | None:
     """Where the graph of a bundle has its entry, whether or not it is there yet; None where none is kept.
 
     `runtime` names what packs the weights, with its version. Why none is kept is logged, each reason once.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
-from phirt.bundle.manifest import GraphSpec, Manifest
+from phirt.bundle.manifest import Contents, GraphSpec
 from phirt.errors import BundleError, PhirtError, ProviderError, not_enough_memory, out_of_memory
 from phirt.runtime import prepared, system
 from phirt.runtime.device import CPU, Device
@@ -60,7 +60,7 @@ class SessionConfig:
 class Session:
     """One opened graph. Errors of onnxruntime leave it as BundleError."""
 
-    def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
+    def __init__(self, manifest: Contents, graph: str, config: SessionConfig) -> None:
         self.spec = manifest.graphs[graph]
         self.graph = graph
         self.device = config.device
@@ -96,7 +96,7 @@ class Session:
             seconds = time.perf_counter() - begin
             _log.debug("the %s graph is open after %.2f s, from %s: %s", graph, seconds, where, how)
 
-    def _open_prepared(self, manifest: Manifest, config: SessionConfig) -> Any:
+    def _open_prepared(self, manifest: Contents, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
         cannot. Raises BundleError where the bundle's files are not those of its manifest, or its graph holds
         what none may hold.
@@ -194,7 +194,7 @@ def _open(path: Path, config: SessionConfig, *, optimized: bool = False) -> Any:
         )
 
 
-def _prepare(manifest: Manifest, graph: str, config: SessionConfig, entry: prepared.Entry) -> None:
+def _prepare(manifest: Contents, graph: str, config: SessionConfig, entry: prepared.Entry) -> None:
     """Opens the graph once such that onnxruntime writes it, optimized and packed, into the entry; logs why
     where that fails.
 
@@ -240,7 +240,7 @@ def _first_line(error: Exception) -> str:
 class LazySession:
     """A graph that is opened on first use and can be released; safe to use from several threads."""
 
-    def __init__(self, manifest: Manifest, graph: str, config: SessionConfig) -> None:
+    def __init__(self, manifest: Contents, graph: str, config: SessionConfig) -> None:
         self._manifest = manifest
         self._graph = graph
         self._config = config

@@ -249,7 +249,7 @@ def passages(
         ConfigError: there is not one token to predict, or the stride is longer than the window.
     """
     geometry, cases, left = model.manifest.geometry, [], limit
-    longest = min(window, geometry.context, geometry.rope.original_context)
+    longest = min(window, geometry.context, geometry.original_context)
     step = longest if stride is None else stride
     if not 1 <= step <= longest:
         raise ConfigError(f"the stride is {step} tokens, accepted: 1 to the window's {longest}")

@@ -22,7 +22,7 @@ PACKAGES = {
 # From the ground up; each may import what stands before it.
 ROOMS = (
     "errors", "annotations", "fields", "bundle", "runtime", "prompt", "encoders", "generate", "generator",
-    "chat", "transcription", "model",
+    "chat", "transcription", "embedder", "model",
 )  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def make_plan(
         prompt_tokens = [n for n in PROMPT_TOKENS if n <= geometry.context] or [geometry.context]
     if depths is None:
         fitting = [n for n in DEPTHS if n <= room and not _crosses(geometry, n, new_tokens)]
-        depths = fitting or [max(1, min(room, geometry.rope.original_context - new_tokens))]
+        depths = fitting or [max(1, min(room, geometry.original_context - new_tokens))]
     for length in prompt_tokens:
         if not 1 <= length <= geometry.context:
             raise ConfigError(
@@ -135,7 +135,7 @@ def _check_depth(geometry: Geometry, depth: int, new_tokens: int) -> None:
             f"positions; accepted: 1 to {room}"
         )
     if _crosses(geometry, depth, new_tokens):
-        limit = geometry.rope.original_context
+        limit = geometry.original_context
         raise ConfigError(
             f"decoding {new_tokens} tokens from depth {depth} passes {limit}, the model's original context, "
             f"where all that is cached is run again; accepted: at most {max(0, limit - new_tokens)}, or "
@@ -145,7 +145,7 @@ def _check_depth(geometry: Geometry, depth: int, new_tokens: int) -> None:
 
 def _crosses(geometry: Geometry, depth: int, new_tokens: int) -> bool:
     """Whether the rotary regime changes between the first and the last of these steps."""
-    return geometry.has_long_regime and depth < geometry.rope.original_context < depth + new_tokens
+    return geometry.has_long_regime and depth < geometry.original_context < depth + new_tokens
 
 
 class Prompts:

@@ -40,10 +40,10 @@ def command(
       phirt add /data/exports/phi4-int4 --name phi4
       phirt chat -m phi4 "Say hello."
     """
-    from phirt.bundle.files import load_manifest
+    from phirt.bundle.files import load_any
 
     place = Path(os.path.abspath(folder))  # noqa: PTH100 - a link such as `current` keeps its meaning
-    load_manifest(place)
+    load_any(place)
     wanted = place.name if name is None else name
     if not re.fullmatch(NAME, wanted):
         raise UsageError(

@@ -14,7 +14,7 @@ from phirt_apps.models import bundle_folder
 from phirt_apps.output import Output, one_line, plain_table, size
 
 if TYPE_CHECKING:
-    from phirt.bundle.manifest import GraphSpec, Manifest
+    from phirt.bundle.manifest import Contents, EmbedderManifest, GraphSpec, Manifest
 
 SUMMARY = "Show what a bundle is made of."
 SECTION = "Models"
@@ -34,9 +34,10 @@ def command(bundle: options.BundleArgument = None, json: options.Json = False) -
 
 def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     """Writes what the manifest says: geometry, graphs, files, quantization, encoders, adapters, limits."""
-    from phirt.bundle.files import load_manifest
+    from phirt.bundle.files import load_any
+    from phirt.bundle.manifest import EmbedderManifest
 
-    manifest = load_manifest(folder)
+    manifest = load_any(folder)
     if as_json:
         out.json(_as_object(manifest))
         return
@@ -46,14 +47,21 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     heading.add_row("producer", one_line(manifest.producer))
     heading.add_row("size", f"{size(total)} in {len(manifest.files)} files")
     heading.add_row("weights", _pairs(manifest.quantization))
-    heading.add_row("reads", ", ".join(_modalities(manifest)))
-    heading.add_row("tools", "taken" if _takes_tools(manifest) else "no place in the chat template")
-    if manifest.generation is not None:
-        heading.add_row("answers", _pairs(_given(manifest.generation)))
+    tables: list[Any] = []
+    if isinstance(manifest, EmbedderManifest):
+        heading.add_row("makes", f"a vector of {manifest.width:,} numbers of each text")
+        heading.add_row("reads", f"text, {manifest.context:,} tokens of it")
+        heading.add_row("prompts", _pairs(manifest.prompts) if manifest.prompts else "none")
+    else:
+        heading.add_row("reads", ", ".join(_modalities(manifest)))
+        heading.add_row("tools", "taken" if _takes_tools(manifest) else "no place in the chat template")
+        if manifest.generation is not None:
+            heading.add_row("answers", _pairs(_given(manifest.generation)))
+        tables = [describe(manifest) for describe in (_geometry, _encoders, _rules, _limits)]
     out.table(heading)
-    for describe in (_geometry, _encoders, _rules, _limits, _files):
+    for table in (*tables, _files(manifest)):
         out.answer("\n")
-        out.table(describe(manifest))
+        out.table(table)
     for name, graph in manifest.graphs.items():
         out.answer("\n")
         out.table(_graph(name, graph))
@@ -84,9 +92,9 @@ def _geometry(manifest: Manifest) -> Any:
         if field.name != "rope":
             table.add_row(field.name, f"{getattr(manifest.geometry, field.name):,}")
     rope = manifest.geometry.rope
-    table.add_row(
-        "rope", f"theta {rope.theta:g}, {rope.rotary_dim} dims, original context {rope.original_context:,}"
-    )
+    if rope is not None:
+        shown = f"theta {rope.theta:g}, {rope.rotary_dim} dims, original context {rope.original_context:,}"
+        table.add_row("rope", shown)
     return table
 
 
@@ -128,7 +136,7 @@ def _limits(manifest: Manifest) -> Any:
     return table
 
 
-def _files(manifest: Manifest) -> Any:
+def _files(manifest: Contents) -> Any:
     table = plain_table("file", "#size", "sha256")
     for name, entry in manifest.files.items():
         table.add_row(one_line(name), size(entry.size), entry.sha256[:16])
@@ -169,7 +177,7 @@ def _pairs(values: Any) -> str:
     return one_line(", ".join(f"{name} {value}" for name, value in values.items())) or "as stored"
 
 
-def _as_object(manifest: Manifest) -> dict[str, Any]:
+def _as_object(manifest: Manifest | EmbedderManifest) -> dict[str, Any]:
     plain = {
         f.name: _plain(getattr(manifest, f.name)) for f in dataclasses.fields(manifest) if f.name != "folder"
     }

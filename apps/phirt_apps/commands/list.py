@@ -53,11 +53,11 @@ def _folders(models: Any) -> list[tuple[str, Path]]:
 
 
 def _row(name: str, folder: Path, default: str) -> dict[str, Any]:
-    from phirt.bundle.files import load_manifest
+    from phirt.bundle.files import load_any
 
     row = {"name": name, "folder": str(folder), "default": default in (name, str(folder)), "error": None}
     try:
-        files = load_manifest(folder).files.values()
+        files = load_any(folder).files.values()
         return {**row, "bytes": sum(entry.size for entry in files)}
     except PhirtError as error:
         return {**row, "bytes": None, "error": str(error)}

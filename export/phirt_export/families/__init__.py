@@ -17,6 +17,10 @@ from phirt_export.containers import read_json
 from phirt_export.published.layout import Layout, Published
 from phirt_export.reference.config import CONFIG_NAME, check_values, load_config
 
+OPTIMUM_REMEDY = (
+    'pip install "phirt[optimum]" in an environment of its own exports other text decoders, and embedding '
+    "models, through optimum-onnx"
+)
 _REMEDY = "fetch the checkpoint's own config.json"
 
 
@@ -51,9 +55,8 @@ def read_layout(folder: Path, document: Fields, shapes: Mapping[str, tuple[int, 
     family = document.text("model_type")
     if family not in known_families():
         raise ConfigError(
-            f"{folder / CONFIG_NAME}: model_type {family[:80]!r} is not read here, accepted: "
-            f"{', '.join(known_families())}; convert other standard decoders and "
-            "encoders with optimum-onnx, in an environment of its own"
+            f"{folder / CONFIG_NAME}: model_type {family[:80]!r} is none that phirt builds itself "
+            f"({', '.join(known_families())}); {OPTIMUM_REMEDY}"
         )
     try:
         module = importlib.import_module(f"{__name__}.{family}")

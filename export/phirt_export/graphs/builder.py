@@ -108,7 +108,7 @@ class GraphBuilder:
 
     def constant(self, array: npt.ArrayLike, name: str, dtype: str | None = None) -> ir.Value:
         """An initializer of the current frame: inline when small, in the data file when large."""
-        array = np.ascontiguousarray(np.asarray(array, dtype=dtype))
+        array = np.asarray(array, dtype=dtype, order="C")  # a scalar stays one
         if array.nbytes <= _INLINE_BYTES:
             return self._register(ir.tensor(array, name=name), self._frames[-1])
         extent = self.data.append_array(".".join([*self._scope, name]), array)
@@ -134,6 +134,13 @@ class GraphBuilder:
             finally:
                 self._frames = inside
         return self._outer[key]
+
+    def copied(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> tuple[ir.Value, ...]:
+        """The outputs of a node of another graph, appended here with these inputs."""
+        name, attributes = self._unique(node.op_type.lower()), list(node.attributes.values())
+        outputs = len(node.outputs)
+        made = self._append(ir.Node("", node.op_type, inputs, attributes, num_outputs=outputs, name=name))
+        return (made,) if outputs == 1 else tuple(made)
 
     def if_else(
         self, condition: ir.Value, then_branch: Branch, else_branch: Branch, name: str
