@@ -43,6 +43,8 @@ def local_checkpoint(
                 f"--revision is for a published checkpoint, and {one_line(checkpoint)} is a path"
             )
         return Path(checkpoint).expanduser()
+    if not offline:
+        hub.require_library(of)
     with needs_extra("export"):
         offline = offline or hub.is_offline()
     if offline:

@@ -6,6 +6,7 @@ Knows the order of work, and what whoever waits is told. Requests are `connectio
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,17 @@ class Observer(Protocol):
 
     def waits(self, why: str, seconds: float) -> None:
         """The hub or the network needs a pause."""
+
+
+def require_library(of: HubId) -> None:
+    """Raises HubError where the hub's library is too old to fetch with, as the extra `optimum` needs it."""
+    installed = [importlib.util.find_spec(name) is not None for name in ("huggingface_hub", "httpx2")]
+    if installed == [True, False]:
+        raise HubError(
+            f"{of} is no folder, and ids are not fetched where the extra optimum is installed, whose "
+            "huggingface_hub is older: 'phirt export' fetches it where the extra export is; then say "
+            "--offline here, or give the folder"
+        )
 
 
 def is_offline() -> bool:

@@ -20,6 +20,8 @@ _DOCUMENTS = re.compile(
     r"|merges\.txt|vocab\.txt|chat_template\.jinja|additional_chat_templates/[\w-]{1,64}\.jinja"
     r"|(?:tokenizer|spiece|sentencepiece\.bpe)\.model|[\w-]{1,64}\.tiktoken"
     r"|(?:vision|speech)-lora/adapter_config\.json"
+    r"|modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json"
+    r"|\d{1,2}_[A-Za-z]{1,32}/config\.json"  # of the steps behind an encoder
 )
 _ROUTES = re.compile(r"(?:vision|speech)-lora/adapter_model\.safetensors")
 _GGUF_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
