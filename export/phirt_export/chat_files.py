@@ -16,7 +16,7 @@ from phirt.bundle.manifest import GenerationDefaults
 from phirt.errors import ConfigError
 from phirt.fields import Fields, parse_json, read_dataclass
 from phirt_export.containers import read_json
-from phirt_export.tokenizer_files.convert import converted, find_tokenizer
+from phirt_export.tokenizer_files.convert import converted, find_tokenizer, ids_by_name
 
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
@@ -94,8 +94,8 @@ def token_id(folder: Path, name: str | None) -> int | None:
     document = _tokenizer_document(folder, tokenizer_bytes(folder))
     added, model = document.raw("added_tokens"), document.raw("model")
     found = {entry.get("content"): entry.get("id") for entry in added or [] if isinstance(entry, dict)}
-    if isinstance(model, dict) and isinstance(model.get("vocab"), dict):
-        found = model["vocab"] | found
+    if isinstance(model, dict):
+        found = ids_by_name(model) | found
     index = found.get(name)
     return index if isinstance(index, int) and not isinstance(index, bool) else None
 

@@ -13,15 +13,13 @@ import codecs
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as _Tokenizer
-from tokenizers.models import BPE
-
 from phirt.annotations import has_surrogate
 from phirt.errors import BundleError, out_of_memory
+from phirt.prompt.content_encoder import ContentEncoder
 
 # What `lstrip` and `rstrip` of a control token swallow: Unicode's White_Space; Python's str.strip takes more.
 WHITESPACE = "".join(
@@ -44,7 +42,6 @@ WHITESPACE = "".join(
 )
 
 _MAX_BYTES = 256 << 20
-_BPE_OPTIONS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
 _BPE_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # they would be shown as text
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _REMEDY = "export again with the model's own tokenizer.json"
@@ -61,8 +58,8 @@ class ControlToken:
 
 
 class Tokenizer:
-    """A BPE tokenizer with control tokens, of the byte-level kind (Phi-4, Llama 3, Qwen) or with byte
-    fallback (Phi-3, Llama 2). Raises BundleError if the file cannot serve.
+    """A tokenizer with control tokens: a BPE of the byte-level kind (Phi-4, Llama 3, Qwen) or with byte
+    fallback (Phi-3, Llama 2), or a Unigram (llm-jp, Sarashina). Raises BundleError if the file cannot serve.
 
     `vocab_size` bounds the ids that the decoder accepts. `visible` names control tokens whose text belongs in
     answers.
@@ -72,18 +69,14 @@ class Tokenizer:
         document = _read(path)
         try:
             self._added = _control_tokens(document)
-            self._content = _content_tokenizer(document, {token.name for token in self._added.values()})
-            self._first = _with_first_space(self._content, document.get("pre_tokenizer"))
-            highest = max([*document["model"]["vocab"].values(), *self._added], default=0)
+            self._content = ContentEncoder(document, {token.name for token in self._added.values()})
+            highest = max([_highest_id(document["model"]["vocab"]), *self._added])
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and its panics are none
             raise out_of_memory(error, "read the tokenizer") or BundleError(
                 f"{path} is not a usable tokenizer: {error}; {_REMEDY}"
             ) from error
-        for tokenizer in (self._content, self._first):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
         if highest >= vocab_size:
             raise BundleError(
                 f"{path} has ids up to {highest}, the decoder's vocabulary ends at {vocab_size - 1}"
@@ -94,7 +87,7 @@ class Tokenizer:
         names = sorted(self._id_of, key=len, reverse=True)
         self._names = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
         self._bytes_of = _bytes_by_level if _is_byte_level(document) else _bytes_by_fallback
-        self.leading_space = not _is_byte_level(document)
+        self.leading_space = not _is_byte_level(document) and _drops_first_space(document.get("decoder"))
 
     def split_control(self, text: str) -> list[str | int]:
         """Text of a template cut at its control tokens, which are replaced by their ids."""
@@ -111,8 +104,7 @@ class Tokenizer:
             if has_surrogate(text)
             else text
         )
-        content = self._first if begins else self._content
-        return list(content.encode(clean, add_special_tokens=False).ids)
+        return self._content.encode(clean, begins)
 
     def control_places(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:
         """Start, end and id of each control token that shows in the text of these ids."""
@@ -133,14 +125,13 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its exact name."""
-        found: int | None = self._id_of.get(token, self._content.token_to_id(token))
-        return found
+        return self._id_of[token] if token in self._id_of else self._content.id_of(token)
 
     def name_of(self, token: int) -> str:
         """The exact name of an id; empty for one that has none."""
         if token in self._added:
             return self._added[token].name
-        return str(self._content.id_to_token(token) or "")
+        return self._content.name_of(token)
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that an id stands for in an answer; none for control tokens that stay invisible."""
@@ -191,16 +182,38 @@ def _read(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} has a name with a lone surrogate, which is no character; {_REMEDY}")
     model = document["model"]
     is_bpe = model.get("type", "BPE") == "BPE" and not any(map(model.get, _BPE_AFFIXES))
-    if not (is_bpe and (_is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder")))):
+    writes_bytes = _is_byte_level(document) or "ByteFallback" in json.dumps(document.get("decoder"))
+    if not (model.get("type") == "Unigram" or (is_bpe and writes_bytes)):
         raise BundleError(
             f"{path}: accepted are BPE models with a ByteLevel decoder or byte fallback, without prefixes or "
-            f"suffixes of words; {_REMEDY}"
+            f"suffixes of words, and Unigram models; {_REMEDY}"
         )
     return document
 
 
 def _is_byte_level(document: dict[str, Any]) -> bool:
     return "ByteLevel" in json.dumps(document.get("decoder"))
+
+
+def _drops_first_space(decoder: Any) -> bool:
+    """Whether the space before the first word was written by the encoder, as the decoder says."""
+    if not isinstance(decoder, dict):
+        return False
+    if isinstance(decoder.get("decoders"), list):
+        return any(map(_drops_first_space, decoder["decoders"]))
+    kind = decoder.get("type")
+    if kind == "Metaspace":
+        return (
+            decoder.get("prepend_scheme", "always") != "never"
+            and decoder.get("add_prefix_space") is not False
+        )
+    # Some files take it away by a pattern that holds at the beginning alone.
+    return kind == "Strip" or (kind == "Replace" and decoder.get("content") == "")
+
+
+def _highest_id(vocabulary: Any) -> int:
+    """Of names with their ids, or of a list whose places are the ids."""
+    return len(vocabulary) - 1 if isinstance(vocabulary, list) else max(vocabulary.values(), default=0)
 
 
 def _control_tokens(document: dict[str, Any]) -> dict[int, ControlToken]:
@@ -215,63 +228,6 @@ def _control_tokens(document: dict[str, Any]) -> dict[int, ControlToken]:
         flags = (entry.get(flag) is True for flag in ("special", "lstrip", "rstrip"))
         tokens[index] = ControlToken(name, *flags)
     return tokens
-
-
-def _content_tokenizer(document: dict[str, Any], control: Set[str]) -> _Tokenizer:
-    """The same tokenizer without added tokens; their names also leave the vocabulary, so that no path leads
-    to them. Raises whatever the library raises for a document that it cannot use.
-    """
-    around = {
-        **document,
-        "added_tokens": [],
-        "post_processor": None,
-        "pre_tokenizer": _nothing_first(document.get("pre_tokenizer")),
-        "model": {"type": "BPE", "vocab": {}, "merges": []},
-    }
-    tokenizer = _Tokenizer.from_str(json.dumps(around))
-    # The vocabulary is handed over as it is: as JSON a second time, 200,000 tokens would take half a second.
-    model = document["model"]
-    vocab = {name: index for name, index in model["vocab"].items() if name not in control}
-    options = {key: model[key] for key in _BPE_OPTIONS if model.get(key) is not None}
-    if options.get("unk_token") not in vocab:  # unknown characters are left out then, instead of an error
-        options.pop("unk_token", None)
-    tokenizer.model = BPE(vocab, _pairs(model["merges"]), **options)
-    return tokenizer
-
-
-def _pairs(merges: list[str | list[str]]) -> list[tuple[str, str]]:
-    """Both parts of each merge, which older files write as one string, below a line with their version."""
-    pairs = []
-    for merge in merges:
-        if isinstance(merge, str) and merge.startswith("#version"):
-            continue
-        first, second = merge.split(" ") if isinstance(merge, str) else merge
-        pairs.append((first, second))
-    return pairs
-
-
-def _nothing_first(pre_tokenizer: Any) -> Any:
-    """A Metaspace that writes its space only before the very first word of a text writes none: content stands
-    behind a control token.
-    """
-    if not isinstance(pre_tokenizer, dict):
-        return pre_tokenizer
-    if isinstance(pre_tokenizer.get("pretokenizers"), list):
-        return {**pre_tokenizer, "pretokenizers": list(map(_nothing_first, pre_tokenizer["pretokenizers"]))}
-    if pre_tokenizer.get("prepend_scheme") == "first":
-        return {**pre_tokenizer, "prepend_scheme": "never"}
-    return pre_tokenizer
-
-
-def _with_first_space(content: _Tokenizer, pre_tokenizer: Any) -> _Tokenizer:
-    """The tokenizer for text at the very beginning of a prompt: the same, where nothing is written there."""
-    if _nothing_first(pre_tokenizer) == pre_tokenizer:
-        return content
-    around = {"version": "1.0", "pre_tokenizer": pre_tokenizer, "added_tokens": [], "truncation": None}
-    around |= {"padding": None, "normalizer": None, "post_processor": None, "decoder": None}
-    first = _Tokenizer.from_str(json.dumps(around | {"model": {"type": "BPE", "vocab": {}, "merges": []}}))
-    first.normalizer, first.model = content.normalizer, content.model
-    return first
 
 
 def _bytes_of_characters() -> dict[str, int]:

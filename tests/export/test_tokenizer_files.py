@@ -122,7 +122,7 @@ def spm_model(kind: int = 2) -> bytes:
     pieces = b""
     for rank, (name, piece_kind) in enumerate(spm_pieces()):
         pieces += field(1, field(1, name.encode()) + field(2, -float(rank)) + field(3, piece_kind))
-    return pieces + field(2, field(3, kind)) + field(3, field(1, b"identity"))
+    return pieces + field(2, field(3, kind)) + field(3, field(1, b"identity") + field(4, 0))
 
 
 class TestSentencepiece:
@@ -175,7 +175,7 @@ class TestSentencepiece:
         assert special_tokens(folder) == LLAMA
 
     @pytest.mark.parametrize(
-        "raw", [b"", b"\xff" * 12, spm_model()[:-1000], spm_model(1), b"\x0a\x7f"], ids=range(5)
+        "raw", [b"", b"\xff" * 12, spm_model()[:-1000], spm_model(3), b"\x0a\x7f"], ids=range(5)
     )
     def test_what_is_no_such_model_is_refused(self, tmp_path, raw):
         (tmp_path / "tokenizer.model").write_bytes(raw)

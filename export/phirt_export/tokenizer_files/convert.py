@@ -7,6 +7,7 @@ cutting words is known. A tokenizer.json that is there is taken as it is.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from phirt.fields import Fields
 from phirt_export.containers import read_json
 from phirt_export.gguf_files.pre_tokenizers import PRE_TOKENIZERS
 from phirt_export.tokenizer_files import sentencepiece_model, tekken
-from phirt_export.tokenizer_files.sentencepiece_model import added_token
+from phirt_export.tokenizer_files.sentencepiece_file import SentencePieceModel, read_model
+from phirt_export.tokenizer_files.sentencepiece_model import Prefix, added_token
 
 _MAX_BYTES = 256 << 20
 _MAX_TOKENS = 1 << 21
 _SENTENCEPIECE, _TEKKEN, _VOCABULARY, _MERGES = "tokenizer.model", "tekken.json", "vocab.json", "merges.txt"
+# Of transformers: they take everything from the file itself.
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -46,8 +50,8 @@ def converted(folder: Path, names: dict[str, str]) -> bytes:
     if name == _TEKKEN:
         document = tekken.document(folder / _TEKKEN)
     elif name == _SENTENCEPIECE:
-        pieces = sentencepiece_model.read_pieces(folder / _SENTENCEPIECE)
-        document = sentencepiece_model.document(pieces, _prepends(config))
+        model = read_model(folder / _SENTENCEPIECE)
+        document = sentencepiece_model.document(model, _prefix(config, model))
     elif name is not None:
         document = _byte_level(folder, config)
     else:
@@ -68,10 +72,38 @@ def _read(folder: Path, name: str) -> Fields | None:
     return read_json(folder / name, f"fetch the checkpoint's own {name}", _MAX_BYTES)
 
 
-def _prepends(config: Fields) -> str:
-    if config.raw("add_prefix_space") is False:
-        return "never"
-    return "always" if config.raw("legacy") is True else "first"
+def _prefix(config: Fields, model: SentencePieceModel) -> Prefix:
+    """Where a space is written before a text. Classes without a way of their own follow sentencepiece, unless
+    `legacy` is denied, and so does a Unigram, which Llama's class cannot hold.
+    """
+    if config.raw("add_prefix_space") is False or not model.adds_space:
+        return sentencepiece_model.NO_PREFIX
+    follows = model.is_unigram or config.raw("tokenizer_class") in _PLAIN_CLASSES
+    legacy = config.raw("legacy")
+    if not (legacy if isinstance(legacy, bool) else follows):
+        return sentencepiece_model.FIRST_PREFIX
+    return sentencepiece_model.PREPENDED_PREFIX if follows else sentencepiece_model.METASPACE_PREFIX
+
+
+def ids_by_name(model: Mapping[str, Any]) -> dict[str, int]:
+    """The vocabulary of a tokenizer.json: a Unigram's is a list whose places are the ids."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):
+        named = (entry[0] if isinstance(entry, list) and entry else None for entry in vocabulary)
+        return {name: index for index, name in enumerate(named) if isinstance(name, str)}
+    return dict(vocabulary) if isinstance(vocabulary, dict) else {}
+
+
+def _rename(model: dict[str, Any], names: Mapping[int, str]) -> None:
+    """Gives pieces the names that added tokens of their ids have."""
+    if isinstance(model["vocab"], list):
+        for index, name in names.items():
+            if index < len(model["vocab"]):
+                model["vocab"][index][0] = name
+    else:
+        kept = {name: index for name, index in model["vocab"].items() if index not in names}
+        found = {name: index for index, name in names.items() if index in model["vocab"].values()}
+        model["vocab"] = kept | found
 
 
 def _byte_level(folder: Path, config: Fields) -> dict[str, Any]:
@@ -104,7 +136,7 @@ def _byte_level(folder: Path, config: Fields) -> dict[str, Any]:
 def _add_tokens(document: dict[str, Any], folder: Path, config: Fields, names: dict[str, str]) -> None:
     """Tokens that other files add: with their ids where these are given, else behind all others."""
     added = {entry["id"]: entry for entry in document["added_tokens"]}
-    ids: dict[str, int] = {**document["model"]["vocab"]} | {e["content"]: i for i, e in added.items()}
+    ids = ids_by_name(document["model"]) | {e["content"]: i for i, e in added.items()}
     if config.has("added_tokens_decoder"):
         for index, entry in config.mapping("added_tokens_decoder").items():
             if not index.isdecimal() or int(index) >= _MAX_TOKENS:
@@ -120,6 +152,7 @@ def _add_tokens(document: dict[str, Any], folder: Path, config: Fields, names: d
     for text in special:
         place = ids.setdefault(text, max(ids.values(), default=-1) + 1)
         added[place] = {**added.get(place, added_token(place, text)), "special": True}
+    _rename(document["model"], {place: entry["content"] for place, entry in added.items()})
     document["added_tokens"] = [added[place] for place in sorted(added)]
 
 

@@ -1,93 +1,67 @@
-"""tokenizer.model of sentencepiece: pieces read from its protocol buffer, and the BPE that they are.
+"""A model of sentencepiece as tokenizer.json: the BPE or the Unigram that it is.
 
-Knows the few fields that are needed (sentencepiece_model.proto of github.com/google/sentencepiece) and how a
-field is coded (protobuf.dev/programming-guides/encoding). Everything in a file is taken for hostile.
+Knows what sentencepiece does to a text, and which parts of a tokenizer.json do the same. Knows nothing of
+files.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
+import re
 from typing import Any
 
-from phirt.errors import ConfigError
+from phirt_export.tokenizer_files.sentencepiece_file import Kind, Piece, SentencePieceModel, is_plain_symbol
 
-_MAX_BYTES = 64 << 20
-_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
-_PIECES, _TRAINER = 1, 2  # of the model
-_TEXT, _KIND = 1, 3  # of a piece
-_MODEL_TYPE = 3  # of the trainer's settings
-_BPE = 2
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _SPACE = "▁"
+_METASPACE: dict[str, Any] = {"type": "Metaspace", "replacement": _SPACE, "split": False}
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A token and its kind: 1 normal, 2 unknown, 3 control, 4 defined by the user, 6 a byte."""
+class Prefix:
+    """Where a space is written before a text: the steps that do it."""
 
-    text: str
-    kind: int
+    normalizers: tuple[dict[str, Any], ...] = ()
+    pre_tokenizers: tuple[dict[str, Any], ...] = ()
 
 
-def read_pieces(path: Path) -> list[Piece]:
-    """All pieces of a BPE model, in the order of their ids.
+NO_PREFIX = Prefix()
+# Before the very first text alone.
+FIRST_PREFIX = Prefix(pre_tokenizers=({**_METASPACE, "prepend_scheme": "first"},))
+# Before every text between special tokens; the first of both adds none where the text begins with one.
+METASPACE_PREFIX = Prefix(pre_tokenizers=({**_METASPACE, "prepend_scheme": "always"},))
+PREPENDED_PREFIX = Prefix(normalizers=({"type": "Prepend", "prepend": _SPACE},))
 
-    Raises:
-        ConfigError: the file is none, or its model is no BPE.
+
+def document(model: SentencePieceModel, prefix: Prefix) -> dict[str, Any]:
+    """The tokenizer.json of a model. Pieces that a user defined are control tokens, except for white space
+    and digits, which are found in any text.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-        if len(raw) > _MAX_BYTES:
-            raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
-        pieces, kind = [], 1
-        for number, value in _fields(raw):
-            if number == _PIECES and isinstance(value, bytes):
-                pieces.append(_piece(value))
-            elif number == _TRAINER and isinstance(value, bytes):
-                kind = next((v for n, v in _fields(value) if n == _MODEL_TYPE and isinstance(v, int)), kind)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is no sentencepiece model that can be read: {error}; fetch it again"
-        ) from error
-    if not pieces or kind != _BPE:
-        made = f"t.AutoTokenizer.from_pretrained('{path.parent}').save_pretrained('{path.parent}')"
-        raise ConfigError(
-            f"{path} is no BPE of sentencepiece, which alone is converted; transformers makes a "
-            f'tokenizer.json of it: python -c "import transformers as t; {made}"'
+    whole = [p.text for p in model.pieces if is_plain_symbol(p)]
+    pre_tokenizers = [*prefix.pre_tokenizers]
+    if whole and not model.is_unigram:
+        pattern = "|".join(map(re.escape, sorted(whole, key=len, reverse=True)))
+        pre_tokenizers.append(
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         )
-    return pieces
-
-
-def document(pieces: list[Piece], prepends: str) -> dict[str, Any]:
-    """The tokenizer.json of these pieces. `prepends` says where a space is written before words: `always`
-    before each text between special tokens, `first` at the beginning alone, `never`.
-    """
-    vocabulary = {piece.text: index for index, piece in enumerate(pieces)}
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        _replacement({"String": _SPACE}, " "),
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if prepends != "never":
+    if prefix != NO_PREFIX:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
-        "pre_tokenizer": {
-            "type": "Metaspace", "replacement": _SPACE, "prepend_scheme": prepends, "split": False,
-        },
+        "normalizer": {"type": "Sequence", "normalizers": [*_normalizers(model), *prefix.normalizers]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers} if pre_tokenizers else None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {
-            "type": "BPE", "vocab": vocabulary, "merges": _merges(vocabulary), "byte_fallback": True,
-            "fuse_unk": True,
-        },
+        "model": _unigram(model.pieces) if model.is_unigram else _bpe(model.pieces, bool(whole)),
         "added_tokens": [
-            added_token(index, piece.text, special=piece.kind == _CONTROL)
-            for index, piece in enumerate(pieces)
-            if piece.kind in (_CONTROL, _USER_DEFINED)
+            added_token(index, piece.text, special=piece.kind == Kind.CONTROL)
+            for index, piece in enumerate(model.pieces)
+            if piece.kind in (Kind.CONTROL, Kind.USER_DEFINED) and not is_plain_symbol(piece)
         ],
-    }  # fmt: skip
+    }
 
 
 def added_token(index: int, name: str, **flags: bool) -> dict[str, Any]:
@@ -96,56 +70,54 @@ def added_token(index: int, name: str, **flags: bool) -> dict[str, Any]:
     return {"id": index, "content": name, **plain, **flags}
 
 
-def _merges(vocabulary: dict[str, int]) -> list[list[str]]:
-    """Each pair that makes a piece, in the order of the pieces, which sentencepiece numbers by scores."""
+def _normalizers(model: SentencePieceModel) -> list[dict[str, Any]]:
+    steps: list[dict[str, Any]] = []
+    if model.charsmap:
+        table = base64.b64encode(model.charsmap).decode("ascii")
+        steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+    if model.removes_spaces:
+        steps += [_replacement({"Regex": r"\A +| +\z"}, ""), _replacement({"Regex": " {2,}"}, " ")]
+    return [*steps, _replacement({"String": " "}, _SPACE)]
+
+
+def _replacement(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def _unigram(pieces: tuple[Piece, ...]) -> dict[str, Any]:
+    """Pieces by score. Those that are never found in a text get the lowest one, so that what an unknown
+    character costs, which follows from the lowest, stays as it is.
+    """
+    scores = [piece.score for piece in pieces if piece.kind == Kind.NORMAL]
+    lowest, highest = min(scores), max(scores)
+
+    def entry(piece: Piece) -> list[Any]:
+        if is_plain_symbol(piece):  # as good as the best pieces for each of its characters
+            return [piece.text, len(piece.text) * highest - 0.1]
+        # No text has a space any more when it is cut: the unused can have no other way to be found.
+        name = piece.text + " " if piece.kind == Kind.UNUSED else piece.text
+        return [name, piece.score if piece.kind == Kind.NORMAL else lowest]
+
+    unknown = next((i for i, piece in enumerate(pieces) if piece.kind == Kind.UNKNOWN), None)
+    vocabulary = [entry(piece) for piece in pieces]
+    return {"type": "Unigram", "unk_id": unknown, "vocab": vocabulary, "byte_fallback": True}
+
+
+def _bpe(pieces: tuple[Piece, ...], keeps_words: bool) -> dict[str, Any]:
+    vocabulary = {piece.text: index for index, piece in enumerate(pieces)}
+    return {
+        "type": "BPE", "vocab": vocabulary, "merges": _merges(pieces), "byte_fallback": True,
+        "fuse_unk": True, "ignore_merges": keeps_words,
+    }  # fmt: skip
+
+
+def _merges(pieces: tuple[Piece, ...]) -> list[list[str]]:
+    """Each pair that makes a piece, the one with the highest score first."""
+    normal = {piece.text for piece in pieces if piece.kind == Kind.NORMAL}
     pairs = []
-    for whole, rank in vocabulary.items():
+    for rank, piece in enumerate(pieces):
+        whole = piece.text if piece.kind == Kind.NORMAL else ""
         for at in range(1, len(whole)):
-            left, right = whole[:at], whole[at:]
-            if left in vocabulary and right in vocabulary:
-                pairs.append((rank, len(left), len(right), vocabulary[left], vocabulary[right], left, right))
+            if whole[:at] in normal and whole[at:] in normal:
+                pairs.append((-piece.score, rank, at, whole[:at], whole[at:]))
     return [[left, right] for *_, left, right in sorted(pairs)]
-
-
-def _piece(raw: bytes) -> Piece:
-    text, kind = "", _NORMAL
-    for number, value in _fields(raw):
-        if number == _TEXT and isinstance(value, bytes):
-            text = value.decode("utf-8")
-        elif number == _KIND and isinstance(value, int):
-            kind = value
-    return Piece(text, kind)
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a message. Raises ValueError where it is cut off or no message."""
-    at = 0
-    while at < len(raw):
-        key, at = _varint(raw, at)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(raw, at)
-            yield number, value
-            continue
-        if wire == _BYTES:
-            size, at = _varint(raw, at)
-        elif wire in (_FIXED_32, _FIXED_64):
-            size = 4 if wire == _FIXED_32 else 8
-        else:
-            raise ValueError(f"a field has the wire type {wire}")
-        if at + size > len(raw):
-            raise ValueError("it is cut off")
-        yield number, raw[at : at + size]
-        at += size
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(raw) or shift > 63:
-            raise ValueError("it is cut off")
-        byte = raw[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
