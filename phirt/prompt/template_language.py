@@ -156,8 +156,8 @@ def _raise_exception(message: object) -> NoReturn:
     raise jinja2.TemplateError(str(message))
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
+def _strftime_now(format: str) -> str:  # templates may name it
+    return datetime.datetime.now().strftime(format)
 
 
 def _outside_all(value: Any, sources: object) -> Any:

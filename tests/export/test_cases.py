@@ -114,8 +114,9 @@ def test_03_a_copy_of_the_table_is_no_head_of_its_own(folder):
     assert Checkpoint(folder).config.decoder.tied
 
 
-def test_04_todays_date(folder):
-    build(folder, template="{{ 'Today ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML)
+@pytest.mark.parametrize("form", ["'%d %b %Y'", "format='%d %b %Y'"])
+def test_04_todays_date(folder, form):
+    build(folder, template="{{ 'Today ' + strftime_now(" + form + ") + '\n' }}" + CHATML)
     same_as_transformers(folder)
     bundle, _ = exported(folder)
     with phirt.load(bundle) as model:
@@ -204,6 +205,13 @@ def test_09_config_of_llama_2_and_1(folder, tmp_path):
         head_dim=DROP,
     )
     same_as_transformers(older)
+
+
+def test_09_the_first_llama_1_names_its_context_otherwise(folder):
+    build(folder)
+    edit(folder / "config.json", max_position_embeddings=DROP, max_sequence_length=256)
+    same_as_transformers(folder)
+    assert Checkpoint(folder).config.decoder.rope.context == 256
 
 
 def test_12_thinking_is_cut_out_of_earlier_answers(folder):

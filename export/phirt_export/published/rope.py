@@ -27,7 +27,7 @@ def read_rope(config: Fields, head_dim: int) -> RopeConfig:
     Raises:
         ConfigError: a key is missing or out of range, or the scaling is not one of those above.
     """
-    context = min(config.integer("max_position_embeddings", 1, _LARGEST_CONTEXT), MAX_CONTEXT)
+    context = min(_context(config), MAX_CONTEXT)
     name = _scaling_key(config)
     scaling = config if name is None else config.child(name)
     place = next((f for f in (scaling, config) if f.has("rope_theta")), None)
@@ -47,7 +47,7 @@ def read_rope(config: Fields, head_dim: int) -> RopeConfig:
 def rope_notices(config: Fields) -> list[str]:
     """What is not done as config.json says: one line each."""
     notices = []
-    context = config.integer("max_position_embeddings", 1, _LARGEST_CONTEXT)
+    context = _context(config)
     if context > MAX_CONTEXT:
         notices.append(f"the context of {context} positions is capped at {MAX_CONTEXT}")
     name = _scaling_key(config)
@@ -57,6 +57,12 @@ def rope_notices(config: Fields) -> list[str]:
             f"at {min(context, MAX_CONTEXT)}"
         )
     return notices
+
+
+def _context(config: Fields) -> int:
+    """Positions; the first files of Llama 1 have them by another name."""
+    keys = ("max_position_embeddings", "max_sequence_length")
+    return config.integer(next(filter(config.has, keys), keys[0]), 1, _LARGEST_CONTEXT)
 
 
 def _scaling_key(config: Fields) -> str | None:
