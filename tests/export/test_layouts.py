@@ -15,6 +15,7 @@ from phirt.bundle import tensor_file
 from phirt.errors import ConfigError
 from phirt_export.chat_files import read_template
 from phirt_export.checkpoint import Checkpoint
+from phirt_export.exporter import export_bundle
 from phirt_export.families import known_families
 
 
@@ -161,7 +162,18 @@ def test_an_unknown_family_is_answered_with_the_known_ones_and_the_remedy(copied
     with pytest.raises(ConfigError) as caught:
         Checkpoint(copied("qwen3", model_type="gpt_neox"))
     assert all(family in str(caught.value) for family in known_families())
-    assert "optimum-onnx" in str(caught.value)
+    assert 'pip install "phirt[optimum]" in an environment of its own' in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "gpt_neox"}, {}], ids=["a family", "an embedding model"])
+def test_without_optimum_an_export_names_the_extra_in_one_line(copied, tmp_path, monkeypatch, changes):
+    folder = copied("qwen3", **changes)
+    if not changes:
+        (folder / "modules.json").write_text("[]")
+    monkeypatch.setattr("phirt_export.optimum_graphs.exporter.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r'pip install "phirt\[optimum\]"') as caught:
+        export_bundle(folder, tmp_path / "bundle")
+    assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize(

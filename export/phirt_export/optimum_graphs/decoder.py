@@ -3,15 +3,16 @@
 Knows both contracts. optimum's graph takes past keys and values of exactly the positions before, a mask and
 positions, and gives keys and values of all positions back. A bundle's graph takes one buffer with room for
 more, knows the positions from `seqlens_k`, and writes new keys and values behind the others in the same
-buffer: what it gives back and what it reads do not overlap, so that past and present may be one memory. Knows
-nothing of files or formats.
+buffer: ScatterND does so in place where past and present are one memory, and what reads the past from before
+does not read where it writes. Knows nothing of files or formats.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +21,7 @@ from phirt.bundle.manifest import Geometry
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.linear import WeightFormat, WeightStore
-from phirt_export.optimum_graphs.rewriting import Before, Rewriting
+from phirt_export.optimum_graphs.rewriting import Before, Given, Instead, Rewriting
 from phirt_export.optimum_graphs.weights import TracedWeights, held_matrix
 
 _PARTS = ("key", "value")
@@ -90,19 +91,52 @@ def build_traced_decoder(
     places = _Places(g, inputs, geometry.num_kv_heads)
     head = _head(graph)
     before: dict[ir.Node, Before] = {} if head is None else {head: places.asked}
-    rewriting = Rewriting(store, graph, weights, matrix, table, before)
-    given = {"input_ids": inputs.ids, "attention_mask": places.mask, "position_ids": places.ids}
-    for value in graph.inputs:
-        name = str(value.name)
-        past = inputs.past.get(name.removeprefix("past_key_values."))
-        rewriting.values[value] = given[name] if past is None else places.before(past)
+    written: dict[str, ir.Value] = {}
+    given: dict[str, Given] = {
+        "input_ids": lambda: inputs.ids,
+        "attention_mask": lambda: places.mask,
+        "position_ids": lambda: places.ids,
+        **{
+            f"past_key_values.{name}": functools.partial(places.before, past)
+            for name, past in inputs.past.items()
+        },
+    }
+    instead = _joins(graph, inputs, places, written)
+    rewriting = Rewriting(store, graph, weights, matrix, table, given, before, instead)
     rewriting.run()
     outputs = {str(value.name): rewriting.value(value) for value in graph.outputs}
     logits = outputs["logits"] if head is not None else places.asked(outputs["logits"])
     g.output(logits, "logits", "float32", [1, "logits", geometry.vocab_size])
     shape: list[int | str] = [1, geometry.num_kv_heads, "capacity", geometry.head_dim]
     for name, past in inputs.past.items():
-        g.output(places.written(past, outputs[f"present.{name}"]), f"present.{name}", "float32", shape)
+        if name not in written:
+            written[name] = places.written(past, places.new(outputs[f"present.{name}"]))
+        g.output(written[name], f"present.{name}", "float32", shape)
+
+
+def _joins(
+    graph: ir.Graph, inputs: _Inputs, places: _Places, written: dict[str, ir.Value]
+) -> dict[ir.Node, Instead]:
+    """For nodes that join past and new positions, as most do: the buffer takes the new ones in, and attention
+    reads the buffer. That copies what is kept once, and not twice. Buffers that were taken care of come into
+    `written` by their names.
+    """
+
+    def join(name: str, new: ir.Value, stands_for: Callable[[ir.Value], ir.Value]) -> ir.Value:
+        written[name] = places.written(inputs.past[name], stands_for(new))
+        return places.all(written[name])
+
+    found: dict[ir.Node, Instead] = {}
+    for value in graph.outputs:
+        node, name = value.producer(), str(value.name).removeprefix("present.")
+        if name not in inputs.past or node is None or node.op_type != "Concat" or len(node.inputs) != 2:
+            continue
+        past, new = node.inputs
+        if past is None or new is None or past.name != f"past_key_values.{name}":
+            continue
+        if node.attributes["axis"].as_int() in (2, -2):
+            found[node] = functools.partial(join, name, new)
+    return found
 
 
 class _Inputs:
@@ -148,9 +182,16 @@ class _Places:
         """The positions of a buffer [1, heads, capacity, width] that were there before this run."""
         return self._g.Slice(buffer, self._none, self._first, self._axis, name="past")
 
-    def written(self, buffer: ir.Value, whole: ir.Value) -> ir.Value:
-        """The buffer with this run's positions of `whole` [1, heads, total, width] in their place."""
-        new = self._g.Slice(whole, self._first, self._end, self._axis, name="new")
+    def new(self, whole: ir.Value) -> ir.Value:
+        """This run's positions of `whole` [1, heads, total, width]."""
+        return self._g.Slice(whole, self._first, self._end, self._axis, name="new")
+
+    def all(self, buffer: ir.Value) -> ir.Value:
+        """The positions of a buffer that are there after this run."""
+        return self._g.Slice(buffer, self._none, self._total, self._axis, name="all")
+
+    def written(self, buffer: ir.Value, new: ir.Value) -> ir.Value:
+        """The buffer with this run's positions [1, heads, T, width] in their place."""
         return self._g.ScatterND(buffer, self._rows, new, name="written")
 
     def asked(self, x: ir.Value) -> ir.Value:

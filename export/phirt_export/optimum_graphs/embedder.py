@@ -15,7 +15,7 @@ from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.linear import WeightFormat, WeightStore
 from phirt_export.optimum_graphs.checkpoint import SentenceOptions
-from phirt_export.optimum_graphs.rewriting import Rewriting
+from phirt_export.optimum_graphs.rewriting import Given, Rewriting
 from phirt_export.optimum_graphs.weights import TracedWeights
 
 _HIDDEN = "last_hidden_state"
@@ -39,20 +39,19 @@ def build_embedder(
     g = store.g
     ids = g.input("input_ids", "int64", ["texts", "tokens"])
     mask = g.input("attention_mask", "int64", ["texts", "tokens"])
-    given: dict[str, Callable[[], ir.Value]] = {
+    given: dict[str, Given] = {
         "input_ids": lambda: ids,
         "attention_mask": lambda: mask,
         "token_type_ids": lambda: _zeros(g, ids),
         "position_ids": lambda: _positions(g, ids),
     }
-    rewriting = Rewriting(store, graph, weights, matrix, table)
     for value in graph.inputs:
         if value.name not in given:
             raise ConfigError(
                 f"the traced encoder takes {value.name!r}; accepted are encoders of text alone, which take "
                 f"{', '.join(given)}"
             )
-        rewriting.values[value] = given[value.name]()
+    rewriting = Rewriting(store, graph, weights, matrix, table, given)
     rewriting.run()
     hidden = next((value for value in graph.outputs if value.name == _HIDDEN), None)
     if hidden is None:

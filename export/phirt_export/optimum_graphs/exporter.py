@@ -109,7 +109,10 @@ def export_traced(folder: Path, output: Path, options: TracedOptions) -> Path:
         BundleError: the output cannot be written, or the tokenizer cannot serve.
     """
     if not is_available():
-        raise ConfigError(f"{folder} holds a model that phirt does not build itself; {OPTIMUM_REMEDY}")
+        kind = read_document(folder).shown("model_type")
+        raise ConfigError(
+            f"{folder} holds a model that phirt does not build itself (model_type {kind}); {OPTIMUM_REMEDY}"
+        )
     open_weights(folder)  # names what is missing, damaged or pickled before anything else reads it
     answers = is_decoder(folder)
     sizes = read_sizes(folder)

@@ -18,16 +18,20 @@ from phirt_export.published.decoder import EMBEDDING, HEAD
 _TABLES = (EMBEDDING, HEAD)
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
+# What stands for an input of the traced graph, made where it is first used.
+Given = Callable[[], ir.Value]
 # What happens to the input of a node that multiplies by a matrix.
 Before = Callable[[ir.Value], ir.Value]
+# What a node becomes, given what stands for values of the traced graph.
+Instead = Callable[[Callable[[ir.Value], ir.Value]], ir.Value]
 
 
 class Rewriting:
     """Appends the nodes of `graph` to the store's builder.
 
-    `matrix` is the format of matrices, `table` that of the token table and the head. Values of the traced
-    graph that stand for others are set in `values` before `run`. What `before` has for a node is done to its
-    input.
+    `matrix` is the format of matrices, `table` that of the token table and the head. `given` has what stands
+    for the inputs of the traced graph. What `before` has for a node is done to its input; what `instead` has
+    takes its place.
     """
 
     def __init__(
@@ -37,14 +41,16 @@ class Rewriting:
         weights: TracedWeights,
         matrix: WeightFormat,
         table: WeightFormat,
+        given: Mapping[str, Given],
         before: Mapping[ir.Node, Before] | None = None,
+        instead: Mapping[ir.Node, Instead] | None = None,
     ) -> None:
         self._store, self._g, self._graph = store, store.g, graph
         self._weights, self._matrix = weights, matrix
-        self._before = before or {}
+        self._given, self._before, self._instead = given, before or {}, instead or {}
         self._table_form = table
         self._table = EmbeddingTable(store, EMBEDDING, table) if EMBEDDING in weights.matrices else None
-        self.values: dict[ir.Value, ir.Value] = {}
+        self._values: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
         """All nodes, in order."""
@@ -57,16 +63,20 @@ class Rewriting:
             matrix = held_matrix(node)
             name = None if matrix is None else self._weights.names.get(matrix)
             outputs = (self._product(node, name),) if name is not None else self._copied(node)
-            self.values.update(zip(node.outputs, outputs, strict=True))
+            self._values.update(zip(node.outputs, outputs, strict=True))
 
     def value(self, traced: ir.Value) -> ir.Value:
         """What stands for a value of the traced graph."""
-        if traced not in self.values:
-            assert traced.const_value is not None, f"{traced.name} is used before it is computed"
-            self.values[traced] = self._g.constant(array_of(traced), str(traced.name))
-        return self.values[traced]
+        if traced not in self._values:
+            if traced.const_value is not None:
+                self._values[traced] = self._g.constant(array_of(traced), str(traced.name))
+            else:
+                self._values[traced] = self._given[str(traced.name)]()
+        return self._values[traced]
 
     def _copied(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        if node in self._instead:
+            return (self._instead[node](self.value),)
         return self._g.copied(node, [None if one is None else self.value(one) for one in node.inputs])
 
     def _product(self, node: ir.Node, name: str) -> ir.Value:
