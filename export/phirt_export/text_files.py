@@ -30,6 +30,7 @@ from phirt_export.chat_files import (
     special_tokens,
 )
 from phirt_export.tokenizer_files.convert import find_tokenizer
+from phirt_export.tokenizer_files.tekken import find_conversation_template
 
 _SAID = Message("user", "Hello")
 _TRIALS = (
@@ -70,7 +71,9 @@ def read_text_files(
         notices.append(f"the tokenizer is made of {find_tokenizer(folder)}")
     names = special_tokens(folder) if has_names(folder) else None
     template = find_template(folder)
-    if template is None:
+    if template is None and (template := find_conversation_template(folder)) is not None:
+        notices.append("there is no chat template: it is the one of tekken.json's version, without tools")
+    elif template is None:
         template = plain_template(_first_token(raw))
         notices.append(
             "there is no chat template: what is said is given to the model as plain text; put one beside the "

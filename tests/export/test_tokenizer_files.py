@@ -221,9 +221,58 @@ class TestTekken:
         assert library(folder).encode(text).ids == theirs.encode(text).ids
 
     @pytest.mark.parametrize(
+        ("version", "expected"),
+        [
+            ("v3", "<s>[INST]the sea[/INST]is</s>[INST]be brief\n\nold[/INST]"),
+            ("v7", "<s>[SYSTEM_PROMPT]be brief[/SYSTEM_PROMPT][INST]the sea[/INST]is</s>[INST]old[/INST]"),
+        ],
+    )
+    def test_alone_it_brings_the_template_of_its_version(self, tmp_path, version, expected):
+        """As mistral-common writes conversations; Devstral and Magistral come with no other template."""
+        folder = build(tmp_path / "checkpoint", "Mistral", bos_token_id=1, eos_token_id=2)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+        made = tekken()
+        made["config"] |= {"version": version, "default_vocab_size": 287, "default_num_special_tokens": 24}
+        del made["special_tokens"]
+        (folder / "tekken.json").write_text(json.dumps(made))
+        remarks: list[str] = []
+        bundle = export_bundle(folder, tmp_path / "bundle", bits=32, remarks=remarks.append)
+        assert "there is no chat template: it is the one of tekken.json's version, without tools" in remarks
+        said = phirt.Message("user", "the sea"), phirt.Message("assistant", "is")
+        with phirt.load(bundle) as model:
+            chat = model.chat(system="be brief")
+            chat._messages = said
+            ids = chat.send("old", max_new_tokens=1).result.prompt_token_ids
+        assert list(ids) == library(folder).encode(expected).ids
+
+    @pytest.mark.parametrize("version", ["v3", "v7"])
+    @FIXED
+    @given(text=st.one_of(TEXTS, st.text(max_size=20)))
+    def test_the_first_files_do_not_name_their_special_tokens(self, tmp_path_factory, version, text):
+        """As of Mistral Nemo and Pixtral: the names are those of the version."""
+        tiktoken, made = pytest.importorskip("tiktoken"), tekken()
+        made["config"] |= {"version": version, "default_vocab_size": 287, "default_num_special_tokens": 24}
+        del made["special_tokens"]
+        folder = tmp_path_factory.mktemp("old")
+        (folder / "tekken.json").write_text(json.dumps(made))
+        ranks = {base64.b64decode(word["token_bytes"]): word["rank"] for word in made["vocab"][:263]}
+        theirs = tiktoken.Encoding("t", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+        path = folder / "tokenizer.json"
+        path.write_bytes(tokenizer_bytes(folder))
+        ours = Tokenizer(path, 287)
+        assert ours.encode_content(text) == [24 + i for i in theirs.encode(text, disallowed_special=())]
+        names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>", "[SYSTEM_PROMPT]", "<SPECIAL_20>"]
+        assert [ours.id_of(name) for name in names] == [0, 1, 2, 3, 4, 11, 17, 20]
+
+    @pytest.mark.parametrize(
         ("changes", "named"),
         [
-            ({"special_tokens": None}, "does not name its special tokens"),
+            ({"special_tokens": None}, "'version' is missing"),
+            (
+                {"special_tokens": None, "config": {"version": "v11", "pattern": "x"}},
+                "does not name its special",
+            ),
             ({"special_tokens": [{"rank": 3, "token_str": "x"}]}, "ranks"),
             ({"vocab": [{"token_bytes": "?"}]}, "base64"),
             ({"config": {}}, "pattern"),

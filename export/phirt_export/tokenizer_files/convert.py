@@ -21,7 +21,7 @@ from phirt_export.tokenizer_files.sentencepiece_model import Prefix, added_token
 
 _MAX_BYTES = 256 << 20
 _MAX_TOKENS = 1 << 21
-_SENTENCEPIECE, _TEKKEN, _VOCABULARY, _MERGES = "tokenizer.model", "tekken.json", "vocab.json", "merges.txt"
+_SENTENCEPIECE, _VOCABULARY, _MERGES = "tokenizer.model", "vocab.json", "merges.txt"
 # Of transformers: they take everything from the file itself.
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -30,8 +30,8 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 
 def find_tokenizer(folder: Path) -> str | None:
     """The file that `converted` reads; None where there is none."""
-    if (folder / _TEKKEN).is_file():
-        return _TEKKEN
+    if (folder / tekken.NAME).is_file():
+        return tekken.NAME
     if (folder / _SENTENCEPIECE).is_file():
         return _SENTENCEPIECE
     both = (folder / _VOCABULARY).is_file() and (folder / _MERGES).is_file()
@@ -47,8 +47,8 @@ def converted(folder: Path, names: dict[str, str]) -> bytes:
     """
     config = _read(folder, "tokenizer_config.json") or Fields({}, str(folder), ConfigError, "")
     name = find_tokenizer(folder)
-    if name == _TEKKEN:
-        document = tekken.document(folder / _TEKKEN)
+    if name == tekken.NAME:
+        document = tekken.document(folder / tekken.NAME)
     elif name == _SENTENCEPIECE:
         model = read_model(folder / _SENTENCEPIECE)
         document = sentencepiece_model.document(model, _prefix(config, model))
@@ -56,7 +56,7 @@ def converted(folder: Path, names: dict[str, str]) -> bytes:
         document = _byte_level(folder, config)
     else:
         raise ConfigError(
-            f"{folder} holds no tokenizer: accepted are tokenizer.json, {_SENTENCEPIECE}, {_TEKKEN}, or "
+            f"{folder} holds no tokenizer: accepted are tokenizer.json, {_SENTENCEPIECE}, {tekken.NAME}, or "
             f"{_VOCABULARY} and {_MERGES}; put the model's own beside the weights"
         )
     _add_tokens(document, folder, config, names)
