@@ -174,7 +174,7 @@ def export_bundle(
     announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
     if is_for_optimum(checkpoint):
-        _require_own_settings(method, bits_per_weight, kv, base)
+        _require_own_settings(method, bits_per_weight, kv, base, calibration)
         traced = TracedOptions(
             bits, block_size, embedding_bits, method, limits or LimitOptions(), targets[0],
             name or published_name(checkpoint), description, progress, errors, remarks,
@@ -337,13 +337,16 @@ def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: Wei
     plan.build(store, width, form)
 
 
-def _require_own_settings(method: str, bits_per_weight: float | None, kv: str, base: Path | None) -> None:
+def _require_own_settings(
+    method: str, bits_per_weight: float | None, kv: str, base: Path | None, calibration: Sequence[Path]
+) -> None:
     """Refuses what needs a model that phirt itself computes."""
     asked = {
         f"method {GPTQ}": method == GPTQ,
         "bits_per_weight": bits_per_weight is not None,
         f"kv {kv}": kv != "float32",
         "a base": base is not None,
+        "calibration": bool(calibration),
     }
     if refused := [name for name, is_asked in asked.items() if is_asked]:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -401,3 +402,20 @@ def test_an_adapter_and_its_base(hub: Hub, cache: Path, checkpoint: Path) -> Non
     hub.repos["some/lora"] |= {"config.json": b"{}"}
     folder, _ = fetch("some/lora")
     assert (folder / "adapter_model.safetensors").is_file() and (folder / "config.json").is_file()
+
+
+def test_what_makes_vectors_of_texts_comes_along(hub: Hub, cache: Path) -> None:
+    steps = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+    files = dict.fromkeys((*steps, "1_Pooling/config.json", "config.json", "vocab.txt"), b"{}")
+    files |= {"model.safetensors": b"x" * 99}
+    hub.repos["some/encoder"] = files | {"2_Dense/model.safetensors": b"x", "onnx/config.json": b"{}"}
+    folder, _ = fetch("some/encoder")
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == set(files)
+
+
+def test_a_library_that_is_too_old_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "httpx2" else found(name))
+    with pytest.raises(HubError, match="ids are not fetched where the extra optimum is installed") as caught:
+        hub_of.require_library(HubId("some/model"))
+    assert "\n" not in str(caught.value)

@@ -130,6 +130,11 @@ def test_int4_computes_with_the_weights_that_its_codes_stand_for(tmp_path: Path)
     kinds = [node.op_type for node in graph.node]
     # Four products in each of two layers, and the head, which reads the one stored copy of the token table.
     assert kinds.count("MatMulNBits") == 9 and kinds.count("GatherBlockQuantized") == 1
+    sizes = load_manifest(bundle).quantization
+    whole = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    # All but the copy that the tied head would be; equal vectors, of which random models have many, count once.
+    assert sizes["weights"] == pytest.approx(sum(p.numel() for p in whole.parameters()), rel=0.01)
+    assert sizes["parts"]["token table"] == {"weights": 400 * 64, "bytes": 400 * (32 + 8)}
     codes = {
         entry.value
         for tensor in graph.initializer
@@ -172,6 +177,7 @@ def test_no_connection_is_opened(gpt2: Path, tmp_path: Path, monkeypatch: pytest
         ({"method": "gptq"}, "method gptq"),
         ({"kv": "int8"}, "kv int8"),
         ({"bits_per_weight": 4.5}, "bits_per_weight"),
+        ({"calibration": [Path("samples.txt")]}, "calibration"),
     ],
 )
 def test_what_needs_a_model_of_phirts_own_is_refused(

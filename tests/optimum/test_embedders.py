@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,19 @@ def test_each_kind_of_bundle_names_what_opens_it(tmp_path: Path) -> None:
     bundle = export_bundle(folder, tmp_path / "bundle")
     with pytest.raises(BundleError, match=r"open it with phirt\.Embedder"):
         phirt.load(bundle)
+    command = [sys.executable, "-m", "phirt"]
+    for words in (["inspect"], ["inspect", "--json"], ["verify"]):
+        done = subprocess.run([*command, *words, bundle], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    answered = subprocess.run(
+        [*command, "chat", "-m", bundle, "Hello."],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert answered.returncode == 1 and answered.stderr.count("\n") == 1
+    assert "open it with phirt.Embedder" in answered.stderr
 
 
 @pytest.fixture(scope="module")

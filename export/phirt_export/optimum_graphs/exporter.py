@@ -58,8 +58,8 @@ from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.published.decoder import read_tokens
 from phirt_export.published.layout import Published
 from phirt_export.staging import Staging, staged_bundle
-from phirt_export.text_files import TextFiles, read_text_files
-from phirt_quant.weight_error import PartError, part_errors
+from phirt_export.text_files import read_text_files
+from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
 _CONTEXT = 2048  # where a configuration says nothing, as with positions that are distances
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length")
@@ -166,45 +166,25 @@ def _write_decoder(
         def build(store: WeightStore) -> None:
             build_traced_decoder(store, graph, weights, geometry, formats.matrix, formats.table)
 
-        graphs = {DECODER: _write_graph(staging, DECODER, weights, build, options)}
+        written = _write_graph(staging, DECODER, "decoder", weights, build, options)
+        count = weights.count(graph)
     _write_documents(staging.folder, folder, texts.tokenizer)
     (staging.folder / TEMPLATE_NAME).write_bytes(texts.template.encode("utf-8"))
     store_manifest(
-        _decoder_manifest(staging.folder, graphs, geometry, tokens, texts, limits, formats, options)
+        Manifest(
+            **_common(staging.folder, written, formats.entry() | {"weights": count}, options),
+            geometry=geometry,
+            tokens=tokens,
+            chat_template=TEMPLATE_NAME,
+            encoders={},
+            adapters={},
+            rules=(Rule((), None, {}),),
+            limits=limits,
+            template_names=texts.names,
+            generation=texts.generation,
+        )
     )
     return (*notices, *texts.notices)
-
-
-def _decoder_manifest(
-    folder: Path,
-    graphs: Mapping[str, GraphFiles],
-    geometry: Geometry,
-    tokens: Tokens,
-    texts: TextFiles,
-    limits: Any,
-    formats: _Formats,
-    options: TracedOptions,
-) -> Manifest:
-    return Manifest(
-        name=options.name,
-        description=options.description,
-        producer=producer(),
-        files=listed_files(folder, graphs),
-        graphs={name: graph.spec for name, graph in graphs.items()},
-        geometry=geometry,
-        tokens=tokens,
-        chat_template=TEMPLATE_NAME,
-        tokenizer=TOKENIZER_NAME,
-        encoders={},
-        adapters={},
-        rules=(Rule((), None, {}),),
-        limits=limits,
-        quantization=formats.entry(),
-        template_names=texts.names,
-        generation=texts.generation,
-        folder=folder,
-        fingerprint="",
-    )
 
 
 def _write_embedder(
@@ -222,11 +202,12 @@ def _write_embedder(
         def build(store: WeightStore) -> None:
             build_embedder(store, graph, weights, width, pooling, formats.matrix, formats.table)
 
-        graphs = {EMBEDDER: _write_graph(staging, EMBEDDER, weights, build, options)}
+        written = _write_graph(staging, EMBEDDER, "text", weights, build, options)
+        count = weights.count(graph)
     _write_documents(staging.folder, folder, tokenizer)
     store_manifest(
         EmbedderManifest(
-            **_common(staging.folder, graphs, formats, options),
+            **_common(staging.folder, written, formats.entry() | {"weights": count}, options),
             width=width * len(pooling.poolings),
             context=context,
             pad=token_id(folder, special_tokens(folder).get("pad_token")) or 0,
@@ -239,29 +220,40 @@ def _write_embedder(
 
 
 def _common(
-    folder: Path, graphs: Mapping[str, GraphFiles], formats: _Formats, options: TracedOptions
+    folder: Path, written: _Written, quantization: dict[str, Any], options: TracedOptions
 ) -> dict[str, Any]:
     """What the manifests of both kinds say alike; all files are there."""
+    parts = {part: {"weights": size.weights, "bytes": size.bytes} for part, size in written.sizes.items()}
     return {
         "name": options.name,
         "description": options.description,
         "producer": producer(),
-        "files": listed_files(folder, graphs),
-        "graphs": {name: graph.spec for name, graph in graphs.items()},
+        "files": listed_files(folder, {written.name: written.files}),
+        "graphs": {written.name: written.files.spec},
         "tokenizer": TOKENIZER_NAME,
-        "quantization": formats.entry(),
+        "quantization": quantization | {"parts": parts},
         "folder": folder,
         "fingerprint": "",
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """The one graph of a bundle, and what its matrices take by part."""
+
+    name: str
+    files: GraphFiles
+    sizes: Mapping[str, StoredSize]
+
+
 def _write_graph(
     staging: Staging,
     name: str,
+    part: str,
     weights: TracedWeights,
     build: Callable[[WeightStore], None],
     options: TracedOptions,
-) -> GraphFiles:
+) -> _Written:
     shapes = {matrix: weights.shape(matrix) for matrix in weights.matrices}
     source = ObservedSource(weights, shapes, options.progress)
     with DataFile(staging.folder / f"{name}.data", staging.journal, source.note_kept) as data:
@@ -270,10 +262,10 @@ def _write_graph(
     file = f"{name}.onnx"
     ir.save(store.g.model(producer()), staging.folder / file)
     if options.errors is not None and store.errors:
-        options.errors(part_errors(name, store.errors))
+        options.errors(part_errors(part, store.errors))
     inputs, outputs = describe(store.g.inputs), describe(store.g.outputs)
     spec = GraphSpec(file, (data.path.name,), options.target, inputs, outputs)
-    return GraphFiles(spec, data.sha256)
+    return _Written(name, GraphFiles(spec, data.sha256), part_sizes(part, store.sizes))
 
 
 def _write_documents(folder: Path, checkpoint: Path, tokenizer: bytes) -> None:

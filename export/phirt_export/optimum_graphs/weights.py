@@ -61,6 +61,16 @@ class TracedWeights:
         """All of it."""
         return _finite(np.ascontiguousarray(self.matrices[name].array()), name)
 
+    def count(self, graph: ir.Graph) -> int:
+        """Floats that the graph holds, a tied head counted once."""
+        total = 0
+        for value in graph.initializers.values():
+            name = self.names.get(value)
+            is_copy = name is not None and self.matrices[name].value is not value
+            if value.dtype == ir.DataType.FLOAT and value.const_value is not None and not is_copy:
+                total += value.const_value.size
+        return total
+
     def _note(self, node: ir.Node, vocab_size: int) -> None:
         value = held_matrix(node)
         if value is None or value in self.names:
