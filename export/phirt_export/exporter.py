@@ -53,7 +53,7 @@ from phirt_export.identity import identity
 from phirt_export.journal import Journal
 from phirt_export.kept import kept_entry, kept_remark
 from phirt_export.optimum_graphs.checkpoint import is_for_optimum
-from phirt_export.optimum_graphs.exporter import TracedOptions, export_traced
+from phirt_export.optimum_graphs.exporter import TracedOptions, export_traced, require_plain_settings
 from phirt_export.progress import ObservedSource, Progress, announce
 from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
@@ -174,7 +174,7 @@ def export_bundle(
     announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
     if is_for_optimum(checkpoint):
-        _require_own_settings(method, bits_per_weight, kv, base, calibration)
+        require_plain_settings(method, bits_per_weight, kv, base, calibration)
         traced = TracedOptions(
             bits, block_size, embedding_bits, method, limits or LimitOptions(), targets[0],
             name or published_name(checkpoint), description, progress, errors, remarks,
@@ -335,24 +335,6 @@ def _write_part(
 
 def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: WeightStore) -> None:
     plan.build(store, width, form)
-
-
-def _require_own_settings(
-    method: str, bits_per_weight: float | None, kv: str, base: Path | None, calibration: Sequence[Path]
-) -> None:
-    """Refuses what needs a model that phirt itself computes."""
-    asked = {
-        f"method {GPTQ}": method == GPTQ,
-        "bits_per_weight": bits_per_weight is not None,
-        f"kv {kv}": kv != "float32",
-        "a base": base is not None,
-        "calibration": bool(calibration),
-    }
-    if refused := [name for name, is_asked in asked.items() if is_asked]:
-        raise ConfigError(
-            f"{', '.join(refused)} cannot be had for a family that phirt does not build; accepted are bits, "
-            "block size, embedding bits, and the methods that look at weights alone"
-        )
 
 
 def _require_budget_bits(bits: int | None, embedding_bits: int | None) -> None:

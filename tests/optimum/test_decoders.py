@@ -132,7 +132,7 @@ def test_int4_computes_with_the_weights_that_its_codes_stand_for(tmp_path: Path)
     assert kinds.count("MatMulNBits") == 9 and kinds.count("GatherBlockQuantized") == 1
     sizes = load_manifest(bundle).quantization
     whole = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
-    # All but the copy that the tied head would be; equal vectors, of which random models have many, count once.
+    # All but the copy that the tied head would be; equal vectors, as random models have, count once.
     assert sizes["weights"] == pytest.approx(sum(p.numel() for p in whole.parameters()), rel=0.01)
     assert sizes["parts"]["token table"] == {"weights": 400 * 64, "bytes": 400 * (32 + 8)}
     codes = {

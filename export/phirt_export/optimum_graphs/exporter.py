@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from phirt_export.containers import open_weights
 from phirt_export.families import OPTIMUM_REMEDY, read_document
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import GPTQ, WeightFormat, WeightStore
 from phirt_export.identity import identity
 from phirt_export.narrow import narrow
 from phirt_export.optimum_graphs.checkpoint import (
@@ -63,7 +63,7 @@ from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_si
 
 _CONTEXT = 2048  # where a configuration says nothing, as with positions that are distances
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length")
-_BITS, _TABLE_BITS = {True: 4, False: 8}, 8  # decoders and encoders, where nobody says
+_BITS = {True: 4, False: 8}  # of decoders and encoders, where nobody says
 _WIDE, _WIDE_BLOCK, _NARROW_BLOCK = 1024, 128, 32
 
 
@@ -127,6 +127,24 @@ def export_traced(folder: Path, output: Path, options: TracedOptions) -> Path:
         if options.remarks is not None:
             options.remarks(line)
     return output
+
+
+def require_plain_settings(
+    method: str, bits_per_weight: float | None, kv: str, base: Path | None, calibration: Sequence[Path]
+) -> None:
+    """Refuses what needs a model that phirt itself computes. Raises ConfigError."""
+    asked = {
+        f"method {GPTQ}": method == GPTQ,
+        "bits_per_weight": bits_per_weight is not None,
+        f"kv {kv}": kv != "float32",
+        "a base": base is not None,
+        "calibration": bool(calibration),
+    }
+    if refused := [name for name, is_asked in asked.items() if is_asked]:
+        raise ConfigError(
+            f"{', '.join(refused)} cannot be had for a family that phirt does not build; accepted are bits, "
+            "block size, embedding bits, and the methods that look at weights alone"
+        )
 
 
 def _formats(options: TracedOptions, sizes: Any, answers: bool) -> _Formats:
