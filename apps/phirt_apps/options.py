@@ -234,24 +234,26 @@ Bits = Annotated[
     typer.Option(
         "--bits",
         metavar="N",
-        help="Bits of a weight: 4, 8, or 32 for unquantized. Default: quantized blocks of the checkpoint are "
-        "kept bit for bit, finer ones get 8, all else 4.",
+        help="Bits of every weight: 4, 6, 8, or 32 for unquantized. Default: quantized blocks of the "
+        "checkpoint are kept bit for bit, finer ones get 8; else each matrix has 4, 6 or 8, by what rounding "
+        "it costs.",
+        show_default=False,
     ),
 ]
 BlockSize = Annotated[
     int | None,
     typer.Option("--block-size", min=1, metavar="N", help="Weights that share a scale. Default: by width."),
 ]
-AdapterBits = Annotated[
-    int, typer.Option("--adapter-bits", metavar="N", help="The same for the LoRA branches.")
-]
-EncoderBits = Annotated[int, typer.Option("--encoder-bits", metavar="N", help="The same for the encoders.")]
+AdapterBits = Annotated[int, typer.Option("--adapter-bits", metavar="N", help="Bits of the LoRA branches.")]
+EncoderBits = Annotated[int, typer.Option("--encoder-bits", metavar="N", help="Bits of the encoders.")]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--method",
         metavar="NAME",
-        help="rtn rounds to nearest, mse searches scales, gptq makes errors good by calibration.",
+        help="rtn rounds to nearest, mse searches scales, gptq makes errors good by calibration. Default: "
+        "gptq for 4 bits and chosen ones up to a billion weights, else mse.",
+        show_default=False,
     ),
 ]
 BitsPerWeight = Annotated[
@@ -259,8 +261,8 @@ BitsPerWeight = Annotated[
     typer.Option(
         "--bits-per-weight",
         metavar="X",
-        help="Size of decoder and token table, such as 4.3: each matrix gets longer or shorter blocks or 8 "
-        "bits by what rounding it costs. Default: all alike.",
+        help="Size of decoder and token table, such as 4.3: each matrix gets longer or shorter blocks, 6 "
+        "bits or 8, by what rounding it costs. Default: as few as cost little.",
     ),
 ]
 KV = Annotated[

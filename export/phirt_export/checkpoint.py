@@ -23,7 +23,7 @@ from phirt_export.encoders import tower_plans
 from phirt_export.families import read_document, read_layout
 from phirt_export.gguf_files.checkpoint import GgufCheckpoint
 from phirt_export.gguf_files.header import is_gguf
-from phirt_export.graphs.linear import WeightFormat
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.kept import finer_format, holds_quantized, kept_format, kept_kinds, kept_rows
 from phirt_export.packed.checkpoint import original_tensors
 from phirt_export.published.decoder import EMBEDDING, HEAD

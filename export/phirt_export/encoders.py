@@ -17,11 +17,12 @@ from phirt.encoders.phi4mm_audio import AudioConstants
 from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.encoders.whisper_audio import WhisperConstants
 from phirt.fields import write_dataclass
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
 from phirt_export.graphs.lora import ADAPTER_IDS
 from phirt_export.graphs.photo import build_photo
 from phirt_export.graphs.speech import PROJECTORS, build_speech
 from phirt_export.graphs.vision import build_vision
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.graphs.whisper import build_whisper
 from phirt_export.narrow import narrow
 from phirt_export.reference.config import (

@@ -6,14 +6,11 @@ quantized and written at a time. Knows nothing of how nodes are laid out.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -22,7 +19,7 @@ from phirt.bundle.manifest import GraphSpec
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
 from phirt_export import calibration as calibrating
-from phirt_export.bit_budget import BitBudget, is_table
+from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import (
     CARD_NAME,
     GraphFiles,
@@ -35,19 +32,17 @@ from phirt_export.bundle import (
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.encoders import EncoderPlan, tower_plans
-from phirt_export.formats import BundleFormats, choose_formats, default_block_size
+from phirt_export.format_plan import plan_formats
+from phirt_export.formats import (
+    BundleFormats,
+    choice_entry,
+    size_entry,
+)
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.graphs.decoder import KVScales, build_decoder
-from phirt_export.graphs.linear import (
-    FLOAT_BITS,
-    GPTQ,
-    HessianSource,
-    KeptSource,
-    WeightFormat,
-    WeightSource,
-    WeightStore,
-)
+from phirt_export.graphs.linear import HessianSource, KeptSource, WeightSource, WeightStore
+from phirt_export.graphs.weight_format import FLOAT_BITS, Chosen, WeightFormat
 from phirt_export.hub.names import published_name
 from phirt_export.identity import identity
 from phirt_export.journal import Journal
@@ -60,9 +55,6 @@ from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
 from phirt_export.text_files import TextFiles, read_text_files
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
-
-# What a size in bits a weight is made of, besides 8.
-_BUDGET_BITS = 4
 
 # Appends a graph to its store's builder.
 GraphBuild = Callable[[WeightStore], None]
@@ -88,7 +80,7 @@ class Calibrated:
 
     hessians: HessianSource | None = None
     kv_scales: Sequence[KVScales] | None = None
-    chosen: Mapping[str, WeightFormat] = dataclasses.field(default_factory=dict)
+    chosen: Chosen = dataclasses.field(default_factory=dict)
     kept: KeptSource | None = None
 
 
@@ -103,7 +95,7 @@ def export_bundle(
     embedding_bits: int | None = None,
     adapter_bits: int = 8,
     encoder_bits: int = 8,
-    method: str = "rtn",
+    method: str | None = None,
     bits_per_weight: float | None = None,
     kv: str = "float32",
     calibration: Sequence[Path] = (),
@@ -120,8 +112,8 @@ def export_bundle(
     calibrates again, goes on from there and ends with the same bytes.
 
     Memory is bounded by a few slabs of one tensor (`bits=32`: by the largest projection; `gptq`: by two
-    layers in float32, twice the activations between two layers, and nine times the square of the longest
-    input in float64, 6 GB at a width of 3072 with 8192 inside; `bits_per_weight`: by 2 GB there).
+    layers in float32, twice the activations between two layers, those inside one, and nine times the square
+    of the longest input in float64, 8 GB at a width of 3072 with 8192 inside; chosen bits: by 2 GB there).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
@@ -131,23 +123,28 @@ def export_bundle(
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         base: the folder of that base; None for the one that the adapter names.
         targets: what the graphs are for, a name of `phirt_export.targets`.
-        bits: 4, 8 or 32 (everything unquantized) for the base projections. None: blocks of 4 and 8 bits that
-            the checkpoint itself holds are kept bit for bit, what it holds in 5 or 6 bits has 8, all else 4.
-        block_size: weights that share a scale, a power of two, for any width; None chooses 128 for wide
-            models and 32 for narrow ones.
-        embedding_bits: 4, 8 or 32 for the table shared by embedding and head; None for `bits`.
-        adapter_bits: 4, 8 or 32 for LoRA matrices.
-        encoder_bits: 4, 8 or 32 for the linears of the encoders.
+        bits: 4, 6, 8 or 32 (everything unquantized) for the base projections, all alike. None: blocks of 4
+            and 8 bits that the checkpoint itself holds are kept bit for bit, and what it holds in 5 or 6 bits
+            has 8; where it is not quantized, each projection and each part of the table take 4, 6 or 8 bits,
+            by what rounding them costs the predictions on the calibration data, so that the bundle is as
+            small as it can be at little cost.
+        block_size: weights that share a scale, a power of two, for any width, or about so many where bits are
+            chosen; None chooses 128 for wide models and 32 for narrow ones.
+        embedding_bits: 4, 6, 8 or 32 for the table shared by embedding and head, and then all projections are
+            alike; None for `bits`.
+        adapter_bits: 4, 6, 8 or 32 for LoRA matrices.
+        encoder_bits: 4, 6, 8 or 32 for the linears of the encoders.
         method: `rtn` rounds to nearest, `mse` searches scales, `gptq` makes good what rounding, also that of
-            the matrices before, does to the outputs on the calibration data.
+            the matrices before, does to the outputs on the calibration data. None: `gptq` for 4 bits, up to
+            a billion weights in the decoder, and `mse` otherwise.
         bits_per_weight: the size that base projections and token table have together, scales included; each
-            takes 4 bits in longer or shorter blocks or 8 bits, so that the predictions on the calibration
-            data change least. None: all of them are stored alike.
+            takes 4 bits in longer or shorter blocks, 6 or 8, so that the predictions on the calibration
+            data change least. None: see `bits`.
         kv: type of cached keys and values: `float32`, or `int8` with scales of each channel that fit the
             calibration data: a quarter of the memory, faster decode steps behind long prompts, slower
             prefills.
-        calibration: files and folders of text, pictures and recordings, see `calibration.read_samples`; for
-            `gptq`, `bits_per_weight` and `int8` alone. Without any, text of phirt's own serves the first two.
+        calibration: files and folders of text, pictures and recordings, see `calibration.read_samples`;
+            without any, text of phirt's own serves `gptq` and the choice of bits.
         limits: what a request may cost at most, where that is another than the model's own.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
@@ -176,42 +173,32 @@ def export_bundle(
     if is_for_optimum(checkpoint):
         require_plain_settings(method, bits_per_weight, kv, base, calibration)
         traced = TracedOptions(
-            bits, block_size, embedding_bits, method, limits or LimitOptions(), targets[0],
+            bits, block_size, embedding_bits, method or "mse", limits or LimitOptions(), targets[0],
             name or published_name(checkpoint), description, progress, errors, remarks,
         )  # fmt: skip
         return export_traced(checkpoint, output, traced)
     opened = Checkpoint(checkpoint, base)
     config = opened.config
     allowed = model_limits(config, limits or LimitOptions())
-    block_size = default_block_size(config) if block_size is None else block_size
-    anew = _BUDGET_BITS if bits is None else bits
-    formats = choose_formats(anew, block_size, embedding_bits, adapter_bits, encoder_bits, method)
-    placeholders = {plan.name: plan.spec.placeholder for plan in opened.encoders}
+    plan = plan_formats(
+        opened, bits=bits, block_size=block_size, embedding_bits=embedding_bits, adapter_bits=adapter_bits,
+        encoder_bits=encoder_bits, method=method, bits_per_weight=bits_per_weight,
+    )  # fmt: skip
+    placeholders = {of.name: of.spec.placeholder for of in opened.encoders}
     # One that no bundle opens with is refused at once.
     texts = read_text_files(opened.folder, config.decoder.vocab_size, config.tokens, placeholders)
-    budget = None
-    if bits_per_weight is not None:
-        _require_budget_bits(bits, embedding_bits)
-        budget = BitBudget(bits_per_weight, block_size, method, config)
-    wanted = Wanted(
-        any(form.method == GPTQ and form.is_quantized for form in formats.parts),
-        kv == "int8",
-        budget is not None,
-    )
+    wanted = Wanted(plan.needs_moments, kv == "int8", plan.budget is not None)
     if calibration:
         announce(progress, "reading the calibration data")
     samples = _samples(opened, calibration, wanted)
-    settings = {"formats": dataclasses.asdict(formats), "producer": producer(), "kv": kv}
+    settings = {"formats": dataclasses.asdict(plan.formats), "producer": producer(), "kv": kv}
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
-    calibrated = _calibrate(opened, samples, wanted, budget, progress)
-    own: Mapping[str, WeightFormat] = {}
-    if bits is None and budget is None:
-        both = {**opened.finer, **opened.kept}
-        own = {t: form for t, form in both.items() if embedding_bits is None or not is_table(t)}
-        calibrated = dataclasses.replace(calibrated, chosen=own, kept=opened)
+    calibrated = _calibrate(opened, samples, wanted, plan.budget, progress)
+    if plan.own:
+        calibrated = dataclasses.replace(calibrated, chosen=plan.chosen_by(opened), kept=opened)
     # An interrupted export goes on only with the formats that it began with.
-    settings["chosen"] = {tensor: dataclasses.asdict(form) for tensor, form in calibrated.chosen.items()}
+    settings["chosen"] = {t: [dataclasses.asdict(rows) for rows in of] for t, of in calibrated.chosen.items()}
     work = identity(opened.folder, settings | {"weights": opened.state})
     with staged_bundle(output, work) as staging:
         measured: list[PartError] = []
@@ -220,7 +207,7 @@ def export_bundle(
             staging.folder,
             config,
             opened,
-            formats,
+            plan.formats,
             calibrated,
             plans=opened.encoders,
             target=targets[0],
@@ -238,17 +225,21 @@ def export_bundle(
             name=name or published_name(checkpoint if checkpoint.is_dir() else opened.folder),
             description=description,
             limits=allowed,
-            quantization=formats.manifest_entry()
-            | _choice_entry(bits_per_weight, calibrated.chosen)
-            | kept_entry(opened, own)
+            quantization=plan.formats.manifest_entry()
+            | choice_entry(bits_per_weight, calibrated.chosen)
+            | kept_entry(opened, plan.own)
             | {"kv_cache": kv}
-            | _size_entry(sizes, opened.shapes),
+            | size_entry(sizes, opened.shapes),
             template_names=texts.names,
             generation=texts.generation,
         )
     if errors is not None:
         errors(measured)
-    for line in (*opened.notices, *texts.notices, kept_remark(opened, own if anew < FLOAT_BITS else None)):
+    for line in (
+        *opened.notices,
+        *texts.notices,
+        kept_remark(opened, plan.own if bits != FLOAT_BITS else None),
+    ):
         if remarks is not None and line:
             remarks(line)
     return output
@@ -337,14 +328,6 @@ def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: Wei
     plan.build(store, width, form)
 
 
-def _require_budget_bits(bits: int | None, embedding_bits: int | None) -> None:
-    if bits not in (None, _BUDGET_BITS) or embedding_bits is not None:
-        raise ConfigError(
-            "bits_per_weight chooses between 4 and 8 bits for projections and token table; leave bits at "
-            "4 and embedding_bits out, or give no bits_per_weight"
-        )
-
-
 def _write_documents(folder: Path, checkpoint: Path, texts: TextFiles) -> None:
     """What a bundle has beside its graphs: tokenizer, chat template, and the card of a model that has one."""
     (folder / TOKENIZER_NAME).write_bytes(texts.tokenizer)
@@ -383,27 +366,12 @@ def _calibrate(
         some = calibrating.thinned(sequences, route_tokens)
         return calibrating.LayerStream(checkpoint, checkpoint.config, some)
 
-    chosen: Mapping[str, WeightFormat] = {}
+    chosen: Chosen = {}
     if budget is not None:
-        few = stream(calibrating.SENSITIVITY_TOKENS)
+        few = stream(calibrating.sensitivity_tokens(checkpoint.config.decoder))
         chosen = budget.choose(calibrating.rounding_costs(few, budget.formats, observed.note_look))
     scales = None
     if wanted.cache:
         scales = calibrating.kv_scales(stream(calibrating.RANGE_TOKENS), observed.note_look)
     hessians = calibrating.Hessians(stream(tokens)) if wanted.weights else None
     return Calibrated(hessians, scales, chosen)
-
-
-def _choice_entry(bits_per_weight: float | None, chosen: Mapping[str, WeightFormat]) -> dict[str, Any]:
-    """What the manifest says about a budget: its size, and how many matrices have which format."""
-    if bits_per_weight is None:
-        return {}
-    counts = collections.Counter(f"{form.bits} bits, blocks of {form.block_size}" for form in chosen.values())
-    return {"bits_per_weight": bits_per_weight, "matrices": dict(sorted(counts.items()))}
-
-
-def _size_entry(sizes: Mapping[str, StoredSize], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What the manifest says about sizes: all weights of the model, and those of stored matrices by part."""
-    total = sum(math.prod(shape) for shape in shapes.values())
-    parts = {part: {"weights": size.weights, "bytes": size.bytes} for part, size in sizes.items()}
-    return {"weights": total, "parts": parts}

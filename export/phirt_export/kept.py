@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from phirt_export.graphs.linear import KEPT, WeightFormat
+from phirt_export.graphs.weight_format import KEPT, WeightFormat
 from phirt_quant.blockwise import BlockQuantized
 
 _FLOAT_ACTIVATIONS_BITS = 4

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phirt.bundle.manifest import Manifest
+from phirt_export.graphs.linear import row_name
 from phirt_export.reference import Model
 from phirt_export.reference.decoder import RoutedLinear
-from phirt_quant.blockwise import BlockQuantized, dequantize
+from phirt_quant.blockwise import SPLIT_BITS, BlockQuantized, dequantize
 from phirt_quant.fidelity import kl_divergence
 
 TABLE, HEAD = "token table", "head"
@@ -55,14 +56,29 @@ class StoredMatrices:
 
     def matrix(self, name: str, columns: int) -> Tensor | None:
         """The matrix float32 [N, columns]; None where it is not quantized."""
-        node = self._nodes.get(f"{name}.codes")
-        if node is None:
-            return None
+        if f"{name}.codes" in self._nodes:
+            return self._rows(name, columns)
+        # Rows of several formats are nodes of their own.
+        prefix, suffix = row_name(name, ""), ".codes"
+        firsts = [
+            int(node[len(prefix) : -len(suffix)])
+            for node in self._nodes
+            if node.startswith(prefix) and node[len(prefix) : -len(suffix)].isdigit()
+        ]
+        rows = [self._rows(row_name(name, first), columns) for first in sorted(firsts)]
+        return torch.cat(rows) if rows else None
+
+    def _rows(self, name: str, columns: int) -> Tensor:
+        node = self._nodes[f"{name}.codes"]
         bits, block = (node.attributes[key].as_int() for key in ("bits", "block_size"))
         scales, minimums = self._floats(name, "scales"), self._floats(name, "minimums")
         assert scales is not None
         codes = self._values[f"{name}.codes"].numpy().reshape(*scales.shape, -1)
-        return torch.from_numpy(dequantize(BlockQuantized(codes, scales, columns, bits, block, minimums)))
+        low_codes = None
+        if (low := self._values.get(f"{name}.low_codes")) is not None:
+            low_codes, bits = low.numpy().reshape(*scales.shape, -1), SPLIT_BITS
+        stored = BlockQuantized(codes, scales, columns, bits, block, minimums, low_codes)
+        return torch.from_numpy(dequantize(stored))
 
     def _floats(self, name: str, part: str) -> np.ndarray | None:
         users = self._users[self._place(f"{name}.codes")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -33,6 +34,7 @@ class Step:
 
 
 Progress = Callable[[Step], None]
+_SOME_ROWS = re.compile(r"(.+)\[\d+:(\d+)\]")
 
 
 def announce(progress: Progress | None, activity: str) -> None:
@@ -70,10 +72,16 @@ class ObservedSource:
         return tensor
 
     def note_kept(self, key: str) -> None:
-        """A piece of the data file was finished already; where `key` is a tensor, all of it was."""
-        if key in self._sizes and key not in self._read:
-            self._kept += self._sizes[key]
-            self._note(key, self._sizes[key])
+        """A piece of the data file was finished already; where `key` is a tensor, or some rows of one as
+        `Matrix.label` writes them, these were.
+        """
+        rows = _SOME_ROWS.fullmatch(key)
+        name = rows[1] if rows else key
+        if name in self._sizes:
+            size, before = self._sizes[name], self._read.get(name, 0)
+            read = size // self._source.shape(name)[0] * int(rows[2]) if rows else size
+            self._kept += max(read - before, 0)
+            self._note(name, read)
 
     def note_look(self, part: str) -> None:
         """A part of the model is looked at on calibration data; no tensor is done by that."""

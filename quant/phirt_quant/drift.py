@@ -11,6 +11,8 @@ made good: weights that bring W'x closest to W y + e in the mean square are
 
 Without e this is the asymmetric calibration of GPTAQ (Li et al., arXiv 2504.02692); rounding W' by the
 moments of x then does the rest.
+
+Half of that step is taken: few positions show it with noise, and later matrices correct what is left.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
+
+# Of the step to W'. Measured on SmolLM2-135M at 5.0 bits a weight and 8,192 positions: mean KL 0.0925 for
+# none of it, 0.0857 for half, 0.0973 for all.
+SHARE = 0.5
 
 Doubles = npt.NDArray[np.float64]
 
@@ -41,15 +47,16 @@ class InputMoments:
 
 
 class DriftCorrection:
-    """Moves the rows of one matrix to W'; without drift it leaves them. Memory for K² float64 five times
+    """Moves the rows of one matrix towards W'; without drift it leaves them. Memory for K² float64 five times
     while it is made, and for n·K three times where outputs are added; then for K² and n·K float32.
 
     Args:
         damping: added to the diagonal of the moments, as a share of its mean, or, if that is more, the share
             of inputs in positions: what few positions tell about many inputs is chance.
+        share: of the way from W to W' that rows move.
     """
 
-    def __init__(self, moments: InputMoments, damping: float) -> None:
+    def __init__(self, moments: InputMoments, damping: float, share: float = SHARE) -> None:
         self._step: npt.NDArray[np.float32] | None = None
         self._missing: npt.NDArray[np.float32] | None = None
         if moments.drift is None:
@@ -61,13 +68,13 @@ class DriftCorrection:
         damped.flat[:: count + 1] += ridge
         # The inverse, which is symmetric, multiplies both from the right: one factorization solves both.
         sums = [moments.drift] if moments.missing is None else [moments.drift, moments.missing]
-        solved = np.linalg.solve(damped, np.concatenate(sums).T).T.astype(np.float32)
+        solved = share * np.linalg.solve(damped, np.concatenate(sums).T).T.astype(np.float32)
         self._step = solved[:count]
         if moments.missing is not None:
             self._missing = solved[count:]
 
     def moved(self, rows: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
-        """Rows start.. of W' for rows [m, K] of W from `start` on."""
+        """Moved rows start.. for rows [m, K] of W from `start` on."""
         if self._step is None:
             return rows
         moved = rows + rows @ self._step

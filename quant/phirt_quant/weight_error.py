@@ -33,7 +33,8 @@ class RelativeError:
 
 @dataclasses.dataclass(frozen=True)
 class WeightError:
-    """One quantized tensor: its bits, the sum of its squares, and that of what quantization adds to it.
+    """One quantized tensor, or its rows of so many bits: the bits, the sum of its squares, and that of what
+    quantization adds to it.
 
     It is the distance to the checkpoint's weights: `gptq` moves some on purpose, for outputs that are nearer.
     """
@@ -104,10 +105,12 @@ def part_sizes(graph: str, sizes: Sequence[StoredSize]) -> dict[str, StoredSize]
 
 def part_errors(graph: str, errors: Sequence[WeightError]) -> list[PartError]:
     """The parts of one graph: an encoder is one; a decoder has projections, tables and adapters."""
-    groups: dict[str, list[WeightError]] = {}
+    groups: dict[str, dict[tuple[str, int], WeightError]] = {}
     for error in errors:
-        groups.setdefault(_part(graph, error.tensor), []).append(error)
-    return [PartError(part, tuple(group)) for part, group in groups.items()]
+        group, key = groups.setdefault(_part(graph, error.tensor), {}), (error.tensor, error.bits)
+        so_far = group.get(key, WeightError(*key, 0.0, 0.0))
+        group[key] = WeightError(*key, so_far.signal + error.signal, so_far.noise + error.noise)
+    return [PartError(part, tuple(group.values())) for part, group in groups.items()]
 
 
 def _part(graph: str, tensor: str) -> str:

@@ -126,7 +126,9 @@ def _bundle(folder: Path, rope: RopeConfig) -> Path:
     (checkpoint / "config.json").write_text(config.to_json())
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     tokenizer.save(str(checkpoint / "tokenizer.json"))
-    return export_bundle(checkpoint, folder / "tiny", bits=8, name="tiny", description="random weights")
+    return export_bundle(
+        checkpoint, folder / "tiny", bits=8, name="tiny", description="random weights", method="rtn"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -256,7 +256,12 @@ def test_work_is_the_same_wherever_adapters_branch_off(
 ) -> None:
     monkeypatch.setattr("phirt_export.graphs.lora._WIDE", 1)  # an If at each projection, not around the stack
     wide = export_bundle(
-        bundle.with_name("checkpoint"), tmp_path / "wide", bits=8, name="wide", description="random weights"
+        bundle.with_name("checkpoint"),
+        tmp_path / "wide",
+        bits=8,
+        name="wide",
+        description="random weights",
+        method="rtn",
     )
     branching = [
         sum(bool(node.graphs) for node in read_graph(f / "decoder.onnx").nodes) for f in (bundle, wide)
@@ -290,7 +295,7 @@ def test_the_reader_agrees_with_onnx(bundle: Path) -> None:
         (node.op_type, tuple(node.input), tuple(node.output)) for node in reference.node
     ]
     sizes = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.UINT8: 1, onnx.TensorProto.INT64: 8,
-             onnx.TensorProto.INT32: 4}  # fmt: skip
+             onnx.TensorProto.INT32: 4, onnx.TensorProto.FLOAT16: 2}  # fmt: skip
     assert {name: (weight.shape, weight.nbytes) for name, weight in graph.weights.items()} == {
         tensor.name: (tuple(tensor.dims), math.prod(tensor.dims) * sizes[tensor.data_type])
         for tensor in reference.initializer

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Whoever starts this in the background has Ctrl-C ignored in all that it starts.
 _HEAR_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 PHIRT = (sys.executable, "-c", f"{_HEAR_CTRL_C}; from phirt_apps.cli import main; main()")
+FORMAT = ("--bits", "4", "--method", "rtn")  # the figures of the README
 LONG_PROMPT_TOKENS = 2000
 NEW_TOKENS = 32
 FREE_BYTES = {"small": 1 << 28, "full": 27_000_000_000}
@@ -134,7 +135,7 @@ def export(checkpoint: Path, bundle: Path) -> list[str]:
         except OSError:
             return False
 
-    command = [*PHIRT, "export", str(checkpoint), "-o", str(bundle), "--target", "cpu"]
+    command = [*PHIRT, "export", str(checkpoint), "-o", str(bundle), "--target", "cpu", *FORMAT]
     say(f"exporting to {bundle}, to be interrupted half way")
     first = run(command, is_under_way)
     runs = [first]

@@ -42,6 +42,8 @@ HERE = Path(__file__).resolve().parent
 RANKS = ROOT.parent / "shared" / "data" / "tokenizer" / "o200k_base.tiktoken"
 BUNDLES = {"float32": "phirt", "int8": "phirt-int8"}  # by the type of cached keys and values
 PHIRT = (sys.executable, "-c", "from phirt_apps.cli import main; main()")
+# One format for all, as the peers have, whatever the default of the day is.
+FORMAT = ("--bits", "4", "--method", "rtn")
 _SETTLE_SECONDS = 0.2  # until the threads of the one that ran last sleep
 _CONVERTERS = {"genai": "peers_genai.py", "llama": "peers_gguf.py"}
 
@@ -154,7 +156,7 @@ def prepare(folder: Path, scale: str, kv: str, peers_python: Path, peers: Sequen
     bundle = folder / BUNDLES[kv]
     if not bundle.is_dir():
         calibration = ["--calibration", str(ROOT / "README.md")] if kv == "int8" else []
-        command = [*PHIRT, "export", str(checkpoint), "-o", str(bundle), "--kv", kv, *calibration]
+        command = [*PHIRT, "export", str(checkpoint), "-o", str(bundle), "--kv", kv, *FORMAT, *calibration]
         call("phirt's export", command, folder)
     for peer in (PEERS[name] for name in peers):
         model = folder / peer.model

@@ -61,7 +61,7 @@ def test_decoder_inputs_are_those_of_the_contract(plain):
 
 def test_every_tensor_of_the_checkpoint_is_exported_and_reported(plain, tmp_path):
     seen = []
-    export_bundle(plain.checkpoint, tmp_path / "b", progress=seen.append)
+    export_bundle(plain.checkpoint, tmp_path / "b", progress=seen.append, bits=4, method="rtn")
     shapes = expected_shapes(plain.model.config)
     first = seen[0]
     assert (first.tensor, first.tensors) == ("opening the checkpoint", 0)
@@ -75,7 +75,7 @@ def test_every_tensor_of_the_checkpoint_is_exported_and_reported(plain, tmp_path
 
 
 def test_exports_are_reproducible(plain, tmp_path):
-    bundles = [export_bundle(plain.checkpoint, tmp_path / name) for name in ("a", "b")]
+    bundles = [export_bundle(plain.checkpoint, tmp_path / name, bits=4, method="rtn") for name in ("a", "b")]
     first, second = ((bundle / "manifest.json").read_bytes() for bundle in bundles)
     assert first == second
 
@@ -83,7 +83,12 @@ def test_exports_are_reproducible(plain, tmp_path):
 def test_a_text_only_model_becomes_a_bundle_without_encoders(tmp_path):
     model = random_model(dataclasses.replace(config(adapters=()), vision=None, audio=None))
     bundle = export_bundle(
-        save_checkpoint(model, tmp_path / "c"), tmp_path / "b", name="text", description="d"
+        save_checkpoint(model, tmp_path / "c"),
+        tmp_path / "b",
+        name="text",
+        description="d",
+        bits=4,
+        method="rtn",
     )
     manifest = load_manifest(bundle)
     assert (set(manifest.graphs), manifest.rules) == ({"decoder", "decoder_lora"}, (Rule((), None, {}),))
@@ -96,10 +101,10 @@ def test_a_text_only_model_becomes_a_bundle_without_encoders(tmp_path):
 
 def test_an_existing_bundle_is_replaced_and_nothing_is_left_beside_it(plain, tmp_path):
     output = tmp_path / "b"
-    export_bundle(plain.checkpoint, output, bits=4)
+    export_bundle(plain.checkpoint, output, bits=4, method="rtn")
     (plain.checkpoint / "MODEL_CARD.md").write_text("card")
     try:
-        export_bundle(plain.checkpoint, output, bits=8)
+        export_bundle(plain.checkpoint, output, bits=8, method="rtn")
     finally:
         (plain.checkpoint / "MODEL_CARD.md").unlink()
     assert load_manifest(output).quantization["bits"] == 8
@@ -108,7 +113,7 @@ def test_an_existing_bundle_is_replaced_and_nothing_is_left_beside_it(plain, tmp
 
 
 def test_a_failed_export_leaves_the_former_bundle(plain, tmp_path, monkeypatch):
-    output = export_bundle(plain.checkpoint, tmp_path / "b", bits=4)
+    output = export_bundle(plain.checkpoint, tmp_path / "b", bits=4, method="rtn")
     before = (output / "manifest.json").read_bytes()
 
     def full(*args, **kwargs):
@@ -117,9 +122,9 @@ def test_a_failed_export_leaves_the_former_bundle(plain, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(encoders, "build_speech", full)
         with pytest.raises(BundleError, match="No space left"):
-            export_bundle(plain.checkpoint, output, bits=8)
+            export_bundle(plain.checkpoint, output, bits=8, method="rtn")
     assert (output / "manifest.json").read_bytes() == before
-    export_bundle(plain.checkpoint, output, bits=4)
+    export_bundle(plain.checkpoint, output, bits=4, method="rtn")
     assert (output / "manifest.json").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
@@ -127,21 +132,21 @@ def test_a_failed_export_leaves_the_former_bundle(plain, tmp_path, monkeypatch):
 def test_a_folder_that_is_no_bundle_is_not_overwritten(plain, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="not a bundle"):
-        export_bundle(plain.checkpoint, tmp_path)
+        export_bundle(plain.checkpoint, tmp_path, bits=4, method="rtn")
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "a web app"}))
     with pytest.raises(ConfigError, match="not a bundle"):
-        export_bundle(plain.checkpoint, tmp_path)
+        export_bundle(plain.checkpoint, tmp_path, bits=4, method="rtn")
     with pytest.raises(ConfigError, match="not a folder"):
-        export_bundle(plain.checkpoint, tmp_path / "thesis.txt")
+        export_bundle(plain.checkpoint, tmp_path / "thesis.txt", bits=4, method="rtn")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"bits": 16}, "4, 8, 32"),
-        ({"bits": 3}, "4, 8, 32"),
-        ({"adapter_bits": 5}, "4, 8, 32"),
+        ({"bits": 16}, "4, 6, 8, 32"),
+        ({"bits": 3}, "4, 6, 8, 32"),
+        ({"adapter_bits": 5}, "4, 6, 8, 32"),
         ({"block_size": 48}, "power of two"),
         ({"block_size": 0}, "power of two"),
         ({"method": "awq"}, "rtn, mse, gptq"),
@@ -161,15 +166,15 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_any_work(plain, tmp_
     checkpoint = save_checkpoint(model, tmp_path / "c")
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
-        export_bundle(checkpoint, tmp_path / "b")
+        export_bundle(checkpoint, tmp_path / "b", bits=4, method="rtn")
     assert not (tmp_path / "b").exists()
 
 
 def test_a_tokenizer_that_no_bundle_opens_with_is_refused_before_any_work(plain, tmp_path):
     checkpoint = save_checkpoint(plain.model, tmp_path / "c")
-    (checkpoint / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}', "utf-8")
+    (checkpoint / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}', "utf-8")
     with pytest.raises(BundleError, match="accepted are BPE models"):
-        export_bundle(checkpoint, tmp_path / "b")
+        export_bundle(checkpoint, tmp_path / "b", bits=4, method="rtn")
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
@@ -181,4 +186,4 @@ def test_a_rotary_width_that_the_operator_refuses_is_named(tmp_path):
     decoder = dataclasses.replace(model_config.decoder, rope=rope)
     model = random_model(dataclasses.replace(model_config, decoder=decoder))
     with pytest.raises(ConfigError, match="multiple of 16"):
-        export_bundle(save_checkpoint(model, tmp_path / "c"), tmp_path / "b")
+        export_bundle(save_checkpoint(model, tmp_path / "c"), tmp_path / "b", bits=4, method="rtn")

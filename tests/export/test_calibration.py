@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from small_models import (
@@ -22,6 +21,7 @@ from small_models import (
 from typer.testing import CliRunner
 
 import phirt
+from phirt.bundle.files import load_manifest
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export import encoders
@@ -30,9 +30,9 @@ from phirt_export.checkpoint import Checkpoint
 from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import export_bundle
 from phirt_export.graphs import data_file
+from phirt_export.layer_divergence import StoredMatrices
 from phirt_export.reference import ROUTES
 from phirt_quant import samples
-from phirt_quant.blockwise import BlockQuantized, dequantize
 
 PROJECTIONS = {"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj"}
 PROJECTIONS |= {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
@@ -200,27 +200,18 @@ def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
     assert hessians.moments("model.layers.2.self_attn.qkv_proj.base_layer.weight", stored).missing is None
 
 
-def stored_matrix(bundle: Path, name: str, columns: int) -> np.ndarray:
-    """A quantized matrix of the decoder's main graph, read from its file."""
-    graph = onnx.load(bundle / "decoder.onnx").graph
-    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.startswith(name)}
-    codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
-    codes = codes.reshape(*scales.shape, -1)
-    return dequantize(BlockQuantized(codes, scales, columns, 4, codes.shape[2] * 2))
-
-
 def over_stored_weights(checkpoint: Path, bundle: Path):
     """The reference with the bundle's table and projections; its LoRA branches are the checkpoint's."""
-    model = load_model(Checkpoint(checkpoint))
+    model, stored_in = load_model(Checkpoint(checkpoint)), StoredMatrices(load_manifest(bundle))
     with torch.no_grad():
         table = model.model.embed_tokens.weight
-        table.copy_(torch.from_numpy(stored_matrix(bundle, "embed", table.shape[1])))
+        table.copy_(stored_in.matrix("embed", table.shape[1]))
         for i, layer in enumerate(model.model.layers):
             for name, projection in PROJECTIONS.items():
                 weight = layer.get_submodule(projection).base_layer.weight
-                stored = stored_matrix(bundle, f"layers.{i}.{name}", weight.shape[1])
-                assert 0 < np.abs(stored - weight.numpy()).mean() < 0.5 * weight.abs().mean()
-                weight.copy_(torch.from_numpy(stored))
+                stored = stored_in.matrix(f"layers.{i}.{name}", weight.shape[1])
+                assert 0 < (stored - weight).abs().mean() < 0.5 * weight.abs().mean()
+                weight.copy_(stored)
     return model
 
 
@@ -241,7 +232,7 @@ def test_hidden_states_err_less_than_after_rounding_to_nearest(checkpoint, data,
     original, errors = load_model(Checkpoint(checkpoint)), []
     for method, given in (("gptq", [data]), ("rtn", [])):
         folder = tmp_path / method
-        export_bundle(checkpoint, folder, block_size=64, method=method, calibration=given)
+        export_bundle(checkpoint, folder, bits=4, block_size=64, method=method, calibration=given)
         model, error = over_stored_weights(checkpoint, folder), 0.0
         with torch.no_grad():
             for s in sequences:
@@ -309,12 +300,12 @@ def stopped(*args, **kwargs):
 
 
 def test_the_command_compares_the_bundle_and_says_its_size(checkpoint, data, tmp_path):
-    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--method", "gptq"]
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--bits", "4"]
     result = CliRunner().invoke(app, [*command, "--calibration", str(data)])
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
     for route in ROUTES:
         assert re.search(rf"^{route} +\d+( +[\d.e-]+){{3}} +[\d.]+ % ", result.stderr, re.MULTILINE)
-    assert re.search(r"decoder and token table +5\.00 ", result.stderr)
+    assert re.search(r"decoder and token table +4\.50 ", result.stderr)
     assert "perplexity" in result.stderr and "sentences of the program" in result.stderr
 
 

@@ -19,6 +19,9 @@ from phirt_export.exporter import export_bundle
 from phirt_export.progress import Step
 from phirt_quant.blockwise import dequantize, quantize
 
+# As short as an export can be.
+PLAIN = ["--bits", "4", "--method", "rtn"]
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -32,13 +35,13 @@ def checkpoint(model, tmp_path_factory):
 
 def test_the_errors_reported_are_those_of_the_weights(model, checkpoint, tmp_path):
     parts = []
-    export_bundle(checkpoint, tmp_path / "b", encoder_bits=4, errors=parts.extend)
+    export_bundle(checkpoint, tmp_path / "b", bits=4, method="rtn", encoder_bits=4, errors=parts.extend)
     assert [(part.part, part.bits) for part in parts] == [
         ("token table", (4,)), ("decoder", (4,)), ("vision adapter", (8,)), ("speech adapter", (8,)),
         ("vision encoder", (4,)), ("speech encoder", (4,)),
     ]  # fmt: skip
     weight = model.state_dict()["model.embed_tokens.weight"].numpy()
-    difference = dequantize(quantize(weight, 4, 32)) - weight
+    difference = dequantize(quantize(weight, 4, 32, scale_type="float16")) - weight
     expected = (difference**2).sum() ** 0.5 / (weight**2).sum() ** 0.5
     assert parts[0].relative == parts[0].worst.relative == pytest.approx(expected, rel=1e-4)
     assert len(parts[1].tensors) == 3 * 4 and len(parts[2].tensors) == 3 * 4 * 2
@@ -54,21 +57,23 @@ def test_an_unquantized_export_has_no_errors_to_report(checkpoint, tmp_path):
 
 
 def test_the_command_names_the_folder_on_stdout_and_the_errors_on_stderr(checkpoint, tmp_path):
-    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b")])
+    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), *PLAIN])
     assert result.exit_code == 0 and result.stdout == f"{tmp_path / 'b'}\n"
     row = r"vision encoder +\d+ +8 +0\.\d\d % +0\.\d\d % +model\.embed_tokens_extend\.image_embed"
     assert re.search(row, result.stderr)
 
 
 def test_json_has_the_error_of_each_tensor(model, checkpoint, tmp_path):
-    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--json"])
+    result = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), *PLAIN, "--json"])
     report = json.loads(result.stdout)
     assert report["bundle"] == str(tmp_path / "b") and report["comparison"] is None
     found = {t["tensor"]: t for part in report["quantized"] for t in part["tensors"]}
     assert {part["part"] for part in report["quantized"]} >= {"decoder", "token table", "vision adapter"}
     name = "model.layers.1.mlp.down_proj.base_layer.weight"
     weight = model.state_dict()[name].numpy()
-    error = np.linalg.norm(dequantize(quantize(weight, 4, 32)) - weight) / np.linalg.norm(weight)
+    error = np.linalg.norm(
+        dequantize(quantize(weight, 4, 32, scale_type="float16")) - weight
+    ) / np.linalg.norm(weight)
     assert found[name]["bits"] == 4 and found[name]["relative_error"] == pytest.approx(error, rel=1e-4)
     assert len(found) == sum(len(part["tensors"]) for part in report["quantized"]) > 40
 
@@ -91,7 +96,7 @@ def test_limits_are_the_model_s_or_those_asked_for(model, checkpoint, tmp_path):
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(checkpoint, tmp_path, monkeypatch):
-    command = ["export", str(checkpoint), "-o", str(tmp_path / "b")]
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), *PLAIN]
 
     def stop(*args):
         raise KeyboardInterrupt

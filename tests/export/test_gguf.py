@@ -202,7 +202,7 @@ def test_other_blocks_are_quantized_anew_and_that_is_said(tmp_path, checkpoint):
     entry = json.loads((bundle / "manifest.json").read_text())["quantization"]
     assert entry["kept"] == {"Q4_0": 8}
     assert entry["quantized_by_phirt"] == {"F16": 2}
-    assert entry["method"] == "rtn"
+    assert entry["method"] == "mse"
 
 
 def test_what_is_asked_for_by_bits_is_quantized_anew(tmp_path, checkpoint):

@@ -262,7 +262,9 @@ def test_an_output_that_cannot_be_replaced_is_refused_before_anything_is_compute
     (tmp_path / "notes.txt").write_text("mine")
     monkeypatch.setattr(calibrating, "kv_scales", lambda *_: pytest.fail("calibrated first"))
     with pytest.raises(ConfigError, match="is not a bundle, so it is not overwritten"):
-        export_bundle(talking_checkpoint, tmp_path, kv="int8", calibration=[calibration_data])
+        export_bundle(
+            talking_checkpoint, tmp_path, kv="int8", calibration=[calibration_data], bits=4, method="rtn"
+        )
 
 
 def test_what_the_command_says(talking_checkpoint, calibration_data, tmp_path):

@@ -30,7 +30,7 @@ from phirt_export.identity import identity
 from phirt_export.journal import Entry, Journal
 from phirt_export.staging import staged_bundle
 
-SETTINGS = {"bits": 4, "encoder_bits": 4, "name": "model"}
+SETTINGS = {"method": "rtn", "bits": 4, "encoder_bits": 4, "name": "model"}
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are made by fork, to be quick")
 
 
@@ -273,7 +273,7 @@ def test_two_exports_to_one_output_do_not_meet(checkpoint, whole, tmp_path):
     process.start()
     assert ready.wait(30)
     with pytest.raises(ConfigError, match="another export"):
-        export_bundle(checkpoint, output, bits=8)
+        export_bundle(checkpoint, output, bits=8, method="rtn")
     go.set()
     process.join()
     assert process.exitcode == 0 and hashes(output) == whole
@@ -282,7 +282,7 @@ def test_two_exports_to_one_output_do_not_meet(checkpoint, whole, tmp_path):
 
 
 def test_a_former_bundle_comes_back_after_a_crash_between_two_renames(checkpoint, tmp_path):
-    output = export_bundle(checkpoint, tmp_path / "b", bits=8)
+    output = export_bundle(checkpoint, tmp_path / "b", bits=8, method="rtn")
     former = hashes(output)
     interrupted(checkpoint, output, 200)
     output.rename(partial_of(output) / "former")
@@ -307,7 +307,7 @@ def test_a_place_that_is_somebody_elses_is_left_alone(checkpoint, tmp_path, kind
     else:
         shutil.copytree(elsewhere, partial_of(output))
     with pytest.raises(ConfigError, match="choose another output"):
-        export_bundle(checkpoint, output)
+        export_bundle(checkpoint, output, bits=4, method="rtn")
     assert (elsewhere / "thesis.txt").exists() and partial_of(output).exists()
 
 
@@ -315,11 +315,11 @@ def test_a_manifest_that_is_none_is_not_overwritten(checkpoint, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="is not a bundle"):
-        export_bundle(checkpoint, tmp_path / "b")
+        export_bundle(checkpoint, tmp_path / "b", bits=4, method="rtn")
 
 
 def test_ctrl_c_between_two_renames_puts_the_former_bundle_back(checkpoint, tmp_path, monkeypatch):
-    output = export_bundle(checkpoint, tmp_path / "b", bits=8)
+    output = export_bundle(checkpoint, tmp_path / "b", bits=8, method="rtn")
     former, rename = hashes(output), Path.rename
 
     def interrupt(path, target):
@@ -329,7 +329,7 @@ def test_ctrl_c_between_two_renames_puts_the_former_bundle_back(checkpoint, tmp_
 
     monkeypatch.setattr(Path, "rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(checkpoint, output)
+        export_bundle(checkpoint, output, bits=4, method="rtn")
     assert hashes(output) == former
 
 
@@ -342,7 +342,7 @@ def test_a_file_system_that_syncs_no_folders_is_no_error(checkpoint, tmp_path, m
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse_folders)
-    assert load_manifest(export_bundle(checkpoint, tmp_path / "b"))
+    assert load_manifest(export_bundle(checkpoint, tmp_path / "b", bits=4, method="rtn"))
 
 
 def test_folders_that_cannot_be_read_do_not_matter(checkpoint, tmp_path, monkeypatch):

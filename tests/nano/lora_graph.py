@@ -11,6 +11,7 @@ The bundle's manifest then says that conversations held before go on: every othe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -26,7 +27,7 @@ from phirt.bundle.manifest import MANIFEST_NAME, Manifest
 from phirt.fields import write_dataclass
 from phirt_export.bundle import describe
 from phirt_export.checkpoint import expected_shapes
-from phirt_export.exporter import choose_formats
+from phirt_export.formats import BundleFormats, choose_formats
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile, Part, Piece
 from phirt_export.graphs.decoder import build_decoder
@@ -93,7 +94,9 @@ def build(folder: Path) -> dict[str, tuple[bytes, GraphBuilder]]:
     manifest = load_manifest(folder)
     model, q = config(manifest), manifest.quantization
     bits = ("embedding_bits", "adapter_bits", "encoder_bits")
-    formats = choose_formats(q["bits"], q["block_size"], *(q[name] for name in bits), q["method"])
+    today = choose_formats(q["bits"], q["block_size"], *(q[name] for name in bits), q["method"])
+    # The bundle was made when all scales were float32.
+    formats = BundleFormats(*(dataclasses.replace(form, scale_type="float32") for form in today.parts))
     data = WrittenFile(manifest.path("decoder.data"))
     first = WeightStore(GraphBuilder(DECODER, data), Shapes(model))
     stores = {DECODER: first, LORA_DECODER: first.onto(GraphBuilder(LORA_DECODER, data))}

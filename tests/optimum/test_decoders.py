@@ -113,7 +113,7 @@ def _dequantized(folder: Path, copy: Path) -> Path:
 def test_int4_computes_with_the_weights_that_its_codes_stand_for(tmp_path: Path) -> None:
     checkpoint = foreign_models.save_decoder(tmp_path / "checkpoint", "gpt2", std=0.06)
     errors: list[Any] = []
-    bundle = export_bundle(checkpoint, tmp_path / "bundle", errors=errors.extend)
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", method="rtn", errors=errors.extend)
     ids = np.random.default_rng(2).integers(0, 390, 60)
     logits = _engine(bundle).prefill(ids)
     model = transformers.AutoModelForCausalLM.from_pretrained(

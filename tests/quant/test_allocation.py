@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phirt_quant import allocation
-from phirt_quant.allocation import Choice, allocate
+from phirt_quant.allocation import Choice, allocate, allocate_within
 
 
 def total(choices: list[list[Choice]], picked: list[int]) -> tuple[int, float]:
@@ -54,6 +54,17 @@ def test_steps_that_are_rounded_up_stay_within_the_budget(choices, spare):
     less = budget - (len(choices) + 1) * unit
     if less >= smallest(choices):
         assert cost <= best(choices, less) + 1e-9
+
+
+@given(problems, st.floats(0, 40))
+def test_nothing_that_costs_so_little_is_smaller(choices, most):
+    size, cost = total(choices, allocate_within(choices, most))
+    everything = [total(choices, list(p)) for p in itertools.product(*(range(len(of)) for of in choices))]
+    within = [bytes_ for bytes_, one in everything if one <= most - 1e-9]
+    if within:
+        assert cost <= most + 1e-9 and size <= min(within)
+    else:
+        assert cost <= min(one for _, one in everything) + 1e-9
 
 
 def test_the_costliest_error_is_mended_first():

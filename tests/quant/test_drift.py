@@ -31,9 +31,11 @@ def test_drift_that_follows_from_the_inputs_is_undone():
     """y = A x, so that W y = (W A) x; and e = B x adds B."""
     x, mixing, lacking = drawn(2, 500, COLUMNS), drawn(3, COLUMNS, COLUMNS), drawn(4, ROWS, COLUMNS)
     y, e, matrix = x @ mixing.T, x @ lacking.T, weights()
-    moved = DriftCorrection(moments(x, y, None, MANY), 1e-9).moved(matrix, 0)
+    moved = DriftCorrection(moments(x, y, None, MANY), 1e-9, 1.0).moved(matrix, 0)
     np.testing.assert_allclose(moved, matrix @ mixing, atol=1e-4)
-    moved = DriftCorrection(moments(x, y, e, MANY), 1e-9).moved(matrix, 0)
+    half = DriftCorrection(moments(x, y, None, MANY), 1e-9, 0.5).moved(matrix, 0)
+    np.testing.assert_allclose(half, (matrix + matrix @ mixing) / 2, atol=1e-4)
+    moved = DriftCorrection(moments(x, y, e, MANY), 1e-9, 1.0).moved(matrix, 0)
     np.testing.assert_allclose(moved, matrix @ mixing + lacking, atol=1e-4)
     assert moved.dtype == np.float32
 

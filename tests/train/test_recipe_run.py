@@ -40,7 +40,7 @@ def test_a_run_ends_with_a_checkpoint_that_export_accepts(finished: Path) -> Non
 
 
 def test_the_checkpoint_answers_through_the_runtime(finished: Path, tmp_path: Path) -> None:
-    bundle = export_bundle(finished / "checkpoint", tmp_path / "bundle", block_size=32)
+    bundle = export_bundle(finished / "checkpoint", tmp_path / "bundle", block_size=32, bits=4, method="rtn")
     model = phirt.load(bundle, verify=True)
     config = phirt.GenerationConfig(max_new_tokens=4)
     picture = Image.new("RGB", (50, 40), "red")

@@ -14,6 +14,7 @@ the last position of a prefill.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -27,6 +28,11 @@ _READS_ALL = _MULTIPLIES | {
     "SkipLayerNormalization", "Add", "Mul",
 }  # fmt: skip
 _READS_A_ROW = frozenset({"Gather", "GatherBlockQuantized"})
+# What these make of weights alone is computed once, while the graph opens, and is float32 then: of scales in
+# float16, and of several matrices under one scale.
+_FOLDED = frozenset({"Cast", "Mul", "Add", "Transpose"})
+_FLOAT32 = 1  # of TensorProto.DataType
+_LOWER_BITS = 2  # a matrix of 6 bits lies as 4 and 2: the lower ones are no matrix of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ def decoder_work(manifest: Manifest) -> DecoderWork:
     counted = _count(read_graph(path), {})
     head = geometry.vocab_size * geometry.hidden_size
     matrices = sum(counted.elements.values()) - head
-    if matrices <= 0 or head not in counted.elements.values():
+    if matrices <= 0:
         raise BundleError(f"{path} has no matrices and head of the manifest's sizes; export the bundle again")
     return DecoderWork(
         weight_bytes=sum(counted.whole.values()),
@@ -114,7 +120,11 @@ def _count(graph: Graph, outside: dict[str, Weight]) -> _Counted:
     known = {**outside, **graph.weights}
     counted = _Counted()
     for node in graph.nodes:
-        if node.graphs:
+        if node.kind in _FOLDED and all(name in known for name in node.inputs):
+            shape = max((known[name].shape for name in node.inputs), key=math.prod)
+            shape = shape[::-1] if node.kind == "Transpose" else shape
+            known |= {name: Weight(name, shape, _FLOAT32) for name in node.outputs}
+        elif node.graphs:
             # Adapters lie in branches of their own, and route none is the way without them; both rotary
             # regimes read the same.
             counted.add(min((_count(inner, known) for inner in node.graphs), key=lambda way: way.nbytes))
@@ -134,7 +144,7 @@ def _count_node(node: Node, known: dict[str, Weight], counted: _Counted) -> None
     elif node.kind in _READS_ALL:
         for weight in weights:
             counted.whole[weight.name] = weight.nbytes
-    if node.kind == "MatMulNBits":
+    if node.kind == "MatMulNBits" and node.integers.get("bits") != _LOWER_BITS:
         counted.elements[weights[0].name] = node.integers.get("K", 0) * node.integers.get("N", 0)
     elif node.kind in _MULTIPLIES:
         counted.elements |= {

@@ -54,7 +54,7 @@ def command(
     block_size: options.BlockSize = None,
     adapter_bits: options.AdapterBits = 8,
     encoder_bits: options.EncoderBits = 8,
-    method: options.Method = "rtn",
+    method: options.Method = None,
     bits_per_weight: options.BitsPerWeight = None,
     kv: options.KV = "float32",
     calibration: options.Calibration = None,
@@ -154,15 +154,22 @@ def export(
     if not as_json:
         out.answer(f"{folder}\n")
     base = settings.get("base")
-    calibrated = (
-        settings["calibration"] or settings["method"] == "gptq" or settings["bits_per_weight"] is not None
-    )
+    calibrated = settings["calibration"] or _is_calibrated(folder)
     comparison = _compare(folder, checkpoint, base, out) if calibrated else None
     if as_json:
         quantized = [part.as_object() for part in errors]
         compared = None if comparison is None else comparison.as_object()
         out.json({"bundle": str(folder), "quantized": quantized, "comparison": compared})
     return True
+
+
+def _is_calibrated(bundle: Path) -> bool:
+    """Whether text of phirt's own has served: for the choice of bits, or for gptq."""
+    from phirt.bundle.files import load_any
+
+    quantization = load_any(bundle).quantization
+    is_chosen = "matrices" in quantization and "kept" not in quantization
+    return is_chosen or quantization.get("method") == "gptq"
 
 
 def _compare(bundle: Path, checkpoint: Path, base: Path | None, out: Output) -> evaluation.Report | None:

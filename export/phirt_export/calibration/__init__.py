@@ -3,15 +3,16 @@
 from phirt_export.calibration.hessians import Hessians, hessian_tokens
 from phirt_export.calibration.kv_scales import RANGE_TOKENS, kv_scales
 from phirt_export.calibration.samples import Sample, fingerprint, read_samples
-from phirt_export.calibration.sensitivity import SENSITIVITY_TOKENS, rounding_costs
+from phirt_export.calibration.sensitivity import Costs, MatrixRows, rounding_costs, sensitivity_tokens
 from phirt_export.calibration.sequences import Sequence, encode_samples, own_samples, thinned
 from phirt_export.calibration.stream import LayerStream
 
 __all__ = [
     "RANGE_TOKENS",
-    "SENSITIVITY_TOKENS",
+    "Costs",
     "Hessians",
     "LayerStream",
+    "MatrixRows",
     "Sample",
     "Sequence",
     "encode_samples",
@@ -21,5 +22,6 @@ __all__ = [
     "own_samples",
     "read_samples",
     "rounding_costs",
+    "sensitivity_tokens",
     "thinned",
 ]

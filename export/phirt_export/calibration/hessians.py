@@ -36,6 +36,7 @@ _FEWEST_TOKENS, _MOST_TOKENS = 8192, 16_384
 # stream, so errors in it count by their share of it: a few positions of a hundred times the size would
 # otherwise decide over all others.
 _ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
+_WATCHED = (*_ADDED_TO, *_ADDED_TO.values(), "self_attn.qkv_proj", "mlp.gate_up_proj")
 # Positions at which the residual stream is zero: their errors count like those of so small a stream.
 _LEAST_SQUARE = 1e-8
 
@@ -55,6 +56,7 @@ class Hessians:
     def __init__(self, stream: LayerStream) -> None:
         self._stream = stream
         self._original = LayerStream(stream.source, stream.config, stream.sequences)
+        self._brought: tuple[int, list[dict[str, Tensor]]] | None = None
 
     def damping(self, tensor: str) -> float | None:
         """The damping that suits a matrix; None for the usual one."""
@@ -77,28 +79,35 @@ class Hessians:
             if part == "base_layer":
                 return self._base_moments(index, projection, stored)
             inputs = _Moments()
-            for _, x in self._stream.inputs(index, f"{projection}.{part}", stored, part.split(".")[1]):
-                inputs.add(x, x)
+            module = f"{projection}.{part}"
+            for _, brought in self._stream.inputs(index, (module,), stored, part.split(".")[1]):
+                inputs.add(brought[module], brought[module])
             return inputs.result()
 
     def _base_moments(self, index: int, projection: str, stored: StoredRows) -> InputMoments | None:
         """Both models side by side: the quantized one as far as it is stored, and the original."""
         inputs, drift, missing = _Moments(), _Moments(), _Moments()
         norm = _ADDED_TO.get(projection)
-        both = [(self._stream, stored), (self._original, None)]
-        passes = [stream.inputs(index, projection, rows) for stream, rows in both]
-        if norm is not None:
-            passes += [stream.inputs(index, norm, rows) for stream, rows in both]
-        for seen in zip(*passes, strict=True):
-            (_, x), (_, y), *sums = seen
-            if sums:
-                (_, quantized), (_, original) = sums
-                scale = original.square().mean(dim=-1, keepdim=True).add(_LEAST_SQUARE).rsqrt()
+        modules = (projection,) if norm is None else (norm, projection)
+        passes = self._stream.inputs(index, modules, stored)
+        for (_, quantized), original in zip(passes, self._original_inputs(index), strict=True):
+            x, y = quantized[projection], original[projection]
+            if norm is not None:
+                scale = original[norm].square().mean(dim=-1, keepdim=True).add(_LEAST_SQUARE).rsqrt()
                 x, y = x * scale, y * scale
-                missing.add((original - quantized) * scale, x)
+                missing.add((original[norm] - quantized[norm]) * scale, x)
             inputs.add(x, x)
             drift.add(y - x, x)
         return inputs.result(drift, missing)
+
+    def _original_inputs(self, index: int) -> list[dict[str, Tensor]]:
+        """What the original layer brings its projections and norms, for every sequence; of one layer at a
+        time.
+        """
+        if self._brought is None or self._brought[0] != index:
+            self._brought = None
+            self._brought = index, self._original.passed(index, _WATCHED)
+        return self._brought[1]
 
     def _head_moments(self, stored: StoredRows | None) -> InputMoments | None:
         stream = self._original if stored is None else self._stream

@@ -46,8 +46,8 @@ def kv_scales(stream: LayerStream, note: Callable[[str], None]) -> tuple[KVScale
         for index in range(decoder.num_layers):
             note(f"model.layers.{index}.self_attn")
             ranges = torch.zeros(2, decoder.num_kv_heads, decoder.head_dim)
-            for route, inputs in stream.inputs(index, "self_attn.qkv_proj", None):
-                attention = stream.layer(index, None).self_attn
+            for route, brought in stream.inputs(index, ("self_attn.qkv_proj",), None):
+                attention, inputs = stream.layer(index, None).self_attn, brought["self_attn.qkv_proj"]
                 _, key, value = attention.heads(inputs, ROUTES[route].adapter)
                 seen = torch.stack((_lengths(key, decoder.rope.rotary_dim, magnitude), value.abs()))
                 ranges = torch.maximum(ranges, seen.amax(dim=(1, 3)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
@@ -40,20 +41,27 @@ class _Reached(Exception):  # noqa: N818 - it is no error
 
 
 @contextlib.contextmanager
-def _caught(module: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """Ends the pass that runs inside at the module, and puts what reached it into the list."""
-    inputs: list[Tensor] = []
+def _caught(layer: Layer, modules: Items[str], ends: bool) -> Iterator[dict[str, Tensor]]:
+    """Puts what reaches modules of a layer, by name, into the dictionary; the pass that runs inside may end
+    at the last of them.
+    """
+    inputs: dict[str, Tensor] = {}
 
-    def catch(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0])
-        raise _Reached
+    def catch(name: str, _: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs[name] = args[0]
+        if ends and name == modules[-1]:
+            raise _Reached
 
-    handle = module.register_forward_pre_hook(catch)
+    handles = [
+        layer.get_submodule(name).register_forward_pre_hook(functools.partial(catch, name))
+        for name in modules
+    ]
     try:
         with contextlib.suppress(_Reached):
             yield inputs
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class LayerStream:
@@ -90,17 +98,31 @@ class LayerStream:
         return at.hidden
 
     def inputs(
-        self, index: int, module: str, stored: StoredRows | None, adapter: str | None = None
-    ) -> Iterator[tuple[Route, Tensor]]:
-        """The route of each sequence and what it brings a module of layer `index`, [1, T, K]: of all of them,
-        or of those whose route has the adapter. The layer is run no further than that.
+        self, index: int, modules: Items[str], stored: StoredRows | None, adapter: str | None = None
+    ) -> Iterator[tuple[Route, dict[str, Tensor]]]:
+        """The route of each sequence and what it brings modules of layer `index`, [1, T, K] by name: of all
+        of them, or of those whose route has the adapter. The layer is run no further than the last module.
         """
         hidden, layer = self.before(index, stored), self.layer(index, stored)
         for i, sequence in enumerate(self.sequences):
             if adapter in (None, ROUTES[sequence.route].adapter):
-                with _caught(layer.get_submodule(module)) as inputs:
+                with _caught(layer, modules, ends=True) as inputs:
                     self.through(layer, hidden[i], sequence.route)
-                yield sequence.route, inputs.pop()
+                yield sequence.route, inputs
+
+    def passed(self, index: int, modules: Items[str]) -> list[dict[str, Tensor]]:
+        """What every sequence brings modules of the original layer `index`, by name, all at once; the
+        activations stand behind the layer then.
+        """
+        hidden, layer = self.before(index, None), self.layer(index, None)
+        assert self._position is not None
+        brought = []
+        for i, sequence in enumerate(self.sequences):
+            with _caught(layer, modules, ends=False) as inputs:
+                hidden[i] = self.through(layer, hidden[i], sequence.route)
+            brought.append(inputs)
+        self._position.layer += 1
+        return brought
 
     def layer(self, index: int, stored: StoredRows | None) -> Layer:
         """Layer `index` with weights, those of the base stored ones as far as they are stored by now."""

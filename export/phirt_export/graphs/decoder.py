@@ -15,9 +15,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_export.graphs.linear import EmbeddingTable, WeightFormat, WeightStore
+from phirt_export.graphs.embedding_table import EmbeddingTable
+from phirt_export.graphs.linear import WeightStore
 from phirt_export.graphs.lora import AdapterInputs, Adapters, Branches
 from phirt_export.graphs.rope import tables
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.reference.config import DecoderConfig, ModelConfig, TokenConfig
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 
 # Added to the scores of excluded keys. Finite, so that a row without any key still has a defined softmax.
 _EXCLUDED = -1e9

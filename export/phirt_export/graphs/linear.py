@@ -1,37 +1,30 @@
-"""How a weight of a checkpoint becomes nodes: MatMulNBits for 4 and 8 bits, MatMul for 32. The format is
+"""How a weight of a checkpoint becomes nodes: MatMulNBits for 4, 6 and 8 bits, MatMul for 32. The format is
 data.
 
-Knows weight formats, the streaming of rows into the data file, biases, and the table that embeds tokens and
-scores them from one stored copy. The nodes over quantized blocks are `stored_blocks`' matter. Knows nothing
-of the model around the projection.
+Knows the streaming of rows into the data file, rows of several formats, and biases. The nodes over quantized
+blocks are `stored_blocks`' matter, formats `weight_format`'s. Knows nothing of the model around the
+projection.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import Part
-from phirt_export.graphs.stored_blocks import Activations, Stored, StoredBlocks
-from phirt_quant.blockwise import METHODS, BlockQuantized, check_format, dequantize, num_blocks, quantize
+from phirt_export.graphs.stored_blocks import Stored, StoredBlocks
+from phirt_export.graphs.weight_format import GPTQ, KEPT, Chosen, RowFormat, WeightFormat
+from phirt_quant.blockwise import BlockQuantized, dequantize, num_blocks, quantize, stored_bits
 from phirt_quant.drift import DriftCorrection, InputMoments
 from phirt_quant.gptq import DAMPING, ErrorCompensation
 from phirt_quant.weight_error import RelativeError, StoredSize, WeightError
 
-FLOAT_BITS = 32
-# The method that looks at calibration data; `blockwise` has those that look at weights alone.
-GPTQ = "gptq"
-ACCEPTED_METHODS = (*METHODS, GPTQ)
-# What a matrix has whose codes the checkpoint holds and which keeps them; nobody asks for it by name.
-KEPT = "kept"
-ACCEPTED_BITS = (4, 8, FLOAT_BITS)
 # Elements of a matrix that are held as float32 at a time while it is quantized.
 _SLAB_ELEMENTS = 1 << 21
 
@@ -54,6 +47,9 @@ class WeightSource(Protocol):
 StoredRows = Callable[[str, int, int], np.ndarray | None]
 
 
+_Array = tuple[tuple[int, ...], np.dtype[Any]]
+
+
 class KeptSource(Protocol):
     """A checkpoint that holds quantized blocks."""
 
@@ -72,76 +68,34 @@ class HessianSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightFormat:
-    """How matrices are stored: 4 or 8 bits in blocks of `block_size` along the input dimension, or float32
-    (32). `method` is one of ACCEPTED_METHODS; or KEPT, for which the checkpoint says in what type its scales
-    are, and whether blocks have minimums. `activations`: see `stored_blocks`.
-    """
-
-    bits: int
-    block_size: int = 32
-    method: str = "rtn"
-    scale_type: Literal["float32", "float16"] = "float32"
-    has_minimums: bool = False
-    activations: Activations = "int8"
-
-    def __post_init__(self) -> None:
-        if self.bits not in ACCEPTED_BITS:
-            accepted = ", ".join(str(bits) for bits in ACCEPTED_BITS)
-            raise ConfigError(
-                f"{self.bits} bits a weight are not supported; choose from {accepted} (32 = unquantized)"
-            )
-        if self.method not in (*ACCEPTED_METHODS, KEPT):
-            accepted = ", ".join(ACCEPTED_METHODS)
-            raise ConfigError(f"quantization method {self.method!r} is unknown; choose from {accepted}")
-        if self.is_quantized:
-            check_format(self.bits, self.block_size)
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether matrices become codes and scales."""
-        return self.bits != FLOAT_BITS
-
-    def block_for(self, columns: int) -> int:
-        """Block size for rows of `columns` elements: the one, up to `block_size`, that stores a row in the
-        fewest bytes. Short rows (a LoRA rank) get a smaller one where padding would cost more than scales.
-        """
-
-        # MatMulNBits takes powers of two from 16 on; of two that cost the same, the larger comes first.
-        halvings = (self.block_size // 16).bit_length()
-        return min(
-            (self.block_size >> n for n in range(halvings)), key=lambda block: self._row_bytes(columns, block)
-        )
-
-    def stored_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of codes and scales of a quantized matrix."""
-        return rows * self._row_bytes(columns, self.block_for(columns))
-
-    def _row_bytes(self, columns: int, block: int) -> int:
-        scales = np.dtype(self.scale_type).itemsize * (1 + self.has_minimums)
-        return num_blocks(columns, block) * (block * self.bits // 8 + scales)
-
-
-@dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A tensor of the checkpoint as a matrix [N, K], times `factor`; trailing axes are flattened into K."""
+    """A tensor of the checkpoint as a matrix [N, K], times `factor`; trailing axes are flattened into K. Of
+    some rows, first..stop-1 are it.
+    """
 
     source: WeightSource
     name: str
     factor: float = 1.0
+    first: int = 0
+    stop: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         rows, *rest = self.source.shape(self.name)
-        return rows, int(np.prod(rest))
+        return (rows if self.stop is None else self.stop) - self.first, int(np.prod(rest))
+
+    @property
+    def label(self) -> str:
+        """The tensor, and which of its rows."""
+        return self.name if self.stop is None else f"{self.name}[{self.first}:{self.stop}]"
 
     def slabs(self) -> Iterator[np.ndarray]:
         """Consecutive rows as float32 [n, K], a bounded number of elements at a time."""
         rows, columns = self.shape
         step = max(1, _SLAB_ELEMENTS // columns)
-        for start in range(0, rows, step):
-            slab = self.source.rows(self.name, start, min(start + step, rows))
+        for start in range(self.first, self.first + rows, step):
+            slab = self.source.rows(self.name, start, min(start + step, self.first + rows))
             yield slab.reshape(slab.shape[0], columns) * np.float32(self.factor)
 
 
@@ -158,7 +112,7 @@ class WeightStore:
         g: GraphBuilder,
         source: WeightSource,
         hessians: HessianSource | None = None,
-        chosen: Mapping[str, WeightFormat] | None = None,
+        chosen: Chosen | None = None,
         kept: KeptSource | None = None,
     ) -> None:
         self.g, self.source, self._hessians = g, source, hessians
@@ -168,6 +122,8 @@ class WeightStore:
         self._vectors: dict[str, Stored] = {}
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
+        # What is known about the inputs of the tensor asked for last: all of its rows have the same.
+        self._compensation: tuple[str, tuple[DriftCorrection, ErrorCompensation] | None] | None = None
 
     def onto(self, g: GraphBuilder) -> WeightStore:
         """The same weights for another graph over the same data file; what is stored is not stored again."""
@@ -176,9 +132,9 @@ class WeightStore:
         other.g = g
         return other
 
-    def format_of(self, tensor: str, form: WeightFormat) -> WeightFormat:
-        """The format of a tensor for which the graph asks for `form`."""
-        return self._chosen.get(tensor, form)
+    def formats_of(self, tensor: str, form: WeightFormat) -> tuple[RowFormat, ...]:
+        """The formats of a tensor's rows, for which the graph asks for `form`."""
+        return self._chosen.get(tensor) or (RowFormat(0, self.source.shape(tensor)[0], form),)
 
     def linear(
         self,
@@ -194,15 +150,32 @@ class WeightStore:
         """x [..., K] -> `factor` · (W x + b) [..., N]: W the tensor [N, K], b the tensor named, or an array
         [N].
         """
-        g, weight, form = self.g, Matrix(self.source, tensor, factor), self.format_of(tensor, form)
-        b = None
+        g, (only, *others) = self.g, self.formats_of(tensor, form)
+        weight, b = Matrix(self.source, tensor, factor), None
         if bias is not None:
             array = self.source.tensor(bias) if isinstance(bias, str) else bias
             b = g.constant(array * np.float32(factor), f"{name}.bias")
-        if form.is_quantized:
-            return self.multiply_blocks(x, weight, form, name, b, outer)
-        stored = self.dense(weight, transposed=True)
-        y = g.MatMul(x, stored.value(g, f"{name}.weight", outer=outer), name=name)
+        if not others and only.form.is_quantized:
+            return self.multiply_blocks(x, weight, only.form, name, b, outer)
+        if others:
+            y = g.Concat(
+                *(
+                    self.multiply_blocks(
+                        x,
+                        dataclasses.replace(weight, first=rows.first, stop=rows.stop),
+                        rows.form,
+                        row_name(name, rows.first),
+                        outer=outer,
+                    )
+                    for rows in (only, *others)
+                ),
+                axis=-1,
+                name=name,
+            )
+        else:
+            y = g.MatMul(
+                x, self.dense(weight, transposed=True).value(g, f"{name}.weight", outer=outer), name=name
+            )
         return y if b is None else g.Add(y, b, name=f"{name}.biased")
 
     def vector(self, tensor: str, name: str) -> ir.Value:
@@ -224,7 +197,7 @@ class WeightStore:
     ) -> ir.Value:
         """x [..., K] -> [..., N] through a quantized matrix."""
         stored = self.blocks(weight, form)
-        return stored.multiply(self.g, x, weight.shape[1], name, form.activations, bias, outer)
+        return stored.multiply(self.g, x, name, form.activations, bias, outer)
 
     def dense(self, weight: Matrix, transposed: bool = False) -> Stored:
         """The float32 matrix [N, K], or [K, N] transposed a slab of columns at a time."""
@@ -247,9 +220,9 @@ class WeightStore:
     def _store_blocks(self, weight: Matrix, form: WeightFormat) -> StoredBlocks:
         rows, columns = weight.shape
         block = form.block_for(columns)
-        shape = (rows, num_blocks(columns, block), block * form.bits // 8)
-        # The small parts of blocks, which follow the codes: scales, and minimums where there are any.
-        floats: tuple[list[np.ndarray], ...] = ([], []) if form.has_minimums else ([],)
+        arrays = _arrays(form, rows, num_blocks(columns, block), block)
+        # The small parts of blocks follow the codes.
+        kept: dict[str, list[np.ndarray]] = {name: [] for name in arrays if name != "codes"}
         error = RelativeError()
 
         def codes() -> Iterator[np.ndarray]:
@@ -259,24 +232,26 @@ class WeightStore:
                 quantized = rounded(slab, start)
                 start += len(slab)
                 error.add(slab, dequantize(quantized))
-                for part, array in zip(floats, (quantized.scales, quantized.minimums), strict=False):
-                    assert array is not None and array.dtype == form.scale_type
-                    part.append(array)
+                for name, parts in kept.items():
+                    array = getattr(quantized, name)
+                    assert array.dtype == arrays[name][1]
+                    parts.append(array)
                 yield quantized.codes
 
         # One piece: codes without their scales would be worth nothing to an export that goes on.
-        float_bytes = np.dtype(form.scale_type).itemsize * shape[0] * shape[1]
-        parts: list[Part] = [(codes(), int(np.prod(shape))), *((part, float_bytes) for part in floats)]
-        piece = self.g.data.append(weight.name, parts, error.sums)
+        parts: list[Part] = [
+            (codes() if name == "codes" else kept[name], int(np.prod(shape)) * dtype.itemsize)
+            for name, (shape, dtype) in arrays.items()
+        ]
+        piece = self.g.data.append(weight.label, parts, error.sums)
         self.errors.append(WeightError(weight.name, form.bits, *piece.note))
         stored_bytes = sum(extent.length for extent in piece.extents)
         self.sizes.append(StoredSize(weight.name, rows * columns, stored_bytes))
-        code_extent, *others = piece.extents
-        dtype = ir.DataType.from_numpy(np.dtype(form.scale_type))
-        stored = [Stored(extent.tensor("scales", dtype, shape[:2])) for extent in others]
-        minimums = stored[1] if form.has_minimums else None
-        codes_stored = Stored(code_extent.tensor("codes", ir.DataType.UINT8, shape))
-        return StoredBlocks(codes_stored, stored[0], minimums, shape, form.bits, block)
+        stored = {
+            name: Stored(extent.tensor(name, ir.DataType.from_numpy(dtype), shape))
+            for extent, (name, (shape, dtype)) in zip(piece.extents, arrays.items(), strict=True)
+        }
+        return StoredBlocks(**stored, columns=columns, bits=form.bits, block_size=block)
 
     def _rounding(
         self, weight: Matrix, form: WeightFormat, block: int
@@ -287,26 +262,42 @@ class WeightStore:
             assert kept is not None and weight.factor == 1.0, "kept blocks come from a checkpoint as they are"
             return lambda slab, start: kept.kept_rows(weight.name, start, start + len(slab))
         if form.method != GPTQ:
-            return lambda slab, _: quantize(slab, form.bits, block, form.method)
-        assert self._hessians is not None, "a calibrated method needs calibration data"
-        moments = self._hessians.moments(weight.name, self.read_back)
-        if moments is None:
-            return lambda slab, _: quantize(slab, form.bits, block, "mse")
-        damping = self._hessians.damping(weight.name) or DAMPING
-        correction = DriftCorrection(moments, damping)
-        compensation = ErrorCompensation(moments.inputs, damping)
-        return lambda slab, start: compensation.quantize(correction.moved(slab, start), form.bits, block)
+            return lambda slab, _: quantize(slab, form.bits, block, form.method, form.scale_type)
+        known = self._compensated(weight.name)
+        if known is None:
+            return lambda slab, _: quantize(slab, form.bits, block, "mse", form.scale_type)
+        correction, compensation = known
+        return lambda slab, start: compensation.quantize(
+            correction.moved(slab, weight.first + start), form.bits, block, form.scale_type
+        )
+
+    def _compensated(self, tensor: str) -> tuple[DriftCorrection, ErrorCompensation] | None:
+        """What makes errors of a tensor's rows good; None where nothing is known of its inputs."""
+        if self._compensation is None or self._compensation[0] != tensor:
+            assert self._hessians is not None, "a calibrated method needs calibration data"
+            self._compensation = None  # one at a time
+            moments, known = self._hessians.moments(tensor, self.read_back), None
+            if moments is not None:
+                damping = self._hessians.damping(tensor) or DAMPING
+                known = DriftCorrection(moments, damping), ErrorCompensation(moments.inputs, damping)
+            self._compensation = tensor, known
+        return self._compensation[1]
 
     def read_back(self, tensor: str, start: int, stop: int) -> np.ndarray | None:
         """Rows of a stored matrix; see `StoredRows`."""
-        for (weight, form), stored in self._blocks.items():
-            if weight.name == tensor:
-                codes, scales = (self._rows_of(part, start, stop) for part in (stored.codes, stored.scales))
-                low = None if stored.minimums is None else self._rows_of(stored.minimums, start, stop)
-                columns = weight.shape[1]
-                values = dequantize(BlockQuantized(codes, scales, columns, form.bits, stored.block_size, low))
-                return values / np.float32(weight.factor)
-        return None
+        read: list[np.ndarray] = []
+        parts = [(weight, of) for (weight, _), of in self._blocks.items() if weight.name == tensor]
+        for weight, stored in sorted(parts, key=lambda part: part[0].first):
+            end = min(stop, weight.first + weight.shape[0])
+            if weight.first <= start < end:
+                rows = range(start - weight.first, end - weight.first)
+                arrays = {n: self._rows_of(a, rows.start, rows.stop) for n, a in stored.arrays().items()}
+                quantized = BlockQuantized(
+                    **arrays, columns=stored.columns, bits=stored.bits, block_size=stored.block_size
+                )
+                read.append(dequantize(quantized) / np.float32(weight.factor))
+                start = end
+        return np.concatenate(read) if read and start == stop else None
 
     def _rows_of(self, stored: Stored, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 of an array in the data file."""
@@ -318,37 +309,24 @@ class WeightStore:
         return raw.view(t.dtype.numpy()).reshape(stop - start, *shape[1:])
 
 
-class EmbeddingTable:
-    """A table [vocab, hidden], stored once: `embed` gathers rows from it, `score` multiplies by it."""
+def row_name(name: str, first: int | str) -> str:
+    """The name of the node for some rows of a linear, of which `first` is the first."""
+    return f"{name}.rows{first}"
 
-    def __init__(self, store: WeightStore, tensor: str, form: WeightFormat) -> None:
-        self._store, self._form = store, store.format_of(tensor, form)
-        self._weight, form = Matrix(store.source, tensor), self._form
 
-    def embed(self, ids: ir.Value) -> ir.Value:
-        """int64 [...] -> float32 [..., hidden]."""
-        g = self._store.g
-        if not self._form.is_quantized:
-            return g.Gather(self._store.dense(self._weight).value(g, "embed.weight"), ids, name="embed")
-        stored, columns = self._store.blocks(self._weight, self._form), self._weight.shape[1]
-        rows = stored.gather(g, ids, "embed")
-        if columns == stored.shape[1] * stored.block_size:
-            return rows
-        # The last block of a row is filled up with zeros.
-        first, last = (
-            g.constant([at], f"embed.{name}", "int64") for name, at in (("first", 0), ("stop", columns))
-        )
-        return g.Slice(rows, first, last, g.constant([-1], "embed.axis", "int64"), name="embed.rows")
-
-    def score(self, x: ir.Value) -> ir.Value:
-        """float32 [1, n, hidden] -> logits float32 [1, n, vocab]."""
-        g = self._store.g
-        if self._form.is_quantized:
-            return self._store.multiply_blocks(x, self._weight, self._form, "head")
-        # Gemm reads the table as it lies; a MatMul would need a second, transposed copy in the file.
-        flat = g.Squeeze(x, g.constant([0], "head.axis", "int64"), name="head.flat")
-        scores = g.Gemm(flat, self._store.dense(self._weight).value(g, "head.weight"), transB=1, name="head")
-        return g.Unsqueeze(scores, g.constant([0], "head.axis", "int64"), name="head.batched")
+def _arrays(form: WeightFormat, rows: int, blocks: int, block: int) -> dict[str, _Array]:
+    """Shape and type of each array that the blocks of a matrix consist of, in the order of the file, codes
+    first.
+    """
+    floats, codes = np.dtype(form.scale_type), np.dtype(np.uint8)
+    bits, *lower = stored_bits(form.bits)
+    arrays: dict[str, _Array] = {"codes": ((rows, blocks, block * bits // 8), codes)}
+    for bits in lower:
+        arrays["low_codes"] = ((rows, blocks, block * bits // 8), codes)
+    arrays["scales"] = ((rows, blocks), floats)
+    if form.has_minimums:
+        arrays["minimums"] = ((rows, blocks), floats)
+    return arrays
 
 
 def _transposed_slabs(weight: Matrix) -> Iterator[np.ndarray]:

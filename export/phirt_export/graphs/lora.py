@@ -37,7 +37,8 @@ import onnx_ir as ir
 
 from phirt.bundle.lora import ACTIVE_INPUT, input_names, projections
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.reference.config import AdapterConfig, DecoderConfig
 
 NO_ADAPTER = 0

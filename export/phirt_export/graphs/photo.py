@@ -9,7 +9,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from phirt_export.graphs.encoder import EncoderParts
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.reference.config import PhotoConfig
 from phirt_export.reference.efficientnet import POOL_SIDE, POOL_STEP, padding
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from phirt_export.graphs.encoder import EncoderParts
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.reference.config import VisionConfig
 
 _PREFIX = "model.embed_tokens_extend.image_embed"

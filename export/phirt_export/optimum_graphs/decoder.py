@@ -20,7 +20,8 @@ import onnx_ir as ir
 from phirt.bundle.manifest import Geometry
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.optimum_graphs.rewriting import Before, Given, Instead, Rewriting
 from phirt_export.optimum_graphs.weights import TracedWeights, held_matrix
 

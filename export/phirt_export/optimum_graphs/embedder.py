@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.graphs.builder import GraphBuilder
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.optimum_graphs.checkpoint import SentenceOptions
 from phirt_export.optimum_graphs.rewriting import Given, Rewriting
 from phirt_export.optimum_graphs.weights import TracedWeights

@@ -40,7 +40,8 @@ from phirt_export.containers import open_weights
 from phirt_export.families import OPTIMUM_REMEDY, read_document
 from phirt_export.graphs.builder import GraphBuilder
 from phirt_export.graphs.data_file import DataFile
-from phirt_export.graphs.linear import GPTQ, WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import GPTQ, WeightFormat
 from phirt_export.identity import identity
 from phirt_export.narrow import narrow
 from phirt_export.optimum_graphs.checkpoint import (
@@ -130,7 +131,7 @@ def export_traced(folder: Path, output: Path, options: TracedOptions) -> Path:
 
 
 def require_plain_settings(
-    method: str, bits_per_weight: float | None, kv: str, base: Path | None, calibration: Sequence[Path]
+    method: str | None, bits_per_weight: float | None, kv: str, base: Path | None, calibration: Sequence[Path]
 ) -> None:
     """Refuses what needs a model that phirt itself computes. Raises ConfigError."""
     asked = {

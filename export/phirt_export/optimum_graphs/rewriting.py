@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
-from phirt_export.graphs.linear import EmbeddingTable, WeightFormat, WeightStore
+from phirt_export.graphs.embedding_table import EmbeddingTable
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.optimum_graphs.weights import TracedWeights, array_of, held_matrix
 from phirt_export.published.decoder import EMBEDDING, HEAD
 

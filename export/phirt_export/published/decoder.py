@@ -151,18 +151,10 @@ def text_layout(
 
 def separate_parts(decoder: DecoderConfig) -> Callable[[str], tuple[Part, ...]]:
     """Names of projections that are published one by one: query, key and value; gate and up."""
-    rows = {
-        "qkv_proj": {
-            "q_proj": decoder.num_heads * decoder.head_dim,
-            "k_proj": decoder.num_kv_heads * decoder.head_dim,
-            "v_proj": decoder.num_kv_heads * decoder.head_dim,
-        },
-        "gate_up_proj": {"gate_proj": decoder.intermediate_size, "up_proj": decoder.intermediate_size},
-    }
 
     def parts(name: str) -> tuple[Part, ...]:
         (plain,) = fused_parts(name)
-        for fused, separate in rows.items():
+        for fused, separate in decoder.fused_rows.items():
             if f".{fused}." in name:
                 return tuple(
                     Part(plain.name.replace(f".{fused}.", f".{one}."), count)

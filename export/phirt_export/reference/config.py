@@ -98,6 +98,15 @@ class DecoderConfig:
         """Rows of the fused projection: queries, then keys, then values, head-major."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
+    @property
+    def fused_rows(self) -> dict[str, dict[str, int]]:
+        """The projections that are several in one, and the rows of each of these, in order."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            "qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
+            "gate_up_proj": {"gate_proj": self.intermediate_size, "up_proj": self.intermediate_size},
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:

@@ -8,7 +8,8 @@ from phirt.bundle.manifest import EncoderSpec
 from phirt_export.encoders import EncoderPlan
 from phirt_export.families import llama
 from phirt_export.graphs.encoder import EncoderParts
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.published.layout import Layout, Part, Published
 
 

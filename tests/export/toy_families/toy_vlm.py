@@ -20,7 +20,8 @@ from phirt.fields import write_dataclass
 from phirt_export.encoders import EncoderPlan
 from phirt_export.families import llama
 from phirt_export.graphs.encoder import EncoderParts
-from phirt_export.graphs.linear import WeightFormat, WeightStore
+from phirt_export.graphs.linear import WeightStore
+from phirt_export.graphs.weight_format import WeightFormat
 from phirt_export.published.layout import Layout, Part, Published
 
 SIZE, PATCH, WIDTH, MELS = 56, 14, 24, 80
