@@ -8,12 +8,12 @@ vanishes; Phi's is known by its names.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from phirt.fields import Fields
 from phirt_export.gguf_files.pre_tokenizers import PRE_TOKENIZERS
+from phirt_export.tokenizer_files.sentencepiece_file import Kind
 
 _KEY = "tokenizer.ggml"
 _MAX_TOKENS = 1 << 21
@@ -28,17 +28,6 @@ _PHI_TRIMMING = frozenset({
     "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>", "<|tool_call|>",
     "<|/tool_call|>", "<|tool_response|>", "<|tag|>", "</s>", *(f"<|placeholder{n}|>" for n in range(1, 7)),
 })  # fmt: skip
-
-
-class _Kind(enum.IntEnum):
-    """What a token is; see llama.cpp's `llama_token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +63,7 @@ def tokenizer_files(metadata: Fields, architecture: str, vocab_size: int) -> Tok
     names: dict[str, str] = {
         f"{name}_token": tokens[index] for name, index in ids.items() if index is not None
     }
-    ends = [i for i, kind in enumerate(kinds) if kind == _Kind.CONTROL and tokens[i] in _ENDS]
+    ends = [i for i, kind in enumerate(kinds) if kind == Kind.CONTROL and tokens[i] in _ENDS]
     found = {f"{name}_token_id": index for name, index in ids.items() if name in ("bos", "pad")}
     own = [index for index in (ids["eos"], ids["eot"], ids["eom"]) if index is not None]
     if not (all_ends := list(dict.fromkeys(own + ends))):
@@ -98,7 +87,7 @@ def _kinds(metadata: Fields, count: int) -> list[int]:
     kinds = metadata.raw(f"{_KEY}.token_type")
     if kinds is None:
         raise metadata.refusal(f"'{_KEY}.token_type' is missing, which tells control tokens from words")
-    if not isinstance(kinds, list) or len(kinds) != count or not set(kinds) <= set(_Kind):
+    if not isinstance(kinds, list) or len(kinds) != count or not set(kinds) <= set(Kind):
         raise metadata.refusal(
             f"'{_KEY}.token_type' must have a number from 1 to 6 for each of {count} tokens"
         )
@@ -116,11 +105,11 @@ def _ids(metadata: Fields, tokens: Sequence[str], kinds: Sequence[int]) -> dict[
 
 
 def _added(tokens: Sequence[str], kinds: Sequence[int], trims: frozenset[str]) -> list[dict[str, Any]]:
-    marked = (_Kind.CONTROL, _Kind.USER_DEFINED, _Kind.UNKNOWN)
+    marked = (Kind.CONTROL, Kind.USER_DEFINED, Kind.UNKNOWN)
     return [
         {
             "id": i, "content": tokens[i], "single_word": False, "lstrip": False,
-            "rstrip": tokens[i] in trims, "normalized": False, "special": kind != _Kind.USER_DEFINED,
+            "rstrip": tokens[i] in trims, "normalized": False, "special": kind != Kind.USER_DEFINED,
         }
         for i, kind in enumerate(kinds)
         if kind in marked and tokens[i]
@@ -129,7 +118,7 @@ def _added(tokens: Sequence[str], kinds: Sequence[int], trims: frozenset[str]) -
 
 def _vocabulary(metadata: Fields, tokens: Sequence[str], kinds: Sequence[int]) -> dict[str, int]:
     """Tokens by name. Those that only fill the table have no name of their own."""
-    named = [(token, i) for i, token in enumerate(tokens) if kinds[i] != _Kind.UNUSED]
+    named = [(token, i) for i, token in enumerate(tokens) if kinds[i] != Kind.UNUSED]
     vocabulary = dict(named)
     if len(vocabulary) != len(named):
         raise metadata.refusal(f"'{_KEY}.tokens' has the same token twice")
@@ -163,7 +152,7 @@ def _byte_fallback(metadata: Fields, tokens: Sequence[str], kinds: Sequence[int]
     if not isinstance(scores, list) or len(scores) != len(tokens) or not _are_numbers(scores):
         raise metadata.refusal(f"'{_KEY}.scores' must have a number for each of {len(tokens)} tokens")
     vocabulary = _vocabulary(metadata, tokens, kinds)
-    unknown = next((tokens[i] for i, kind in enumerate(kinds) if kind == _Kind.UNKNOWN), None)
+    unknown = next((tokens[i] for i, kind in enumerate(kinds) if kind == Kind.UNKNOWN), None)
     prefixed = metadata.raw(f"{_KEY}.add_space_prefix") is not False
     spaces: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": _SPACE}, spaces]}
@@ -197,7 +186,7 @@ def _merges(
     """Sentencepiece joins the neighbours whose union has the highest score: pairs in the order of the scores
     of what they make, as transformers' conversion writes them.
     """
-    ordinary = (_Kind.NORMAL, _Kind.USER_DEFINED)
+    ordinary = (Kind.NORMAL, Kind.USER_DEFINED)
 
     def halves(token: str) -> Iterator[tuple[int, int]]:
         for at in range(1, len(token)):
@@ -212,7 +201,7 @@ def _merges(
 
     found: list[tuple[float, int, int]] = []
     for i, token in enumerate(tokens):
-        if kinds[i] == _Kind.NORMAL:
+        if kinds[i] == Kind.NORMAL:
             found += ((-scores[i], left, right) for left, right in sorted(halves(token)))
     found.sort(key=lambda pair: pair[0])
     return [[tokens[left], tokens[right]] for _, left, right in found]

@@ -28,7 +28,7 @@ Value = int | bytes
 
 
 class Kind(enum.IntEnum):
-    """What a piece is."""
+    """What a piece is; llama.cpp's `llama_token_type` has the same numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
