@@ -31,12 +31,14 @@ from phirt.generate.generation import AnswerOptions, Generation, Request, Runtim
 from phirt.generate.kv_cache import cache_dtype
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, LogitsProcessor, Sampler
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
+from phirt.generate.static_runs import StaticGraphs
 from phirt.generate.text_stream import AsyncTextStream, TextStream
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message, Role
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS, Tools
 from phirt.runtime.lora import LoraInputs
+from phirt.runtime.placement import Placement
 from phirt.runtime.session import Session, SessionConfig
 from phirt.runtime.system import trim_heap
 
@@ -94,9 +96,8 @@ class Generator:
         graph = LORA_DECODER if loras else DECODER
         # A vocabulary of 200,000 takes a second to read, and the encoders' libraries some time to import;
         # meanwhile the decoder opens on the other cores.
-        kept = cache_dtype(manifest.graphs[graph].inputs)
-        with config.device.attention_kernel(kept), ThreadPoolExecutor(1) as opener:
-            decoder = opener.submit(Session, manifest, graph, config)
+        with _attention_kernel(manifest, graph, config), ThreadPoolExecutor(1) as opener:
+            decoder = opener.submit(_open_decoder, manifest, graph, config)
             self.tokenizer = Tokenizer(
                 manifest.path(manifest.tokenizer), manifest.geometry.vocab_size, VISIBLE_TOKENS
             )
@@ -109,9 +110,22 @@ class Generator:
             )
             self.encoder = MediaEncoder(manifest, config)
             session = decoder.result()
-        by_digest = {self._user_adapters[name]: lora for name, lora in loras.items()}
-        inputs = LoraInputs(session.spec, manifest.geometry, by_digest)
+        self._decoder = session
+        inputs = None
+        if isinstance(session, Session):
+            by_digest = {self._user_adapters[name]: lora for name, lora in loras.items()}
+            inputs = LoraInputs(session.spec, manifest.geometry, by_digest)
         self.pool = EnginePool(partial(Engine, session, manifest, loras=inputs), limits)
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """Which provider runs which nodes of the graphs that are open, by graph; those that the CPU runs as a
+        whole are left out.
+        """
+        decoder = self._decoder
+        sessions = {DECODER: decoder} if isinstance(decoder, Session) else decoder.sessions
+        found = {name: session.placement for name, session in sessions.items()} | self.encoder.placements
+        return {name: placement for name, placement in found.items() if placement is not None}
 
     def stream(
         self,
@@ -366,6 +380,21 @@ def as_list(items: Any, name: str) -> list[Any]:
     if single or hasattr(items, "read") or not isinstance(items, Iterable):
         raise ConfigError(f"{name} is a {type(items).__name__}, accepted: a list, even for one file")
     return list(items)
+
+
+def _open_decoder(manifest: Manifest, graph: str, config: SessionConfig) -> Session | StaticGraphs:
+    if manifest.static is not None:
+        return StaticGraphs.open(manifest, config)
+    return Session(manifest, graph, config)
+
+
+def _attention_kernel(
+    manifest: Manifest, graph: str, config: SessionConfig
+) -> contextlib.AbstractContextManager[None]:
+    """The kernel for the type in which a graph that has one keeps keys and values."""
+    if manifest.static is not None:
+        return contextlib.nullcontext()
+    return config.device.attention_kernel(cache_dtype(manifest.graphs[graph].inputs))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.limits import with_limits
 from phirt.bundle.manifest import Manifest
 from phirt.bundle.user_adapters import AdapterFolders, read_adapters
+from phirt.bundle.variants import for_provider
 from phirt.chat.chat import Chat
 from phirt.encoders.encoder import ImageDetail
 from phirt.errors import BundleError, ConfigError
@@ -23,6 +24,7 @@ from phirt.generate.engine_pool import CacheLimits
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, overridden
 from phirt.generator import Generator, TokenCount
 from phirt.runtime.device import Device, Provider
+from phirt.runtime.placement import Placement
 from phirt.runtime.session import OnPrepare, SessionConfig
 
 if TYPE_CHECKING:  # Pillow, soundfile and more: only whoever brings media needs them
@@ -67,6 +69,13 @@ class Model:
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters that the model was loaded with."""
         return self.generator.user_adapters
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """Which execution provider runs which nodes of the graphs that are open, by onnxruntime's word; empty
+        where all run on the CPU.
+        """
+        return self.generator.placements
 
     def chat(
         self,
@@ -174,9 +183,10 @@ def load(
     """
     if not isinstance(cache_limits, CacheLimits):
         raise ConfigError(f"cache_limits is a {type(cache_limits).__name__}, accepted: a phirt.CacheLimits")
-    config = SessionConfig(Device.named(providers, threads), on_prepare=on_prepare)
+    device = Device.named(providers, threads)
+    config = SessionConfig(device, on_prepare=on_prepare)
     folder = embedded_bundle() if path is None else Path(path)
-    manifest = with_limits(load_manifest(folder), limits)
+    manifest = for_provider(with_limits(load_manifest(folder), limits), device.provider, device.options)
     if verify:
         require_intact(folder)
     return Model(Generator(manifest, config, cache_limits, read_adapters(manifest, adapters)))

@@ -28,7 +28,7 @@ from phirt.fields import Fields, parse_json, read_dataclass, write_dataclass
 
 ACCEPTED_VERSIONS = (1, VERSION)
 _ACCEPTED = {FORMAT: ACCEPTED_VERSIONS, EMBEDDER_FORMAT: (EMBEDDER_VERSION,)}
-_OUTSIDE = ("folder", "fingerprint")
+_OUTSIDE = ("folder", "fingerprint", "variant", "static")
 
 
 def parse_manifest(raw: bytes, folder: Path) -> Manifest:
@@ -66,7 +66,8 @@ def parse_any(raw: bytes, folder: Path) -> Manifest | EmbedderManifest:
         manifest = read_dataclass(EmbedderManifest, root, folder=folder, fingerprint=fingerprint)
     else:
         root = _fields(upgrade(root)) if version == 1 else root
-        manifest = read_dataclass(Manifest, root, folder=folder, fingerprint=fingerprint)
+        outside = {"folder": folder, "fingerprint": fingerprint, "variant": None, "static": None}
+        manifest = read_dataclass(Manifest, root, **outside)
     for contradiction in contradictions(manifest):
         raise root.refusal(contradiction)
     return manifest

@@ -21,10 +21,11 @@ EMBEDDER_VERSION = 1
 EMBEDDER = "embedder"  # the graph of an embedding model
 MANIFEST_NAME = "manifest.json"
 REMEDY = "export the bundle again or fetch a fresh copy"
+CPU_TARGET = "cpu"  # of graphs that run on any CPU
 NO_ADAPTER = "none"  # what the base weights alone are called where an adapter is named
 
 Modality = Literal["image", "audio"]
-Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"]
+Dtype = Literal["float32", "float16", "int64", "int32", "uint16", "uint8", "int8", "bool"]
 Name = Annotated[str, Matching(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}", "a name of 1 to 200 characters")]
 _Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "64 lower-case hex digits")]
 _Head = Annotated[int, Range(1, 1024)]
@@ -201,6 +202,37 @@ class GenerationDefaults:
     repetition_penalty: Annotated[float, Range(0.01, 100.0)] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class StaticShapes:
+    """Sizes of graphs that take tensors of one size only: token ids of one run of a prefill, and positions
+    that keys and values have room for.
+    """
+
+    prefill: Annotated[int, Range(1, 1 << 16)]
+    window: _Positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """The bundle's model as other graphs, for another kind of machine. All else stays as the manifest says.
+
+    Attributes:
+        providers: onnxruntime's names of those that they are made for.
+        graphs: by the names of `Manifest.graphs`, or, with static shapes, by those of `phirt.bundle.static`.
+            Those whose target is `cpu` run there beside the provider.
+        encoders: those of `Manifest.encoders` that are of another kind here.
+        static: set where the graphs are of one size.
+        options: of the provider without which the graphs do not run, such as those of the chip that they were
+            compiled for.
+    """
+
+    providers: Annotated[tuple[Name, ...], Length(1, 16)]
+    graphs: Annotated[Mapping[Name, GraphSpec], Length(1, 64)]
+    encoders: Annotated[Mapping[Name, EncoderSpec], Length(0, 16)] = dataclasses.field(default_factory=dict)
+    static: StaticShapes | None = None
+    options: Annotated[Mapping[Name, str], Length(0, 64)] = dataclasses.field(default_factory=dict)
+
+
 class Contents(Protocol):
     """What every bundle has, whatever its model is for: graphs, and files by which they are checked."""
 
@@ -257,7 +289,10 @@ class EmbedderManifest:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A whole manifest. `folder` is where it lies; `fingerprint` is the sha256 of manifest.json. Both are not
-    part of the file. `continues` are fingerprints of bundles that compute the same: conversations that were
+    part of the file, as are `variant` and `static`: the name of the one of `variants` whose graphs stand in
+    `graphs`, once a provider is chosen, and its sizes. `graphs` of the file itself are for any provider that
+    none of the variants is for; there are none where the bundle was made for those of its variants alone.
+    `continues` are fingerprints of bundles that compute the same: conversations that were
     held with one of them go on with this one. `template_names` is what the chat template calls special
     tokens, such as `bos_token`; without it those of `tokens` have their names.
     """
@@ -266,7 +301,7 @@ class Manifest:
     description: str = ""
     producer: str = ""
     files: Mapping[str, FileEntry]
-    graphs: Annotated[Mapping[Name, GraphSpec], Length(1, 64)]
+    graphs: Annotated[Mapping[Name, GraphSpec], Length(0, 64)]
     geometry: Geometry
     tokens: Tokens
     chat_template: str
@@ -279,8 +314,11 @@ class Manifest:
     continues: Annotated[tuple[_Sha256, ...], Length(0, 64)] = ()
     template_names: Annotated[Mapping[Name, str], Length(0, 64)] | None = None
     generation: GenerationDefaults | None = None
+    variants: Annotated[Mapping[Name, Variant], Length(0, 32)] = dataclasses.field(default_factory=dict)
     folder: Path
     fingerprint: str
+    variant: str | None = None
+    static: StaticShapes | None = None
 
     def path(self, name: str) -> Path:
         """Where the listed file `name` lies."""

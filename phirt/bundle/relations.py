@@ -23,6 +23,8 @@ from phirt.bundle.manifest import (
     Rule,
     TensorSpec,
 )
+from phirt.bundle.static import STATIC_GRAPHS, static_tensors
+from phirt.bundle.variants import as_variant
 
 _MAX_PART = 200  # of a file's path, in characters
 _FLOATS = ("float32", "float16")
@@ -38,18 +40,33 @@ def contradictions(manifest: Manifest | EmbedderManifest) -> Iterator[str]:
         yield from _embedder(manifest)
         return
     yield from _files(manifest, (manifest.chat_template, manifest.tokenizer))
-    if DECODER not in manifest.graphs:
-        yield f"'graphs' has no {DECODER!r}"
-        return
-    for name in (DECODER, LORA_DECODER):
-        if name in manifest.graphs:
-            yield from _decoder(manifest, name)
+    if manifest.graphs or not manifest.variants:
+        yield from _graphs(manifest)
     yield from _tokens(manifest)
-    yield from _encoders(manifest)
     yield from _rules(manifest)
     limit, context = manifest.limits.context, manifest.geometry.context
     if limit is not None and limit > context:
         yield f"limits: context {limit} is more than the {context} positions of the geometry"
+    for name, variant in manifest.variants.items():
+        place = f"variants[{name!r}]"
+        for encoder in variant.encoders:
+            if encoder not in manifest.encoders:
+                yield f"{place}: encoder {encoder!r} is none of 'encoders', {_list(manifest.encoders)}"
+        yield from (f"{place}: {problem}" for problem in _graphs(as_variant(manifest, name)))
+
+
+def _graphs(manifest: Manifest) -> Iterator[str]:
+    """What does not fit in a set of graphs that is run together."""
+    decoders = (DECODER, LORA_DECODER) if manifest.static is None else STATIC_GRAPHS
+    needed = (DECODER,) if manifest.static is None else STATIC_GRAPHS
+    for name in needed:
+        if name not in manifest.graphs:
+            yield f"'graphs' has no {name!r}"
+            return
+    for name in decoders:
+        if name in manifest.graphs:
+            yield from (_decoder if manifest.static is None else _static_decoder)(manifest, name)
+    yield from _encoders(manifest, decoders)
 
 
 def misfit(tensors: Mapping[str, TensorSpec], name: str, dtypes: Sequence[str], shape: Wanted) -> str | None:
@@ -77,7 +94,10 @@ def _files(manifest: Contents, used_beside: Sequence[str]) -> Iterator[str]:
                 "the bundle"
             )
     used = [*used_beside]
-    for graph in manifest.graphs.values():
+    graphs = [*manifest.graphs.values()]
+    if isinstance(manifest, Manifest):
+        graphs += [graph for variant in manifest.variants.values() for graph in variant.graphs.values()]
+    for graph in graphs:
         used += [graph.file, *graph.data]
     for name in dict.fromkeys(used):
         if name not in manifest.files:
@@ -124,6 +144,21 @@ def _decoder(manifest: Manifest, name: str) -> Iterator[str]:
         yield f"graphs[{name!r}]: {beyond} caches beyond those of its {geometry.num_layers} layers"
 
 
+def _static_decoder(manifest: Manifest, name: str) -> Iterator[str]:
+    assert manifest.static is not None
+    graph = manifest.graphs[name]
+    yield from _names(name, graph)
+    sides = static_tensors(manifest.geometry, manifest.static, name, manifest.adapters)
+    for wanted, tensors in zip(sides, (graph.inputs, graph.outputs), strict=True):
+        found = {tensor.name: tensor for tensor in tensors}
+        for tensor, (dtypes, shape) in wanted.items():
+            if (problem := misfit(found, tensor, dtypes, shape)) is not None:
+                yield f"graphs[{name!r}]: {problem}"
+    for spec in graph.inputs:
+        if spec.name not in sides[0]:
+            yield f"graphs[{name!r}]: nothing would feed its input {spec.name!r}"
+
+
 def _adapter_inputs(manifest: Manifest, taken: Mapping[str, TensorSpec]) -> Iterator[str]:
     """What the graph for a user's own adapter lacks of its inputs."""
     if (problem := misfit(taken, ACTIVE_INPUT, ("bool",), (1,))) is not None:
@@ -159,8 +194,8 @@ def _tokens(manifest: Manifest) -> Iterator[str]:
             yield f"encoders[{name!r}]: placeholder {encoder.placeholder} is {taken} too"
 
 
-def _encoders(manifest: Manifest) -> Iterator[str]:
-    used = {DECODER, LORA_DECODER}
+def _encoders(manifest: Manifest, decoders: Sequence[str]) -> Iterator[str]:
+    used = set(decoders)
     for name, encoder in manifest.encoders.items():
         place = f"encoders[{name!r}]"
         if encoder.graph not in manifest.graphs or encoder.graph in used:

@@ -36,6 +36,11 @@ def read_adapters(manifest: Manifest, folders: AdapterFolders | None) -> dict[st
             )
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"the adapter {name!r} is a {type(folder).__name__}, accepted: its folder")
+    if manifest.static is not None:
+        raise AdapterError(
+            f"the graphs of the bundle {manifest.name!r} for {manifest.variant} are of one size and take no "
+            "adapters; leave --provider out to load it on the CPU, or merge the adapter and export that"
+        )
     if LORA_DECODER not in manifest.graphs:
         raise AdapterError(
             f"the bundle {manifest.name!r} takes no adapters: it was exported before there were inputs for "

@@ -146,6 +146,7 @@ def _describe(
         "format": FORMAT,
         "version": ACCEPTED_VERSIONS[-1],
         "bundle": generator.manifest.fingerprint,
+        "variant": generator.manifest.variant,
         "system": conversation.system,
         "tools": None if conversation.tools is None else conversation.tools.json,
         "adapter": _describe_adapter(generator, conversation.user_adapter),
@@ -245,7 +246,9 @@ class _Reader:
             None if tools is None else Tools.from_json(tools),
             messages,
             name,
-            self._engine(root.child("cache"), media, messages, digest) if digest == held_with else None,
+            self._engine(root.child("cache"), media, messages, digest)
+            if digest == held_with and root.optional_text("variant") == self._manifest.variant
+            else None,
         )
 
     def _user_adapter(self, root: Fields, wanted: str | None) -> tuple[str | None, str | None]:

@@ -17,6 +17,7 @@ from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.encoders.encoder import ImageDetail, InputSpecs, check_detail, open_encoders
 from phirt.errors import BundleError, not_enough_memory
 from phirt.prompt.messages import Features, Inputs, Media
+from phirt.runtime.placement import Placement
 from phirt.runtime.session import LazySession, SessionConfig
 from phirt.runtime.system import has_address_space
 
@@ -85,6 +86,11 @@ class MediaEncoder:
     def open_graphs(self) -> tuple[str, ...]:
         """The encoders whose graph is in memory now."""
         return tuple(name for name, session in self._sessions.items() if session.is_open)
+
+    @property
+    def placements(self) -> dict[str, Placement | None]:
+        """What runs the nodes of each encoder's graph; None where that is the CPU, or the graph not open."""
+        return {name: session.placement for name, session in self._sessions.items()}
 
     def release(self) -> None:
         """Gives the encoders' memory back; they open again when needed."""

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from phirt.bundle.adapters import adapter_id
 from phirt.bundle.manifest import Manifest
 from phirt.errors import ContextError, RequestCancelledError
 from phirt.generate.cancellation import CancelSignal, check
-from phirt.generate.decoder_io import DecoderIO, Logits
+from phirt.generate.decoder_io import Logits
+from phirt.generate.decoder_runs import DecoderRuns, DynamicRuns
 from phirt.generate.kv_cache import KVCache, Layer
 from phirt.generate.results import FinishReason
 from phirt.generate.sequence import (
@@ -33,10 +33,10 @@ from phirt.generate.sequence import (
     extended,
     feature_rows,
 )
-from phirt.generate.speculation import LONGEST_RUN, DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.generate.speculation import DraftPolicy, RunCosts, Speculation, usual_cost
+from phirt.generate.static_runs import StaticGraphs, StaticRuns
 from phirt.runtime.lora import LoraInputs
 from phirt.runtime.session import Session
-from phirt.runtime.tensor import ort_value
 
 # onnxruntime's int4 kernels are fastest at 64 to 256 rows; also the grain of cancellation
 PREFILL_CHUNK = 128
@@ -62,35 +62,33 @@ OnProgress = Callable[[Progress], None]
 
 
 class Engine:
-    """One sequence on a decoder session: its cache and what that cache holds.
+    """One sequence on a decoder's graphs: its cache and what that cache holds.
 
-    Several engines may share a session. An engine itself serves one thread at a time; only the signals
-    passed as `cancel` may be set from elsewhere.
+    Several engines may share a session, or the graphs of one size. An engine itself serves one thread at a
+    time; only the signals passed as `cancel` may be set from elsewhere.
     """
 
     def __init__(
         self,
-        session: Session,
+        session: Session | StaticGraphs,
         manifest: Manifest,
         *,
         loras: LoraInputs | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         run_costs: RunCosts | None = None,
     ) -> None:
-        self._session = session
+        runs = _runs(session, manifest, loras)
+        self._session, self._loras = session, loras
         self._manifest = manifest
         self._geometry = manifest.geometry
-        self._chunk = prefill_chunk
-        geometry = manifest.geometry
-        self._cache = KVCache.of_graph(session.spec.inputs, geometry, session.device)
+        self._chunk = runs.chunk or prefill_chunk
+        self._runs: DecoderRuns = runs
+        self._cache = runs.cache
         self._ids = np.zeros(256, dtype=np.int64)
         self._spans: tuple[MediaSpan, ...] = ()
-        self._loras = loras or LoraInputs(session.spec, geometry)
         self._adapter = BASE_WEIGHTS
         self._long = False
         self._aligned = 0  # leading positions that were run in whole chunks, as every prefill runs them
-        self._decode_bindings: dict[int, Any] = {}  # by the ids of a run
-        self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN)
         self._costs = run_costs or RunCosts()
 
     @property
@@ -118,7 +116,7 @@ class Engine:
     def reset(self) -> None:
         """Forgets everything."""
         self._cache.clear()
-        self._decode_bindings.clear()
+        self._runs.forget_bindings()
         self._spans = ()
         self._long = False
         self._aligned = 0
@@ -134,7 +132,7 @@ class Engine:
         default all.
         """
         other = Engine(self._session, self._manifest, loras=self._loras, prefill_chunk=self._chunk)
-        other._cache = self._cache.copy(length)
+        other._cache = other._runs.cache = self._cache.copy(length)
         other._ids = self._ids.copy()
         other._spans = tuple(span for span in self._spans if span.start < other._cache.length)
         other._adapter, other._long = self._adapter, self._long
@@ -192,13 +190,13 @@ class Engine:
             check(cancel)
             stop = min(start + self._chunk, total)
             self._run_chunk(
-                prompt.ids[start:stop], feature_rows(prompt.spans, start, stop, self._io.no_media)
+                prompt.ids[start:stop], feature_rows(prompt.spans, start, stop, self._runs.no_media)
             )
             if start == self._aligned:
                 self._aligned = self._whole_chunks(stop)
         if on_progress is not None:
             on_progress(Progress(reason, total - keep, total - keep))
-        return self._io.row(0)
+        return self._runs.row(0)
 
     def score_prompt(
         self, prompt: Prompt, first: int, cancel: CancelSignal | None = None
@@ -208,14 +206,14 @@ class Engine:
 
         Positions before `first` that are cached are not run. Raises what `prefill_prompt` raises.
         """
-        total, most = len(prompt.ids), min(self._chunk, self._io.slab_rows)
+        total, most = len(prompt.ids), min(self._chunk, self._runs.slab_rows)
         for start in range(self._begin(prompt, first), total, most):
             check(cancel)
             stop = min(start + most, total)
             scored = max(0, stop - max(start, first))
-            rows = feature_rows(prompt.spans, start, stop, self._io.no_media)
+            rows = feature_rows(prompt.spans, start, stop, self._runs.no_media)
             self._run_chunk(prompt.ids[start:stop], rows, scored)
-            yield from self._io.slab[:scored]
+            yield from self._runs.slab(scored)
 
     def _begin(self, prompt: Prompt, most: int) -> int:
         """Forgets what `prompt` does not share, or all from `most` on, and makes room for the rest. Returns
@@ -231,7 +229,7 @@ class Engine:
         keep = min(self.reusable(prompt), most)
         self.truncate(keep)
         if prompt.adapter.lora != self._adapter.lora:
-            self._decode_bindings.clear()  # its matrices are bound in them
+            self._runs.forget_bindings()  # its matrices are bound in them
         self._spans, self._adapter, self._long = prompt.spans, prompt.adapter, self._is_long(total)
         self._reserve(total)
         return keep
@@ -252,7 +250,7 @@ class Engine:
         id.
         """
         new = np.asarray(ids, dtype=np.int64)
-        rows = self._io.no_media if media_features is None else media_features
+        rows = self._runs.no_media if media_features is None else media_features
         prompt = extended(self.cached, new, rows, self._manifest.placeholders, adapter)
         return self.prefill_prompt(prompt, cancel, on_progress)
 
@@ -274,7 +272,7 @@ class Engine:
             return self.prefill([token], adapter=self._adapter, cancel=cancel, on_progress=on_progress)
         self._reserve(total)
         self._run_tokens([token])
-        return self._io.row(0)
+        return self._runs.row(0)
 
     def speculation(self, eos: Sequence[int], *, repeatable: bool = False) -> Speculation:
         """Drafts for one answer, which ends at any of `eos`. How long they are follows from what runs cost on
@@ -344,19 +342,19 @@ class Engine:
         if row is not None:
             self._store_ids(self._cache.length, np.array([token], dtype=np.int64))
             self._cache.advance(1)  # its keys and values are where the run has left them
-            return self._io.row(row)
+            return self._runs.row(row)
         draft = speculation.draft(max(0, min(wanted, self._room() - 1)))
         if not draft:
             return self.decode_step(token, cancel, on_progress)
         self._run_tokens([token, *draft])
-        return self._io.row(0)
+        return self._runs.row(0)
 
     def _room(self) -> int:
         """How many ids can be run now without other buffers, in this rotary regime and this context."""
         end = self._geometry.context
         if self._geometry.has_long_regime and not self._long:
             end = self._geometry.original_context
-        return min(end, self._cache.capacity) - self._cache.length
+        return min(end - self._cache.length, self._cache.capacity - self._cache.length, self._runs.longest)
 
     def _run_tokens(self, ids: Sequence[int]) -> None:
         """Runs ids, none of them a placeholder, after what is cached; there must be room for them.
@@ -366,15 +364,8 @@ class Engine:
         """
         count, start = len(ids), self._cache.length
         self._store_ids(start, np.array(ids[:1], dtype=np.int64))
-        self._io.tokens[:count] = ids
-        binding = self._decode_bindings.get(count)
-        if binding is None:
-            logits = self._io.logits_value(count)
-            binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, logits)
-            self._decode_bindings[count] = binding
-        self._io.set_lengths(start + count, start + count, count)
         begin = self._costs.clock()
-        self._session.run_bound(binding)
+        self._runs.run_tokens(ids, self._adapter)
         self._costs.record(count, self._costs.clock() - begin)
         self._cache.advance(1)
 
@@ -402,7 +393,7 @@ class Engine:
             moved = self._cache.reserve(needed)
         finally:  # also where memory ran out: the cache is then empty, with other buffers
             if moved:
-                self._decode_bindings.clear()
+                self._runs.forget_bindings()
 
     def _run_chunk(self, ids: Ids, features: Features, scored: int = 0) -> None:
         """Runs one chunk of a prefill. The logits of its last `scored` positions go to the slab, or, where
@@ -414,28 +405,8 @@ class Engine:
         # The graph picks the rotary regime by the total, but this chunk belongs to a longer whole: announce
         # the regime.
         announced = max(stop, self._geometry.original_context + 1) if self._long else stop
-        self._io.set_lengths(stop, announced, scored or 1)
-        logits = self._io.slab_value(scored) if scored else self._io.logits_value(1)
-        chunk = np.ascontiguousarray(ids).reshape(1, -1)
-        binding = self._bind(ort_value(chunk), ort_value(np.ascontiguousarray(features)), logits)
-        self._session.run_bound(binding)
+        self._runs.run_chunk(ids, features, self._adapter, announced, scored)
         self._cache.advance(len(ids))
-
-    def _bind(self, ids: Any, media: Any, logits: Any) -> Any:
-        """A binding of `ids`, `media` and `logits` with the engine's own lengths and cache buffers."""
-        self._io.route[0] = adapter_id(self._manifest, self._adapter.name)
-        binding = self._session.binding()
-        binding.bind_ortvalue_input("input_ids", ids)
-        binding.bind_ortvalue_input("media_features", media)
-        for name, value in self._io.values.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output("logits", logits)
-        for name, value in self._loras.values(self._adapter.lora):
-            binding.bind_ortvalue_input(name, value)
-        for past, present, value in self._cache.bindings():
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
-        return binding
 
     def _store_ids(self, start: int, ids: Ids) -> None:
         stop = start + len(ids)
@@ -444,3 +415,9 @@ class Engine:
             grown[:start] = self._ids[:start]
             self._ids = grown
         self._ids[start:stop] = ids
+
+
+def _runs(session: Session | StaticGraphs, manifest: Manifest, loras: LoraInputs | None) -> DecoderRuns:
+    if isinstance(session, StaticGraphs):
+        return StaticRuns(session, manifest)
+    return DynamicRuns(session, manifest, loras)

@@ -19,17 +19,18 @@ from phirt.runtime.tensor import Tensor
 
 _FIRST_CAPACITY = 256
 
-Layer = npt.NDArray[np.float32] | npt.NDArray[np.int8]
-DTYPES = ("float32", "int8")
+Layer = npt.NDArray[Any]
+DTYPES = ("float32", "float16", "int8", "uint16", "uint8")
 _INPUT = "past_key_values."
 
 
 class KVCache:
     """Buffers [1, num_kv_heads, capacity, head_dim] for keys and values of every layer, in the memory of the
-    device: float32, or int8 where the graph knows the scales.
+    device: float32 or float16, or whole numbers where the graph knows the scales.
 
     GroupQueryAttention writes new entries in place after `length` ones, so past and present are one buffer.
-    Capacity doubles from 256 up to `context`. Entries past `length` are leftovers and never read.
+    Capacity doubles from 256 up to `context`; graphs of one size want all of it at once, as `capacity` says,
+    and what they compute is `put` there. Entries past `length` are leftovers and never read.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class KVCache:
         context: int,
         dtype: str = "float32",
         device: Device = CPU,
+        capacity: int | None = None,
     ) -> None:
         self.num_layers = num_layers
         self.num_kv_heads = num_kv_heads
@@ -50,15 +52,22 @@ class KVCache:
         self.length = 0
         self.capacity = 0
         self._tensors: dict[str, Tensor] = {}
-        self._allocate(min(_FIRST_CAPACITY, context))
+        self._first_capacity = min(_FIRST_CAPACITY, context) if capacity is None else capacity
+        self._allocate(self._first_capacity)
 
     @classmethod
-    def of_graph(cls, inputs: Sequence[TensorSpec], geometry: Geometry, device: Device = CPU) -> KVCache:
+    def of_graph(
+        cls,
+        inputs: Sequence[TensorSpec],
+        geometry: Geometry,
+        device: Device = CPU,
+        capacity: int | None = None,
+    ) -> KVCache:
         """An empty cache for a decoder graph with these inputs. Raises BundleError where they are not one
         buffer for keys and one for values of each of the geometry's layers, in one of DTYPES.
         """
         sizes = (geometry.num_layers, geometry.num_kv_heads, geometry.head_dim, geometry.context)
-        cache = cls(*sizes, dtype=cache_dtype(inputs), device=device)
+        cache = cls(*sizes, dtype=cache_dtype(inputs), device=device, capacity=capacity)
         names = {spec.name for spec in inputs if spec.name.startswith(_INPUT)}
         if names != {f"{_INPUT}{name}" for name in cache.names}:
             raise BundleError(
@@ -77,13 +86,20 @@ class KVCache:
 
     def nbytes_for(self, total: int) -> int:
         """Bytes of a cache that has grown to hold `total` positions."""
-        first = min(_FIRST_CAPACITY, self.context)
-        return self.nbytes * _grown(first, total, self.context) // self.capacity
+        grown = max(self._first_capacity, _grown(self._first_capacity, total, self.context))
+        return self.nbytes * grown // self.capacity
 
     def advance(self, count: int) -> None:
         """Notes that the graph has written `count` more positions."""
         assert self.length + count <= self.capacity
         self.length += count
+
+    def put(self, arrays: Mapping[str, Layer]) -> None:
+        """Writes keys and values [1, num_kv_heads, n, head_dim] of every buffer behind the cached positions;
+        they count once the cache is told to advance.
+        """
+        for name, array in arrays.items():
+            self._tensors[name].write(array, self.length)
 
     def truncate(self, length: int) -> None:
         """Forgets all positions from `length` on; costs nothing."""
@@ -93,16 +109,17 @@ class KVCache:
     def clear(self) -> None:
         """Forgets everything and gives grown buffers back."""
         self.length = 0
-        if self.capacity > min(_FIRST_CAPACITY, self.context):
+        if self.capacity > self._first_capacity:
             self._tensors.clear()
-            self._allocate(min(_FIRST_CAPACITY, self.context))
+            self._allocate(self._first_capacity)
 
     def copy(self, length: int | None = None) -> KVCache:
         """An independent cache with the same first `length` positions, by default all."""
         length = self.length if length is None else length
         assert length <= self.length
         sizes = (self.num_layers, self.num_kv_heads, self.head_dim, self.context)
-        other = KVCache(*sizes, self.dtype.name, self._device)
+        whole = self._first_capacity if self._first_capacity == self.capacity else None
+        other = KVCache(*sizes, self.dtype.name, self._device, whole)
         other.reserve(length)
         for suffix, tensor in self._tensors.items():
             other._tensors[suffix].write(tensor.read(length))
@@ -145,7 +162,7 @@ class KVCache:
         except BaseException as error:  # out of memory, or Ctrl-C: an empty cache is whole, half a one is not
             self.length = 0
             self._tensors = {}
-            self._grow(min(_FIRST_CAPACITY, self.context))
+            self._grow(self._first_capacity)
             raise out_of_memory(error, f"keep keys and values of {capacity} tokens") or error from None
 
     def _grow(self, capacity: int) -> None:

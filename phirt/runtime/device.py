@@ -17,6 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from phirt.errors import ConfigError, ProviderError
+from phirt.runtime import plugins
 from phirt.runtime.cpus import default_threads, thread_count
 from phirt.runtime.ort import ort
 from phirt.runtime.tensor import DeviceTensor, HostTensor, Tensor, empty_array
@@ -98,6 +99,30 @@ class Device:
     def _traits(self) -> _Traits:
         return _TRAITS.get(self.provider, _Traits())
 
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The options of the first provider."""
+        return self.providers[0][1]
+
+    def open(self, path: str, options: Any, *, strict: bool = False) -> Any:
+        """A session of onnxruntime on this device. With `strict` it is an error where the provider leaves a
+        node to the CPU. Raises ProviderError, and what onnxruntime raises.
+        """
+        if strict:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        plugin = plugins.plugin_of(self.provider)
+        if plugin is None:
+            return ort.InferenceSession(
+                path, sess_options=options, providers=list(self.providers), enable_fallback=0
+            )
+        found = plugins.require_devices(plugin, self.options)
+        options.add_provider_for_devices(
+            [one.handle for one in found[:1]], plugins.provider_options(plugin, self.options)
+        )
+        session = ort.InferenceSession(path, sess_options=options)
+        session.disable_fallback()
+        return session
+
     def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
         """A zeroed buffer [a, b, positions, c] where the device reads and writes it in place."""
         if self._traits.memory == "cpu":
@@ -139,11 +164,13 @@ CPU = Device()
 
 
 def devices() -> tuple[str, ...]:
-    """The execution providers that this installation of onnxruntime offers, in its order of preference.
+    """The execution providers that are installed: those that come as plug-ins, then those of onnxruntime
+    itself in its order of preference.
 
     Remote ones are left out: nothing leaves this machine.
     """
-    return tuple(name for name in ort.get_available_providers() if name not in _REMOTE_PROVIDERS)
+    built_in = (name for name in ort.get_available_providers() if name not in _REMOTE_PROVIDERS)
+    return (*(one.provider for one in plugins.installed()), *built_in)
 
 
 def check_threads(threads: int | None) -> int | None:
@@ -169,7 +196,7 @@ def _resolve(named: Sequence[Provider] | Provider | None) -> tuple[tuple[str, Ma
     if unknown:
         raise ProviderError(
             f"execution provider {', '.join(unknown)} is not available here; "
-            f"available: {', '.join(available.values())}; install the onnxruntime package that contains it"
+            f"available: {', '.join(available.values())}; 'phirt devices' tells what to install for others"
         )
     found: dict[str, Mapping[str, str]] = {}
     for name, options in pairs:

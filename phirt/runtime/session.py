@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
-from phirt.bundle.manifest import Contents, GraphSpec
+from phirt.bundle.manifest import CPU_TARGET, Contents, GraphSpec, Manifest
 from phirt.errors import BundleError, PhirtError, ProviderError, not_enough_memory, out_of_memory
 from phirt.runtime import prepared, system
 from phirt.runtime.device import CPU, Device
 from phirt.runtime.native_calls import native_calls
 from phirt.runtime.ort import ort
+from phirt.runtime.placement import RECORD, Placement, placement_of
 
 _EXTERNAL_BYTES = 1024  # smaller initializers stay in the prepared graph itself
 _ORT_TYPES = {
@@ -31,6 +32,7 @@ _ORT_TYPES = {
     "float16": "tensor(float16)",
     "int64": "tensor(int64)",
     "int32": "tensor(int32)",
+    "uint16": "tensor(uint16)",
     "uint8": "tensor(uint8)",
     "int8": "tensor(int8)",
     "bool": "tensor(bool)",
@@ -49,12 +51,14 @@ class SessionConfig:
     `repeated` says that runs follow each other quickly, as decode steps do: worker threads then stay awake
     for a moment, and memory for what the graph computes is kept between runs. `on_prepare` is called with a
     graph's name and the bytes of its weights before it is prepared for this machine, which takes seconds and
-    is done once (see `prepared`).
+    is done once (see `prepared`). `strict` says that a graph which the device does not run as a whole is an
+    error.
     """
 
     device: Device = CPU
     repeated: bool = True
     on_prepare: OnPrepare | None = None
+    strict: bool = False
 
 
 class Session:
@@ -63,10 +67,11 @@ class Session:
     def __init__(self, manifest: Contents, graph: str, config: SessionConfig) -> None:
         self.spec = manifest.graphs[graph]
         self.graph = graph
-        self.device = config.device
         # Weights are mapped at least; a library that gets no memory may end the process.
         if not system.has_address_space(sum(manifest.files[name].size for name in self.spec.data)):
             raise not_enough_memory(f"open the {graph} graph")
+        config = _config_for(manifest, self.spec, config)
+        self.device = config.device
         self._run_options = ort.RunOptions()
         # Its default. onnxruntime's wrapper asks for it at every run, and where it is not set an exception is
         # thrown and caught each time: 0.1 ms, a tenth of a small model's step.
@@ -82,11 +87,11 @@ class Session:
             path = manifest.path(self.spec.file)
             try:
                 self._session = _open(path, config)
+            except PhirtError:
+                raise
             except Exception as error:  # onnxruntime's types derive from Exception alone
-                raise out_of_memory(error, f"open the {graph} graph") or BundleError(
-                    f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its "
-                    "weights are damaged: run 'phirt verify', then export the bundle again or fetch a fresh "
-                    "copy"
+                raise out_of_memory(error, f"open the {graph} graph") or _not_opened(
+                    path, graph, config, error
                 ) from error
             _check_provider(self._session, config.device)
             _check_interface(self._session, self.spec)
@@ -124,6 +129,11 @@ class Session:
         system.trim_heap()
         return session
 
+    @property
+    def placement(self) -> Placement | None:
+        """Which provider runs which nodes; None on the CPU, which runs them all."""
+        return None if self.device.is_cpu else placement_of(self._session)
+
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Runs the graph on numpy inputs; returns all outputs in the graph's order."""
         try:
@@ -155,6 +165,30 @@ class Session:
         )
 
 
+def _config_for(manifest: Contents, spec: GraphSpec, config: SessionConfig) -> SessionConfig:
+    """How a graph is run: those that a variant has for the CPU beside the provider, there; those of one size
+    as a whole on the provider, or not at all.
+    """
+    if not isinstance(manifest, Manifest) or manifest.variant is None:
+        return config
+    if spec.target == CPU_TARGET:
+        return dataclasses.replace(config, device=Device.cpu(config.device.threads))
+    return dataclasses.replace(config, strict=manifest.static is not None)
+
+
+def _not_opened(path: Path, graph: str, config: SessionConfig, error: Exception) -> PhirtError:
+    """Why a graph was not opened, with what can be done about it."""
+    if config.strict:
+        return ProviderError(
+            f"{config.device.provider} does not run the {graph} graph as a whole: {_first_line(error)}; "
+            "leave --provider out to run on the CPU, or export the bundle again for this device"
+        )
+    return BundleError(
+        f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its weights are "
+        "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
+    )
+
+
 def _check_provider(session: Any, device: Device) -> None:
     """onnxruntime goes on with the CPU where a provider's libraries or drivers are missing, and only warns.
     Raises ProviderError.
@@ -183,15 +217,15 @@ def _check_interface(session: Any, spec: GraphSpec) -> None:
 
 def _open(path: Path, config: SessionConfig, *, optimized: bool = False) -> Any:
     options = config.device.session_options(spinning=config.repeated)
+    if not config.device.is_cpu:
+        options.add_session_config_entry(RECORD, "1")
     if optimized:
         # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
         # their content; on all cores, for which it holds all unpacked ones to the end.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     with native_calls:
-        return ort.InferenceSession(
-            str(path), sess_options=options, providers=list(config.device.providers), enable_fallback=0
-        )
+        return config.device.open(str(path), options, strict=config.strict)
 
 
 def _prepare(manifest: Contents, graph: str, config: SessionConfig, entry: prepared.Entry) -> None:
@@ -259,6 +293,12 @@ class LazySession:
                 self._session = Session(self._manifest, self._graph, self._config)
             session = self._session
         return session.run(inputs)
+
+    @property
+    def placement(self) -> Placement | None:
+        """As `Session.placement`; None where the graph is not open."""
+        session = self._session
+        return None if session is None else session.placement
 
     def release(self) -> None:
         """Gives the graph's memory back; the next run opens it again."""

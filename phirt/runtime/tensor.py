@@ -29,8 +29,8 @@ class Tensor(Protocol):
         """The first `count` positions; valid until the buffer is written."""
         ...
 
-    def write(self, values: Array) -> None:
-        """Puts values at the first positions."""
+    def write(self, values: Array, start: int = 0) -> None:
+        """Puts values at the positions from `start` on."""
         ...
 
 
@@ -48,8 +48,8 @@ class HostTensor:
     def read(self, count: int) -> Array:
         return self._array[:, :, :count]
 
-    def write(self, values: Array) -> None:
-        self._array[:, :, : values.shape[2]] = values
+    def write(self, values: Array, start: int = 0) -> None:
+        self._array[:, :, start : start + values.shape[2]] = values
 
 
 class DeviceTensor:
@@ -65,9 +65,9 @@ class DeviceTensor:
         whole: Array = self.value.numpy()
         return whole[:, :, :count]
 
-    def write(self, values: Array) -> None:
+    def write(self, values: Array, start: int = 0) -> None:
         whole: Array = self.value.numpy().copy()
-        whole[:, :, : values.shape[2]] = values
+        whole[:, :, start : start + values.shape[2]] = values
         self.value.update_inplace(whole)
 
 
