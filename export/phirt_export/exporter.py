@@ -356,9 +356,7 @@ def _calibrate(
 ) -> Calibrated:
     if not samples:
         return Calibrated()
-    tokens = (
-        calibrating.hessian_tokens(checkpoint.config.decoder) if wanted.weights else calibrating.RANGE_TOKENS
-    )
+    tokens = calibrating.HESSIAN_TOKENS if wanted.weights else calibrating.RANGE_TOKENS
     sequences = calibrating.encode_samples(checkpoint, samples, tokens)
     observed = ObservedSource(checkpoint, expected_shapes(checkpoint.config), progress)
 

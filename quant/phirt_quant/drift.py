@@ -26,7 +26,7 @@ import numpy.typing as npt
 # none of it, 0.0857 for half, 0.0973 for all.
 SHARE = 0.5
 
-Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,21 +34,23 @@ class InputMoments:
     """Second moments over calibration positions of what passes a matrix [n, K].
 
     Attributes:
-        inputs: float64 [K, K], E[x xᵀ].
+        inputs: float32 [K, K], E[x xᵀ].
         positions: how many there were.
-        drift: float64 [K, K], E[(y - x) xᵀ]; None where inputs are not known to drift.
-        missing: float64 [n, K], E[e xᵀ]; None where outputs are not added to anything.
+        drift: float32 [K, K], E[(y - x) xᵀ]; None where inputs are not known to drift.
+        missing: float32 [n, K], E[e xᵀ]; None where outputs are not added to anything.
     """
 
-    inputs: Doubles
+    inputs: Floats
     positions: int
-    drift: Doubles | None = None
-    missing: Doubles | None = None
+    drift: Floats | None = None
+    missing: Floats | None = None
 
 
 class DriftCorrection:
-    """Moves the rows of one matrix towards W'; without drift it leaves them. Memory for K² float64 five times
-    while it is made, and for n·K three times where outputs are added; then for K² and n·K float32.
+    """Moves the rows of one matrix towards W'; without drift it leaves them. Memory for K² float32 four times
+    while it is made, and once then, beside the moments.
+
+    Float32 is enough: the damped moments' condition is at most the number of positions.
 
     Args:
         damping: added to the diagonal of the moments, as a share of its mean, or, if that is more, the share
@@ -57,25 +59,21 @@ class DriftCorrection:
     """
 
     def __init__(self, moments: InputMoments, damping: float, share: float = SHARE) -> None:
-        self._step: npt.NDArray[np.float32] | None = None
-        self._missing: npt.NDArray[np.float32] | None = None
-        if moments.drift is None:
+        self._drift, self._missing, self._share = moments.drift, moments.missing, np.float32(share)
+        if self._drift is None:
             return
         count = len(moments.inputs)
-        mean = float(np.trace(moments.inputs)) / count
+        mean = float(np.trace(moments.inputs, dtype=np.float64)) / count
         ridge = max(damping, count / moments.positions) * mean or 1.0
         damped = moments.inputs.copy()
-        damped.flat[:: count + 1] += ridge
-        # The inverse, which is symmetric, multiplies both from the right: one factorization solves both.
-        sums = [moments.drift] if moments.missing is None else [moments.drift, moments.missing]
-        solved = share * np.linalg.solve(damped, np.concatenate(sums).T).T.astype(np.float32)
-        self._step = solved[:count]
-        if moments.missing is not None:
-            self._missing = solved[count:]
+        damped.flat[:: count + 1] += np.float32(ridge)
+        self._solve: Floats = np.linalg.inv(damped).astype(np.float32, copy=False)
 
-    def moved(self, rows: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.float32]:
+    def moved(self, rows: Floats, start: int) -> Floats:
         """Moved rows start.. for rows [m, K] of W from `start` on."""
-        if self._step is None:
+        if self._drift is None:
             return rows
-        moved = rows + rows @ self._step
-        return moved if self._missing is None else moved + self._missing[start : start + len(rows)]
+        lacking = rows @ self._drift
+        if self._missing is not None:
+            lacking += self._missing[start : start + len(rows)]
+        return np.add(rows, self._share * (lacking @ self._solve))

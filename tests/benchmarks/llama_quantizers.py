@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import phirt
 from phirt.bundle.manifest import Manifest
-from phirt_export.calibration import encode_samples, hessian_tokens, own_samples
+from phirt_export.calibration import HESSIAN_TOKENS, encode_samples, own_samples
 from phirt_export.checkpoint import Checkpoint
 from phirt_quant.evaluation import BundleScorer
 from phirt_quant.fidelity import Fidelity, FidelityMeter
@@ -105,7 +105,6 @@ def reference_pages(model: PreTrainedModel, ids: Iterable[tuple[int, ...]]) -> l
 def importance(model: PreTrainedModel, checkpoint: Path) -> dict[str, np.ndarray]:
     """Mean squared inputs of every projection by llama.cpp's name. The head is left out, as its tool does."""
     opened = Checkpoint(checkpoint)
-    budget = hessian_tokens(opened.config.decoder)
     sums: dict[str, torch.Tensor] = {}
     name_of = gguf_names(model.config.num_hidden_layers)
 
@@ -119,7 +118,7 @@ def importance(model: PreTrainedModel, checkpoint: Path) -> dict[str, np.ndarray
     layers = [(n, m) for n, m in model.model.named_modules() if isinstance(m, torch.nn.Linear)]
     hooks = [m.register_forward_pre_hook(watch(f"{name_of(f'model.{n}')}.weight")) for n, m in layers]
     tokens = 0
-    for sequence in encode_samples(opened, own_samples(opened), budget):
+    for sequence in encode_samples(opened, own_samples(opened), HESSIAN_TOKENS):
         model.model(torch.tensor([sequence.token_ids]))
         tokens += len(sequence.token_ids)
     for hook in hooks:

@@ -87,12 +87,6 @@ def test_samples_become_what_the_runtime_would_make_of_them(checkpoint, bundle, 
     assert "".join(passages_of_a) == "\n".join(samples.SENTENCES)
 
 
-@pytest.mark.parametrize(("inner", "tokens"), [(96, 8192), (3000, 12_000), (8192, 16_384)])
-def test_wide_matrices_are_calibrated_on_more_positions(checkpoint, inner, tokens):
-    decoder = dataclasses.replace(Checkpoint(checkpoint).config.decoder, intermediate_size=inner)
-    assert calibrating.hessian_tokens(decoder) == tokens
-
-
 def test_long_data_is_thinned_evenly(checkpoint, tmp_path):
     text = "".join(f"{chr(97 + i // 200)}{i % 200} " for i in range(5000))
     (tmp_path / "long.txt").write_text(text)

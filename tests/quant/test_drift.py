@@ -19,8 +19,11 @@ def drawn(seed: int, *shape: int) -> np.ndarray:
 
 def moments(x: np.ndarray, y: np.ndarray, e: np.ndarray | None, positions: int) -> InputMoments:
     """Of inputs x and y [positions, K] and sums that lack e [positions, n]."""
-    missing = None if e is None else e.T @ x / len(x)
-    return InputMoments(x.T @ x / len(x), positions, (y - x).T @ x / len(x), missing)
+
+    def mean(u: np.ndarray) -> np.ndarray:
+        return (u.T @ x / len(x)).astype(np.float32)
+
+    return InputMoments(mean(x), positions, mean(y - x), None if e is None else mean(e))
 
 
 def weights() -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a checkpoint computes on a user's own text, images and recordings, for quantization by it."""
 
-from phirt_export.calibration.hessians import Hessians, hessian_tokens
+from phirt_export.calibration.hessians import HESSIAN_TOKENS, Hessians
 from phirt_export.calibration.kv_scales import RANGE_TOKENS, kv_scales
 from phirt_export.calibration.samples import Sample, fingerprint, read_samples
 from phirt_export.calibration.sensitivity import Costs, MatrixRows, rounding_costs, sensitivity_tokens
@@ -8,6 +8,7 @@ from phirt_export.calibration.sequences import Sequence, encode_samples, own_sam
 from phirt_export.calibration.stream import LayerStream
 
 __all__ = [
+    "HESSIAN_TOKENS",
     "RANGE_TOKENS",
     "Costs",
     "Hessians",
@@ -17,7 +18,6 @@ __all__ = [
     "Sequence",
     "encode_samples",
     "fingerprint",
-    "hessian_tokens",
     "kv_scales",
     "own_samples",
     "read_samples",

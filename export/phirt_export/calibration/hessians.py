@@ -20,7 +20,6 @@ from torch import Tensor
 
 from phirt_export.calibration.stream import TABLE, LayerStream
 from phirt_export.graphs.linear import StoredRows
-from phirt_export.reference import DecoderConfig
 from phirt_quant.drift import InputMoments
 
 HEAD, NORM = "lm_head.weight", "model.norm.weight"
@@ -28,10 +27,8 @@ _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+?)\.(base_layer|lora_A\.\w+|lo
 # The table embeds tokens as well as it scores them, and an embedding wants every direction alike: the errors
 # of both are weighed through a stronger damping. Measured on the nano model: mean KL 0.0068 for 0.0076.
 _TABLE_DAMPING = 0.1
-# Positions of one route that are looked at: some for each input of the widest matrix, within bounds. The
-# activations of the most take 200 MB at a width of 3072.
-_TOKENS_AN_INPUT = 4
-_FEWEST_TOKENS, _MOST_TOKENS = 8192, 16_384
+# Positions of one route that are looked at. Time and memory grow with them; more tell little that is new.
+HESSIAN_TOKENS = 8192
 # Outputs of these projections are added to what this norm reads. Norms divide by the size of the residual
 # stream, so errors in it count by their share of it: a few positions of a hundred times the size would
 # otherwise decide over all others.
@@ -39,12 +36,6 @@ _ADDED_TO = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_atten
 _WATCHED = (*_ADDED_TO, *_ADDED_TO.values(), "self_attn.qkv_proj", "mlp.gate_up_proj")
 # Positions at which the residual stream is zero: their errors count like those of so small a stream.
 _LEAST_SQUARE = 1e-8
-
-
-def hessian_tokens(decoder: DecoderConfig) -> int:
-    """How many positions of one route are looked at."""
-    widest = max(decoder.intermediate_size, decoder.hidden_size, decoder.num_heads * decoder.head_dim)
-    return min(max(_TOKENS_AN_INPUT * widest, _FEWEST_TOKENS), _MOST_TOKENS)
 
 
 class Hessians:
@@ -121,7 +112,9 @@ class Hessians:
 
 
 class _Moments:
-    """Sums of u xᵀ over positions, in float64."""
+    """Sums of u xᵀ over positions, in float32: they are sums of products, long before they are sums of
+    sequences.
+    """
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
@@ -130,15 +123,14 @@ class _Moments:
     def add(self, left: Tensor, right: Tensor) -> None:
         """Take in u [..., n] and x [..., K], float32."""
         u, x = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
-        product = (u.T @ x).double()
-        self._sum = product if self._sum is None else self._sum.add_(product)
+        self._sum = u.T @ x if self._sum is None else self._sum.addmm_(u.T, x)
         self._count += len(x)
 
-    def mean(self) -> npt.NDArray[np.float64] | None:
+    def mean(self) -> npt.NDArray[np.float32] | None:
         """E[u xᵀ]; None where nothing was added."""
         if self._sum is None:
             return None
-        mean: npt.NDArray[np.float64] = self._sum.div_(self._count).numpy()
+        mean: npt.NDArray[np.float32] = self._sum.div_(self._count).numpy()
         return mean
 
     def result(self, drift: _Moments | None = None, missing: _Moments | None = None) -> InputMoments | None:

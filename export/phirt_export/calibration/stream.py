@@ -122,6 +122,7 @@ class LayerStream:
                 hidden[i] = self.through(layer, hidden[i], sequence.route)
             brought.append(inputs)
         self._position.layer += 1
+        self._layer = None  # the activations are behind it
         return brought
 
     def layer(self, index: int, stored: StoredRows | None) -> Layer:
