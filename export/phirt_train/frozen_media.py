@@ -25,13 +25,13 @@ from phirt.encoders.image_file import decode_picture, open_image
 from phirt.encoders.recording import open_recording
 from phirt.encoders.whisper_audio import log_mel
 from phirt_export.encoders import photo_constants
+from phirt_export.precision import autocast, product_type
 from phirt_export.reference.efficientnet import PhotoEmbed
 from phirt_export.reference.whisper import MEL_FRAMES, SoundEmbed
 from phirt_train.data.augmentation import AudioAugmentation, ImageAugmentation
 from phirt_train.data.images import augment_image
 from phirt_train.data.waveforms import augment_samples
 from phirt_train.feature_store import Features, FeatureStore
-from phirt_train.precision import autocast, product_type
 
 RATE, HOP = 16000, 160
 _WINDOW = 30 * RATE

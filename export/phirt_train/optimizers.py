@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from phirt_train.precision import product_type
+from phirt_export.precision import product_type
 from phirt_train.stage import Schedule
 
 _COEFFICIENTS, _ITERATIONS, _SMALLEST_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7

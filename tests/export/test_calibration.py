@@ -157,6 +157,20 @@ def test_moments_are_those_of_the_whole_model(checkpoint, sequences):
     assert hessians.moments("model.embed_tokens_extend.image_embed.glb_GN", lambda *_: None) is None
 
 
+def test_moments_of_passes_in_bfloat16_are_nearly_the_same(checkpoint, sequences, monkeypatch):
+    monkeypatch.setattr(calibrating.hessians, "_WIDE", 1)
+    monkeypatch.setattr(calibrating.hessians, "product_type", lambda _: torch.bfloat16)
+    opened = Checkpoint(checkpoint)
+    model, hessians = load_model(opened), hessians_of(opened, sequences)
+    for projection in ("model.layers.0.self_attn.qkv_proj", "model.layers.2.mlp.gate_up_proj"):
+        inputs = inputs_of(model, sequences, model.get_submodule(projection))
+        expected = inputs.T @ inputs / len(inputs)
+        found = hessians.moments(f"{projection}.base_layer.weight", lambda *_: None)
+        assert found.inputs.dtype == found.drift.dtype == np.float32
+        np.testing.assert_allclose(found.inputs, expected, rtol=0, atol=0.01 * np.abs(expected).max())
+        assert not found.drift.any()  # nothing is stored, and both passes round alike
+
+
 def test_inputs_are_those_behind_the_stored_weights(checkpoint, sequences):
     """What is stored of the table and of earlier projections acts; what is not stored yet is the original.
     Beside the inputs stand what they and the residual stream have lost to that.

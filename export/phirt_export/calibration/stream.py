@@ -20,7 +20,7 @@ from phirt_export.calibration.sequences import Sequence, load_tensors
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.graphs.linear import StoredRows, WeightSource
 from phirt_export.reference import ROUTES, Model, ModelConfig, Route
-from phirt_export.reference.decoder import Layer, rope_tables
+from phirt_export.reference.decoder import Layer, RoutedLinear, rope_tables
 
 TABLE = "model.embed_tokens.weight"
 # Rows of the token table that are held at a time.
@@ -70,10 +70,19 @@ class LayerStream:
     Every `stored` reads matrices of the running export back, for the pass in which a layer is calibrated
     behind the quantized ones before it; see `graphs.linear.StoredRows`. None means a pass through the
     original weights. Layers asked for out of order are right too, and take a pass from the start.
+
+    Args:
+        products: what layers multiply matrices in; everything between two products is float32.
     """
 
-    def __init__(self, source: WeightSource, config: ModelConfig, sequences: Items[Sequence]) -> None:
-        self.source, self.config, self.sequences = source, config, sequences
+    def __init__(
+        self,
+        source: WeightSource,
+        config: ModelConfig,
+        sequences: Items[Sequence],
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        self.source, self.config, self.sequences, self.products = source, config, sequences, products
         with torch.device("meta"):
             self._model = Model(config).eval()
         rope = config.decoder.rope
@@ -134,6 +143,9 @@ class LayerStream:
             with torch.device("meta"):
                 layer = Layer(self.config.decoder, self.config.adapters)
             layer = layer.to_empty(device="cpu").eval()
+            for module in layer.modules():
+                if isinstance(module, RoutedLinear):
+                    module.base_layer.to(self.products)
             names = [name for name in self._names if name.startswith(prefix)]
             load_tensors(layer, self.source.tensor, names, prefix)
             self._layer, self._refreshed = (index, is_stored, layer), set()
@@ -153,7 +165,8 @@ class LayerStream:
         length = hidden.shape[1]
         cos, sin = self._model.model.rotary(length)
         mask = self._model.window_mask(length, hidden.device)
-        y: Tensor = layer(hidden, cos, sin, mask, ROUTES[route].adapter)
+        with torch.autocast("cpu", self.products, enabled=self.products != torch.float32):
+            y: Tensor = layer(hidden, cos, sin, mask, ROUTES[route].adapter)
         return y
 
     def is_media(self, sequence: Sequence) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt.fields import Length
+from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
 from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
@@ -30,7 +31,6 @@ from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
 from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
 from phirt_train.data.records import Transcript, read_records
 from phirt_train.objective import ObjectiveKind
-from phirt_train.precision import autocast
 from phirt_train.stage import StageConfig
 
 LETTERS_A_TOKEN = 4

@@ -20,6 +20,7 @@ from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import ConfigError
 from phirt.fields import Length, Range
 from phirt_export.narrow import narrow
+from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
@@ -27,7 +28,6 @@ from phirt_train.data.images import read_image
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.records import LabelledImage, read_records
 from phirt_train.objective import ObjectiveKind
-from phirt_train.precision import autocast
 from phirt_train.stage import Probability, StageConfig
 
 _NO_ANSWER = -100

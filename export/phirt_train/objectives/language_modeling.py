@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt.fields import Range
+from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.token_store import TokenSequences, load_conversations, load_documents
 from phirt_train.objective import ObjectiveKind
-from phirt_train.precision import autocast
 from phirt_train.stage import Probability, StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out

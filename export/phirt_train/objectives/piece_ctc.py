@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt.fields import Range
+from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
 from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
@@ -28,7 +29,6 @@ from phirt_train.data.records import Transcript, read_records
 from phirt_train.frozen_media import FrozenSounds, inside
 from phirt_train.objective import ObjectiveKind
 from phirt_train.objectives.ctc import CtcData, plain_words
-from phirt_train.precision import autocast
 from phirt_train.stage import Probability, StageConfig
 
 _SHORT = 20  # rows; recordings up to this long go several times as many into a batch

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from phirt.bundle.manifest import Modality
 from phirt.errors import ConfigError
 from phirt.fields import Length, Range
+from phirt_export.precision import autocast
 from phirt_export.reference import ROUTES, Model, ModelConfig, Route
 from phirt_train.context import TrainingContext
 from phirt_train.data.augmentation import (
@@ -32,7 +33,6 @@ from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, 
 from phirt_train.data.token_store import TokenSequences, load_conversations
 from phirt_train.media_features import MediaFeatures
 from phirt_train.objective import ObjectiveKind
-from phirt_train.precision import autocast
 from phirt_train.stage import StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out

@@ -23,8 +23,8 @@ from phirt_export.bundle import model_limits
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.checkpoint_scores import load_model
 from phirt_export.encoders import photo_constants
+from phirt_export.precision import autocast
 from phirt_export.reference import Model
-from phirt_train.precision import autocast
 
 from .media import Item, Note
 

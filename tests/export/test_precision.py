@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from phirt_train import precision
+from phirt_export import precision
+from phirt_export.precision import autocast, product_type
 from phirt_train.optimizers import HiddenMuon, orthogonalized
-from phirt_train.precision import autocast, product_type
 from phirt_train.stage import Schedule
 
 CPU = torch.device("cpu")

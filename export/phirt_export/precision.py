@@ -1,4 +1,4 @@
-"""The type in which a machine multiplies matrices while it trains.
+"""The type in which a machine multiplies matrices while it trains or calibrates.
 
 Knows devices and what their hardware can do. Knows nothing of models. bfloat16 halves the memory of
 activations and is several times as fast where there are instructions for it; where there are none it is
