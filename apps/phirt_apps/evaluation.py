@@ -17,7 +17,8 @@ from phirt.errors import ConfigError
 
 from .examinations import TaskInputs, examine, task_table
 from .extras import needs_extra
-from .output import Output, one_line, plain_table, size
+from .output import Output, one_line, plain_table
+from .size_table import size_table
 
 if TYPE_CHECKING:
     import phirt
@@ -67,7 +68,7 @@ class Report:
 
     def tables(self) -> tuple[Any, ...]:
         """Agreement by route, and sizes."""
-        return _table(self.results), _size_table(self.sizes)
+        return _table(self.results), size_table(self.sizes)
 
     def lines(self) -> list[str]:
         """What stands below the tables."""
@@ -96,7 +97,7 @@ class Alone:
 
     def tables(self) -> tuple[Any, ...]:
         """Sizes."""
-        return (_size_table(self.sizes),)
+        return (size_table(self.sizes),)
 
     def lines(self) -> list[str]:
         """What stands below the tables."""
@@ -310,21 +311,6 @@ def _table(results: dict[str, RouteFidelity]) -> Any:
             route, str(f.positions), f"{f.mean_kl:.3g}", f"{f.median_kl:.3g}", f"{f.p99_kl:.3g}",
             f"{100 * f.top1_agreement:.1f} %", f"{f.mean_difference:.3g}", f"{f.max_difference:.3g}",
         )  # fmt: skip
-    return table
-
-
-def _size_table(sizes: BundleSizes) -> Any:
-    table = plain_table("stored", "#bits a weight", "#weights", "#bytes")
-    rows = dict(sizes.parts)
-    if sizes.decoder is not None and len(rows) > 1:
-        rows["decoder and token table"] = sizes.decoder
-    for part, row in rows.items():
-        table.add_row(one_line(part), f"{row.bits_per_weight:.2f}", f"{row.weights:,}", size(row.bytes))
-    if sizes.whole is None:
-        table.add_row("whole bundle", "unknown", "unknown", size(sizes.bytes))
-    else:
-        whole = sizes.whole
-        table.add_row("whole bundle", f"{whole.bits_per_weight:.2f}", f"{whole.weights:,}", size(whole.bytes))
     return table
 
 

@@ -338,5 +338,9 @@ def test_the_command_takes_a_size_and_tells_the_bits(checkpoint, calibration_dat
     assert re.search(r" 4, (6|8|6, 8) ", result.stderr) and "decoder and token table" in result.stderr
     described = json.loads((tmp_path / "b" / "manifest.json").read_text())["quantization"]
     assert described["bits_per_weight"] == 6.5
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "b")]).stdout
+    for form, count in described["matrices"].items():
+        assert re.search(rf"^{form} +{count}$", shown, re.MULTILINE)
+    assert re.search(r"^token table +\d\.\d\d ", shown, re.MULTILINE) and "{" not in shown
     result = CliRunner().invoke(app, [*command, "--bits-per-weight", "3"])
     assert result.exit_code == 1 and "cannot be had" in result.stderr

@@ -14,6 +14,8 @@ from phirt_apps.models import bundle_folder
 from phirt_apps.output import Output, one_line, plain_table, size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from phirt.bundle.manifest import Contents, EmbedderManifest, GraphSpec, Manifest
 
 SUMMARY = "Show what a bundle is made of."
@@ -46,7 +48,7 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
     heading.add_row("description", one_line(manifest.description))
     heading.add_row("producer", one_line(manifest.producer))
     heading.add_row("size", f"{size(total)} in {len(manifest.files)} files")
-    heading.add_row("weights", _pairs(manifest.quantization))
+    heading.add_row("weights", _pairs(_formats(manifest.quantization)))
     tables: list[Any] = []
     if isinstance(manifest, EmbedderManifest):
         heading.add_row("makes", f"a vector of {manifest.width:,} numbers of each text")
@@ -57,7 +59,8 @@ def inspect(folder: Path, out: Output, *, as_json: bool) -> None:
         heading.add_row("tools", "taken" if _takes_tools(manifest) else "no place in the chat template")
         if manifest.generation is not None:
             heading.add_row("answers", _pairs(_given(manifest.generation)))
-        tables = [describe(manifest) for describe in (_geometry, _encoders, _rules, _limits)]
+        described = [describe(manifest) for describe in (_geometry, _weights, _encoders, _rules, _limits)]
+        tables = [*described, *_chosen(manifest)]
     out.table(heading)
     for table in (*tables, _files(manifest)):
         out.answer("\n")
@@ -96,6 +99,33 @@ def _geometry(manifest: Manifest) -> Any:
         shown = f"theta {rope.theta:g}, {rope.rotary_dim} dims, original context {rope.original_context:,}"
         table.add_row("rope", shown)
     return table
+
+
+def _formats(quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of formats in a line: the rest has tables of its own. Where each matrix has the format
+    that suits it, one for all says nothing.
+    """
+    chosen = quantization.get("matrices")
+    apart = {"matrices", "parts", "weights"} | ({"bits", "block_size", "embedding_bits"} if chosen else set())
+    return {name: value for name, value in quantization.items() if name not in apart}
+
+
+def _chosen(manifest: Manifest) -> list[Any]:
+    """How many matrices have which format, where each has its own."""
+    counts = manifest.quantization.get("matrices")
+    if not isinstance(counts, dict):
+        return []
+    table = plain_table("chosen format", "#matrices")
+    for form, count in counts.items():
+        table.add_row(one_line(str(form)), one_line(str(count)))
+    return [table]
+
+
+def _weights(manifest: Manifest) -> Any:
+    from phirt_apps.size_table import size_table
+    from phirt_quant.sizes import bundle_sizes
+
+    return size_table(bundle_sizes(manifest))
 
 
 def _encoders(manifest: Manifest) -> Any:
