@@ -16,9 +16,12 @@ from .errors import OutOfMemoryError as OutOfMemoryError
 from .errors import PhirtError as PhirtError
 from .errors import ProviderError as ProviderError
 from .errors import RequestCancelledError as RequestCancelledError
+from .errors import SchemaError as SchemaError
 from .generate.cancellation import CancelSignal as CancelSignal
 from .generate.engine import Progress as Progress
 from .generate.engine_pool import CacheLimits as CacheLimits
+from .generate.grammar import Grammar as Grammar
+from .generate.json_schema import JsonSchema as JsonSchema
 from .generate.results import FinishReason as FinishReason
 from .generate.results import Result as Result
 from .generate.results import Timings as Timings

@@ -27,6 +27,10 @@ class ConfigError(PhirtError):
     """A setting contradicts another or lies outside its range."""
 
 
+class SchemaError(PhirtError):
+    """A schema cannot be kept, or an answer is not the JSON that it should be."""
+
+
 class ConversationError(PhirtError):
     """A saved conversation cannot be written or restored."""
 

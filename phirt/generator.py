@@ -25,9 +25,12 @@ from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.media_encoder import MediaEncoder
 from phirt.errors import BundleError, ConfigError, ContextError
 from phirt.generate.cancellation import Cancellation, CancelSignal, check
+from phirt.generate.constraint import Constraints
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.engine_pool import NOBODY, CacheLimits, CacheOwner, EnginePool
 from phirt.generate.generation import AnswerOptions, Generation, Request, Runtime
+from phirt.generate.grammar import Grammar
+from phirt.generate.json_schema import JsonSchema
 from phirt.generate.kv_cache import cache_dtype
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, LogitsProcessor, Sampler
 from phirt.generate.sequence import Adapter, MediaSpan, Prompt
@@ -72,6 +75,7 @@ class StreamArguments(GenerationOverrides, total=False):
     sampler: Sampler | None
     on_progress: OnProgress | None
     adapter: str | None
+    schema: JsonSchema | Grammar | None
 
 
 class Generator:
@@ -110,6 +114,7 @@ class Generator:
             )
             self.encoder = MediaEncoder(manifest, config)
             session = decoder.result()
+        self.constraints = Constraints(self.tokenizer, manifest.geometry.vocab_size, manifest.tokens.eos)
         self._decoder = session
         inputs = None
         if isinstance(session, Session):
@@ -139,6 +144,7 @@ class Generator:
         on_progress: OnProgress | None = None,
         cancel: CancelSignal | None = None,
         adapter: str | None = None,
+        schema: JsonSchema | Grammar | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> TextStream:
         """The answer to a conversation: iterate it for text, then read its `result`.
@@ -147,11 +153,12 @@ class Generator:
         else runs before the first piece is asked for. `logits_processors` and `sampler` are callables of
         `phirt.generate.sampling`; each is called once for each token, so answers stay what they are without
         speculation. `cancel` ends the answer from any thread, and raises RequestCancelledError here between
-        one of the media and the next. `adapter` is one of those that the model was loaded with.
+        one of the media and the next. `adapter` is one of those that the model was loaded with, `schema` what
+        the answer must look like.
         `overrides` are settings that differ from `config`, which is what the model's makers recommend where
         it is None. Raises as `Chat.send` does.
         """
-        options = self.options(config, overrides, logits_processors, sampler, on_progress)
+        options = self.options(config, overrides, logits_processors, sampler, on_progress, schema)
         generation = self.generation(
             messages, system, Tools.of(tools), options, cancel=cancel, user_adapter=adapter
         )
@@ -164,11 +171,16 @@ class Generator:
         logits_processors: Iterable[LogitsProcessor],
         sampler: Sampler | None,
         on_progress: OnProgress | None,
+        schema: JsonSchema | Grammar | None = None,
     ) -> AnswerOptions:
         """How an answer is made: without `config` as the model's makers recommend (`defaults`). Raises
-        ConfigError.
+        ConfigError, SchemaError.
         """
-        return AnswerOptions.of(config, overrides, logits_processors, sampler, on_progress, self.defaults)
+        grammar = Grammar.of(schema)
+        constraint = None if grammar is None else self.constraints.of(grammar)
+        return AnswerOptions.of(
+            config, overrides, logits_processors, sampler, on_progress, constraint, self.defaults
+        )
 
     def astream(self, messages: Sequence[Message], **arguments: Unpack[StreamArguments]) -> AsyncTextStream:
         """`stream` for asyncio: `async for piece in generator.astream(...)`, with the same arguments."""

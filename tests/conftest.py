@@ -20,3 +20,11 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the shared data are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The small trained bundle, wherever the repository has it."""
+    root = Path(__file__).resolve().parents[1]
+    places = (root / "tests" / "bundles" / "nano", root / "phirt" / "bundles" / "nano")
+    return next(place for place in places if (place / "manifest.json").is_file())

@@ -138,13 +138,14 @@ def _regime_notice(step: phirt.Progress, original_context: int) -> str:
     )
 
 
-def as_object(result: phirt.Result) -> dict[str, Any]:
-    """The result as the one object of `phirt chat --json`; `route` is the bundle's own adapter, and `adapter`
-    there where the user brought one.
+def as_object(result: phirt.Result, **more: Any) -> dict[str, Any]:
+    """The result as the one object of `phirt chat --json`, with `more` behind its text; `route` is the
+    bundle's own adapter, and `adapter` there where the user brought one.
     """
     brought = {} if result.user_adapter is None else {"adapter": result.user_adapter}
     return {
         "text": result.text,
+        **more,
         "ids": [int(i) for i in result.token_ids],
         "prompt_ids": [int(i) for i in result.prompt_token_ids],
         "route": result.adapter,

@@ -16,6 +16,7 @@ from phirt.errors import ConfigError
 from . import stdin
 from .errors import UsageError
 from .output import Output
+from .text_files import read_text_file
 
 if TYPE_CHECKING:
     import phirt
@@ -24,6 +25,7 @@ MAX_PROMPT_BYTES = 4_000_000
 MAX_MEDIA_BYTES = 1 << 30  # what a model takes of it, the model knows
 STDIN = "-"
 MAX_TOOLS_BYTES = 1_000_000
+MAX_SCHEMA_BYTES = 1_000_000
 
 
 def valid_text(text: str) -> str:
@@ -120,6 +122,15 @@ def tool_list(path: Path | None) -> list[dict[str, Any]] | None:
             f'the tools {path} must be a list of objects with a "name", such as [{{"name": "search"}}]'
         )
     return tools
+
+
+def schema_document(path: Path) -> Any:
+    """What the file of a JSON schema holds. Raises ConfigError where that is no JSON."""
+    text = read_text_file(path, "the schema", MAX_SCHEMA_BYTES)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the schema {path} is not JSON: {error}") from error
 
 
 def generation_settings(**settings: Any) -> dict[str, Any]:

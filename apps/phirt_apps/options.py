@@ -122,6 +122,14 @@ Tools = Annotated[
     Path | None,
     typer.Option("--tools", metavar="FILE", help="JSON list of tools that the model may call."),
 ]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        "--schema",
+        metavar="FILE",
+        help="JSON schema that every answer is kept to (needs the extra schema).",
+    ),
+]
 Adapter = Annotated[
     Path | None,
     typer.Option(

@@ -24,6 +24,8 @@ from phirt.generate.cancellation import CancelSignal, check
 from phirt.generate.engine import OnProgress
 from phirt.generate.engine_pool import CacheOwner
 from phirt.generate.generation import AnswerOptions, Generation
+from phirt.generate.grammar import Grammar
+from phirt.generate.json_schema import JsonSchema
 from phirt.generate.sampling import GenerationConfig, GenerationOverrides, LogitsProcessor, Sampler
 from phirt.generator import Generator
 from phirt.prompt.messages import Message
@@ -43,6 +45,7 @@ class AnswerArguments(GenerationOverrides, total=False):
     logits_processors: Iterable[LogitsProcessor]
     sampler: Sampler | None
     on_progress: OnProgress | None
+    schema: JsonSchema | Grammar | None
     wait: bool
 
 
@@ -134,6 +137,7 @@ class Chat:
         logits_processors: Iterable[LogitsProcessor] = (),
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
+        schema: JsonSchema | Grammar | None = None,
         wait: bool = False,
         cancel: CancelSignal | None = None,
         **overrides: Unpack[GenerationOverrides],
@@ -154,11 +158,13 @@ class Chat:
         `logits_processors` and `sampler` are callables (see `phirt.generate.sampling`); each is called once
         for each token, so answers stay what they are without speculation. `on_progress` is called with a
         `phirt.Progress` while the prompt is run, and again should the conversation outgrow the model's
-        original context in the middle of the answer, where all of it is run once more. `cancel` is set, from
+        original context in the middle of the answer, where all of it is run once more. `schema` is a JSON
+        schema as a dict, or a `phirt.Grammar`, that the answer is kept to token by token, and
+        `reply.result.json()` what it says; SchemaError says why one cannot be kept. `cancel` is set, from
         any thread, to end the answer as `Reply.cancel` does; before the answer begins that raises
         RequestCancelledError between one of the media and the next.
         """
-        options = self.generator.options(config, overrides, logits_processors, sampler, on_progress)
+        options = self.generator.options(config, overrides, logits_processors, sampler, on_progress, schema)
         if not isinstance(text, str):
             raise ConfigError(f"text is a {type(text).__name__}, accepted: a string")
         with self._next_turn(wait, cancel):
@@ -176,6 +182,7 @@ class Chat:
         logits_processors: Iterable[LogitsProcessor] = (),
         sampler: Sampler | None = None,
         on_progress: OnProgress | None = None,
+        schema: JsonSchema | Grammar | None = None,
         wait: bool = False,
         cancel: CancelSignal | None = None,
         **overrides: Unpack[GenerationOverrides],
@@ -187,7 +194,7 @@ class Chat:
         ConfigError where the last answer called no tool or another number of them, and for what is no JSON.
         The other arguments are those of `send`.
         """
-        options = self.generator.options(config, overrides, logits_processors, sampler, on_progress)
+        options = self.generator.options(config, overrides, logits_processors, sampler, on_progress, schema)
         with self._next_turn(wait, cancel):
             begin = time.perf_counter()
             last = self._messages[-1] if self._messages else None

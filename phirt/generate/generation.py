@@ -14,8 +14,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from phirt.bundle.manifest import Manifest
-from phirt.errors import ChatBusyError
+from phirt.errors import ChatBusyError, ConfigError
 from phirt.generate.cancellation import Cancellation, CancelSignal
+from phirt.generate.constraint import Constraint
 from phirt.generate.engine import Engine, OnProgress
 from phirt.generate.engine_pool import NOBODY, CacheOwner, EnginePool
 from phirt.generate.results import FinishReason, Result, Timings, Usage
@@ -44,6 +45,7 @@ class AnswerOptions:
     logits_processors: tuple[LogitsProcessor, ...] = ()
     sampler: Sampler | None = None
     on_progress: OnProgress | None = None
+    constraint: Constraint | None = None
 
     @classmethod
     def of(
@@ -53,13 +55,17 @@ class AnswerOptions:
         logits_processors: Iterable[LogitsProcessor],
         sampler: Sampler | None,
         on_progress: OnProgress | None,
+        constraint: Constraint | None = None,
         defaults: GenerationConfig | None = None,
     ) -> AnswerOptions:
         """What a request asks for; a `config` of None is `defaults`, which are the model's. Raises
         ConfigError for what is no setting, or cannot be called.
         """
         processors = require_callables(logits_processors, sampler)
-        return cls(overridden(config, overrides, defaults), processors, sampler, on_progress)
+        config = overridden(config, overrides, defaults)
+        if constraint is not None and config.stop:
+            raise ConfigError("stop strings would cut an answer that has a schema; leave one of them out")
+        return cls(config, processors, sampler, on_progress, constraint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -258,6 +264,7 @@ def _text_pieces(
 ) -> Generator[str, None, FinishReason]:
     """Takes an engine and yields pieces of text; returns why the answer ended."""
     stops, decoder = StopStrings(request.options.config.stop), StreamDecoder(runtime.tokenizer)
+    constraint = request.options.constraint
     with runtime.pool.engine_for(request.prompt, request.owner) as engine:
         steps = _start(engine, runtime.manifest, request, cancel, state)
         while True:
@@ -277,6 +284,10 @@ def _text_pieces(
             if stops.hit:
                 state.stop_string_found = True
                 return "stop"
+            if constraint is not None:
+                constraint.take(token)
+                if constraint.is_complete:  # what would be chosen next is the end of the answer
+                    return "stop"
 
 
 def _start(
@@ -293,7 +304,7 @@ def _start(
         manifest.geometry.vocab_size,
         prompt.ids.tolist(),
         manifest.placeholders,
-        logits_processors=options.logits_processors,
+        logits_processors=_processors(options),
         sampler=options.sampler,
     )
     return engine.generate(
@@ -305,6 +316,12 @@ def _start(
         on_progress=options.on_progress,
         speculation=state.speculation,
     )
+
+
+def _processors(options: AnswerOptions) -> tuple[LogitsProcessor, ...]:
+    """The request's own, and last what its grammar allows: nothing brings back what that forbids."""
+    own, constraint = options.logits_processors, options.constraint
+    return own if constraint is None else (*own, constraint)
 
 
 def _timed_step(steps: _Steps, state: _State) -> int:

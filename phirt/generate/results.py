@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from typing import Literal
+import json
+import math
+from typing import Any, Literal
 
+from phirt.errors import SchemaError
 from phirt.prompt.tools import ToolCall
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+_CUT_JSON = {
+    "length": "the answer was cut at max_new_tokens, so it is no whole JSON; allow more tokens",
+    "context": "the answer was cut where the context is full, so it is no whole JSON; shorten the prompt",
+    "cancelled": "the answer was cancelled, so it is no whole JSON; read it to its end",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +85,17 @@ class Result:
         """Whether the answer ended before the model ended it: at a limit, or because it was cancelled."""
         return self.finish_reason != "stop"
 
+    def json(self) -> Any:
+        """What an answer says that had a JSON schema, in Python's values. Raises SchemaError where it was cut
+        before its end, or is no JSON.
+        """
+        try:
+            return json.loads(self.text, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            if self.is_cut:
+                raise SchemaError(_CUT_JSON[self.finish_reason]) from error
+            raise SchemaError(f"the answer is no JSON: {error}; give the request a schema") from error
+
     def _repr_html_(self) -> str:
         """The answer in a notebook; whatever a model writes is shown and never interpreted."""
         figures = (
@@ -85,3 +105,11 @@ class Result:
             f'<div style="white-space: pre-wrap">{html.escape(self.text)}</div>'
             f"<small>{html.escape(figures)}</small>"
         )
+
+
+def _finite(text: str) -> float:
+    """Raises ValueError for a number that Python has only as infinity, which no JSON can be written with."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is too large")
+    return value

@@ -277,7 +277,6 @@ class TokenSampler:
         self._processors = make_logits_processors(config, vocab_size, suppressed)
         self._own_sampler = sampler
         self._sampler = greedy if config.greedy else categorical(config.seed)
-        self._suppressed = frozenset(suppressed)
         self._ids = list(prompt_ids)
 
     def __call__(self, logits: Logits) -> int:
@@ -294,7 +293,7 @@ class TokenSampler:
                 raise self._unusable(best)
             token = self._sampler(work) if self._own_sampler is None else -1
         if self._own_sampler is not None:
-            token = self._checked_token(self._own_sampler(work), len(logits))
+            token = self._checked_token(self._own_sampler(work), work)
         self._ids.append(token)
         return token
 
@@ -314,15 +313,16 @@ class TokenSampler:
             )
         return logits
 
-    def _checked_token(self, returned: Any, vocab_size: int) -> int:
+    def _checked_token(self, returned: Any, logits: Logits) -> int:
         """What the request's sampler returned, as an id."""
-        accepted = f"an id from 0 to {vocab_size - 1} that stands for no image or recording"
+        vocab_size = len(logits)
+        accepted = f"an id from 0 to {vocab_size - 1} whose logit is not -inf"
         try:
             token = operator.index(returned)
         except TypeError as error:
             found = type(returned).__name__
             raise ConfigError(f"the sampler returned a {found}, accepted: {accepted}") from error
-        if not 0 <= token < vocab_size or token in self._suppressed:
+        if not 0 <= token < vocab_size or logits[token] == -np.inf:
             raise ConfigError(f"the sampler returned {token}, accepted: {accepted}")
         return token
 

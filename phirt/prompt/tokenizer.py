@@ -13,7 +13,8 @@ import codecs
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ class Tokenizer:
         self._names = re.compile(f"({'|'.join(map(re.escape, names))})" if names else "(?!)")
         self._bytes_of = _bytes_by_level if _is_byte_level(document) else _bytes_by_fallback
         self.leading_space = not _is_byte_level(document) and _drops_first_space(document.get("decoder"))
+
+    @property
+    def control_tokens(self) -> Mapping[int, ControlToken]:
+        """The added tokens by id."""
+        return types.MappingProxyType(self._added)
 
     def split_control(self, text: str) -> list[str | int]:
         """Text of a template cut at its control tokens, which are replaced by their ids."""

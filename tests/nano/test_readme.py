@@ -38,6 +38,10 @@ def test_a_picture_and_a_tool_that_is_really_called() -> None:
     assert last
 
 
+def test_schema() -> None:
+    assert run(blocks()[1]) == "{'shapes': 'three'}\n"
+
+
 def test_asyncio() -> None:
-    assert run(blocks()[1]).strip()
-    assert len(blocks()) == 2
+    assert run(blocks()[2]).strip()
+    assert len(blocks()) == 3

@@ -6,10 +6,11 @@ Knows its options and how a request is put together from them. The answer is `an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phirt.errors import SchemaError
 from phirt_apps import options
 from phirt_apps.errors import INTERRUPTED, UsageError
 from phirt_apps.interrupts import interrupts
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import phirt
-    from phirt_apps.answer import Request
+    from phirt_apps.answer import Answer, Request
     from phirt_apps.arguments import Inputs
 
 SUMMARY = "Answer a prompt, or start an interactive session."
@@ -39,6 +40,7 @@ def command(
     conversation: options.Conversation = None,
     system: options.System = None,
     tools: options.Tools = None,
+    schema: options.Schema = None,
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -71,10 +73,17 @@ def command(
       phirt chat -- "-5 + 3 = ?"                     a prompt that begins with a dash
       phirt chat --conversation trip.phirt "And the second day?"
       phirt chat -m bundle --adapter my-lora "And in your own words?"
+      phirt chat --schema person.schema.json "Who wrote this?" < letter.txt
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
     from phirt_apps.answer import Request
-    from phirt_apps.arguments import gather, generation_settings, tool_list, valid_text
+    from phirt_apps.arguments import (
+        gather,
+        generation_settings,
+        schema_document,
+        tool_list,
+        valid_text,
+    )
     from phirt_apps.conversation import held, open_chat
     from phirt_apps.models import load
 
@@ -90,6 +99,8 @@ def command(
         stop=tuple(map(valid_text, stop or ())),
         speculation=speculation,
     )
+    if schema is not None:
+        settings["schema"] = schema_document(schema)
     tool_specs = tool_list(tools)
     system = None if system is None else valid_text(system)
     inputs = gather(prompt, image, audio, out)
@@ -135,13 +146,30 @@ def _answer(
     from phirt_apps.rendering.display import NoDisplay
 
     answer = stream_answer(chat, request, out, NoDisplay() if as_json else out.answer_display())
+    value, cut = _value(answer, request, chat)
     if as_json:
-        out.json(as_object(answer.result))
-    for line in remarks(answer.result, chat):
+        out.json(as_object(answer.result, **value))
+    for line in remarks(answer.result, chat) if cut is None else ():
         out.hint(line)
     if stats:
         out.hint(figures(answer.result))
     if kept_in is not None:
         with interrupts.patient():
             chat.save(kept_in)
+    if cut is not None:
+        raise cut
     return answer.interrupted
+
+
+def _value(answer: Answer, request: Request, chat: phirt.Chat) -> tuple[dict[str, Any], SchemaError | None]:
+    """What an answer under a schema says, and why it says nothing whole; nothing of it without a schema."""
+    from phirt_apps.remarks import why_cut
+
+    if "schema" not in request.settings:
+        return {}, None
+    try:
+        return {"value": answer.result.json()}, None
+    except SchemaError as error:
+        why = why_cut(answer.result, chat.generator.manifest.geometry.context) or str(error)
+        failure = SchemaError(f"the answer is no whole JSON: {why}")
+        return {"value": None}, None if answer.interrupted else failure
