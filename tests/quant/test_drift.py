@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phirt_quant.drift import DriftCorrection, InputMoments
+from phirt_quant.drift import DriftCorrection, InputMoments, _whitening
 
 ROWS, COLUMNS = 6, 8
 MANY = 100_000_000
@@ -96,3 +96,13 @@ def test_inputs_that_are_always_zero_change_nothing(with_sums):
     np.testing.assert_array_equal(
         DriftCorrection(moments(zeros, zeros, e, 10), 0.01).moved(matrix, 0), matrix
     )
+
+
+@pytest.mark.parametrize("size", [3, 512, 513, 1500])
+def test_a_large_matrix_is_inverted_in_parts(size):
+    mixing = drawn(4, size, 40)
+    matrix = (mixing @ mixing.T / 40 + 0.1 * np.eye(size)).astype(np.float32)
+    expected = np.linalg.inv(matrix.astype(np.float64))
+    root = _whitening(matrix)
+    assert not np.triu(root, 1).any()
+    np.testing.assert_allclose(root.T @ root, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
