@@ -11,11 +11,12 @@ import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from phirt.bundle.lora import DECODER, LORA_DECODER
-from phirt.bundle.manifest import GraphSpec
+from phirt.bundle.manifest import CPU_TARGET, GraphSpec
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
 from phirt_export import calibration as calibrating
@@ -54,6 +55,8 @@ from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
 from phirt_export.text_files import TextFiles, read_text_files
+from phirt_export.variants.adding import require_chips, write_variants
+from phirt_export.variants.sizes import StaticOptions
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
 # Appends a graph to its store's builder.
@@ -100,6 +103,8 @@ def export_bundle(
     kv: str = "float32",
     calibration: Sequence[Path] = (),
     limits: LimitOptions | None = None,
+    static: StaticOptions | None = None,
+    chips: Sequence[str] = (),
     name: str | None = None,
     description: str = "",
     progress: Progress | None = None,
@@ -122,7 +127,9 @@ def export_bundle(
             is merged into its base.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         base: the folder of that base; None for the one that the adapter names.
-        targets: what the graphs are for, a name of `phirt_export.targets`.
+        targets: what the graphs are for, names of `phirt_export.targets`. The graphs for others than `cpu`
+        are
+            made from those for it, which are left out of the bundle where it is not among them.
         bits: 4, 6, 8 or 32 (everything unquantized) for the base projections, all alike. None: blocks of 4
             and 8 bits that the checkpoint itself holds are kept bit for bit, and what it holds in 5 or 6 bits
             has 8; where it is not quantized, each projection and each part of the table take 4, 6 or 8 bits,
@@ -146,6 +153,8 @@ def export_bundle(
         calibration: files and folders of text, pictures and recordings, see `calibration.read_samples`;
             without any, text of phirt's own serves `gptq` and the choice of bits.
         limits: what a request may cost at most, where that is another than the model's own.
+        static: sizes and bits of graphs of one size, for targets that have such.
+        chips: names of chips that graphs are compiled for as well.
         name: the bundle's name; the checkpoint folder's by default.
         description: one line about the model.
         progress: called at once, and then as weights are read.
@@ -161,11 +170,10 @@ def export_bundle(
             holds something other than a bundle, or is being written by another export.
         BundleError: the output cannot be written, or the tokenizer.json cannot serve.
     """
-    if len(targets) != 1:
-        raise ConfigError(
-            f"targets are {', '.join(targets) or '(none)'}; give one of {', '.join(known_targets())}"
-        )
-    read_target(targets[0])
+    if not targets:
+        raise ConfigError(f"no target is named; choose from {', '.join(known_targets())}")
+    for target in targets:
+        read_target(target)
     if kv not in DTYPES:
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
     announce(progress, "opening the checkpoint")
@@ -173,13 +181,20 @@ def export_bundle(
     if is_for_optimum(checkpoint):
         require_plain_settings(method, bits_per_weight, kv, base, calibration)
         traced = TracedOptions(
-            bits, block_size, embedding_bits, method or "mse", limits or LimitOptions(), targets[0],
+            bits, block_size, embedding_bits, method or "mse", limits or LimitOptions(), _only_cpu(targets),
             name or published_name(checkpoint), description, progress, errors, remarks,
         )  # fmt: skip
         return export_traced(checkpoint, output, traced)
     opened = Checkpoint(checkpoint, base)
     config = opened.config
     allowed = model_limits(config, limits or LimitOptions())
+    require_chips(targets, chips)
+    others = [target for target in targets if target != CPU_TARGET]
+    for_others = static or StaticOptions(bits=bits if bits in (4, 8) else 8)
+    for target in others:
+        read_target(target).check_static(for_others, config.decoder.rope.original_context)
+    if CPU_TARGET not in targets:  # the graphs that variants are made from and that do not stay
+        bits, block_size, embedding_bits, method, bits_per_weight = 8, None, None, "mse", None
     plan = plan_formats(
         opened, bits=bits, block_size=block_size, embedding_bits=embedding_bits, adapter_bits=adapter_bits,
         encoder_bits=encoder_bits, method=method, bits_per_weight=bits_per_weight,
@@ -191,7 +206,7 @@ def export_bundle(
     if calibration:
         announce(progress, "reading the calibration data")
     samples = _samples(opened, calibration, wanted)
-    settings = {"formats": dataclasses.asdict(plan.formats), "producer": producer(), "kv": kv}
+    settings: dict[str, Any] = {"formats": dataclasses.asdict(plan.formats), "producer": producer(), "kv": kv}
     if samples:
         settings["calibration"] = calibrating.fingerprint(samples)
     calibrated = _calibrate(opened, samples, wanted, plan.budget, progress)
@@ -210,7 +225,6 @@ def export_bundle(
             plan.formats,
             calibrated,
             plans=opened.encoders,
-            target=targets[0],
             progress=progress,
             journal=staging.journal,
             measured=measured,
@@ -233,6 +247,10 @@ def export_bundle(
             template_names=texts.names,
             generation=texts.generation,
         )
+        if others:
+            data = calibrating.read_samples(list(calibration) or [calibrating.OWN_TEXT])
+            told = functools.partial(announce, progress)
+            write_variants(staging.folder, targets, data, for_others, chips, told)
     if errors is not None:
         errors(measured)
     for line in (
@@ -253,7 +271,6 @@ def write_graphs(
     calibrated: Calibrated = Calibrated(),
     *,
     plans: Sequence[EncoderPlan] | None = None,
-    target: str = "cpu",
     progress: Progress | None = None,
     journal: Journal | None = None,
     measured: list[PartError] | None = None,
@@ -286,7 +303,7 @@ def write_graphs(
         parts[plan.name] = {plan.spec.graph: build}
     graphs: dict[str, GraphFiles] = {}
     for part, builds in parts.items():
-        written, store = _write_part(folder, part, observed, builds, journal, calibrated, target)
+        written, store = _write_part(folder, part, observed, builds, journal, calibrated)
         graphs |= written
         if measured is not None:
             measured += part_errors(part, store.errors)
@@ -302,7 +319,6 @@ def _write_part(
     builds: Mapping[str, GraphBuild],
     journal: Journal | None,
     calibrated: Calibrated,
-    target: str,
 ) -> tuple[dict[str, GraphFiles], WeightStore]:
     """Write graphs, by name, over one data file; returns them with the store that has filled it."""
     stores: dict[str, WeightStore] = {}
@@ -316,12 +332,19 @@ def _write_part(
     files = {}
     for name, store in stores.items():
         file, model = f"{name}.onnx", store.g.model(producer())
-        for rewrite in read_target(target).passes:
-            rewrite(model)
         ir.save(model, folder / file)
         inputs, outputs = describe(store.g.inputs), describe(store.g.outputs)
-        files[name] = GraphFiles(GraphSpec(file, (data.path.name,), target, inputs, outputs), data.sha256)
+        files[name] = GraphFiles(GraphSpec(file, (data.path.name,), CPU_TARGET, inputs, outputs), data.sha256)
     return files, first
+
+
+def _only_cpu(targets: Sequence[str]) -> str:
+    """The one target that traced graphs are for."""
+    if list(targets) != [CPU_TARGET]:
+        raise ConfigError(
+            f"models that optimum traces are exported for {CPU_TARGET} alone, not for {', '.join(targets)}"
+        )
+    return CPU_TARGET
 
 
 def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: WeightStore) -> None:

@@ -205,7 +205,9 @@ def _encoders(manifest: Manifest, decoders: Sequence[str]) -> Iterator[str]:
         used.add(encoder.graph)
         graph = manifest.graphs[encoder.graph]
         yield from _names(encoder.graph, graph)
-        chooses, width = has_projector_input(graph), manifest.geometry.hidden_size
+        # Or the graph gives the features under each of them.
+        several = len(graph.outputs) == len(encoder.projectors) > 1
+        chooses, width = has_projector_input(graph) or several, manifest.geometry.hidden_size
         if chooses != (len(encoder.projectors) > 1):
             yield (
                 f"{place}: its projectors are {_list(encoder.projectors)}, and its graph has "

@@ -64,14 +64,7 @@ class Encoder:
 
     def __init__(self, constants: Fields, graph: GraphSpec, hidden_size: int) -> None:
         self.constants = read_dataclass(ImageConstants, constants)
-        size, patches = self.constants.crop_size, self.constants.grid**2
-        self.inputs: InputSpecs = {
-            "pixel_values": ("float32", (None, 3, size, size)),
-            "patch_mask": ("bool", (None, patches)),
-            "position_ids": ("int64", (None, patches)),
-            "crop_grid": ("int64", (2,)),
-            "feature_grid": ("int64", (2,)),
-        }
+        self.inputs: InputSpecs = input_specs(self.constants)
         require_tensors(graph, constants.where, self.inputs, ("image_features", (None, hidden_size)))
 
     def prepare(self, source: ImageSource, limits: Limits, detail: ImageDetail) -> Prepared:
@@ -80,17 +73,34 @@ class Encoder:
 
     def count(self, inputs: Inputs) -> int:
         """The rows that the graph makes of one picture's crops."""
-        pooled = self.constants.grid // self.constants.pool
-        (down, across), (rows, columns) = inputs["crop_grid"].tolist(), inputs["feature_grid"].tolist()
-        crops = {len(inputs[name]) for name in ("pixel_values", "patch_mask", "position_ids")}
-        fits = 1 <= rows <= down * pooled and 1 <= columns <= across * pooled
-        if crops != {1 + down * across} or not fits or across > self.constants.max_crops:
-            raise ValueError(f"{sorted(crops)} crops are no picture of {down} x {across} crops")
-        return features_of(rows, columns, self.constants)
+        return count_rows(inputs, self.constants)
 
     def run(self, graph: GraphRunner, inputs: Inputs, projector: int) -> Features:
         """float32 [tokens, hidden_size]; there is one projector."""
         return first_output(graph, inputs)
+
+
+def input_specs(spec: ImageConstants) -> InputSpecs:
+    """What is prepared of one picture."""
+    size, patches = spec.crop_size, spec.grid**2
+    return {
+        "pixel_values": ("float32", (None, 3, size, size)),
+        "patch_mask": ("bool", (None, patches)),
+        "position_ids": ("int64", (None, patches)),
+        "crop_grid": ("int64", (2,)),
+        "feature_grid": ("int64", (2,)),
+    }
+
+
+def count_rows(inputs: Inputs, spec: ImageConstants) -> int:
+    """The rows of features of one picture's inputs. Raises ValueError for such as no picture makes."""
+    pooled = spec.grid // spec.pool
+    (down, across), (rows, columns) = inputs["crop_grid"].tolist(), inputs["feature_grid"].tolist()
+    crops = {len(inputs[name]) for name in ("pixel_values", "patch_mask", "position_ids")}
+    fits = 1 <= rows <= down * pooled and 1 <= columns <= across * pooled
+    if crops != {1 + down * across} or not fits or across > spec.max_crops:
+        raise ValueError(f"{sorted(crops)} crops are no picture of {down} x {across} crops")
+    return features_of(rows, columns, spec)
 
 
 def prepare_image(source: ImageSource, constants: ImageConstants, limits: Limits) -> Prepared:

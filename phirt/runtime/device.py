@@ -117,7 +117,7 @@ class Device:
             )
         found = plugins.require_devices(plugin, self.options)
         options.add_provider_for_devices(
-            [one.handle for one in found[:1]], plugins.provider_options(plugin, self.options)
+            [one.handle for one in found[:1]], plugins.provider_options(plugin, self.options, found[0].kind)
         )
         session = ort.InferenceSession(path, sess_options=options)
         session.disable_fallback()
@@ -169,8 +169,8 @@ def devices() -> tuple[str, ...]:
 
     Remote ones are left out: nothing leaves this machine.
     """
-    built_in = (name for name in ort.get_available_providers() if name not in _REMOTE_PROVIDERS)
-    return (*(one.provider for one in plugins.installed()), *built_in)
+    own = (name for name in plugins.built_in() if name not in _REMOTE_PROVIDERS)
+    return (*(one.provider for one in plugins.installed()), *own)
 
 
 def check_threads(threads: int | None) -> int | None:

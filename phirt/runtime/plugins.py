@@ -50,6 +50,8 @@ PLUGINS = (
     ),
 )  # fmt: skip
 
+# Snapdragon 8 Gen 3.
+_EMULATED = {"htp_arch": "75", "soc_model": "57"}
 _LOCK = threading.Lock()
 _registered: set[str] = set()
 
@@ -66,12 +68,19 @@ class PluginDevice:
 
 def installed() -> tuple[Plugin, ...]:
     """The plug-ins whose packages are there, but for providers that onnxruntime itself has built in."""
-    built_in = ort.get_available_providers()
+    there = built_in()
     return tuple(
         one
         for one in PLUGINS
-        if one.provider not in built_in and importlib.util.find_spec(one.module) is not None
+        if one.provider not in there and importlib.util.find_spec(one.module) is not None
     )
+
+
+def built_in() -> tuple[str, ...]:
+    """The providers that onnxruntime has without plug-ins, in its order of preference."""
+    # It lists those of registered libraries, too.
+    ours = {name.removesuffix(_VIRTUAL) for name in _registered}
+    return tuple(name for name in ort.get_available_providers() if name not in ours)
 
 
 def plugin_of(provider: str) -> Plugin | None:
@@ -112,15 +121,24 @@ def require_devices(plugin: Plugin, options: Mapping[str, str]) -> tuple[PluginD
     return tuple(one for one in offered if one.kind == kind)
 
 
-def provider_options(plugin: Plugin, options: Mapping[str, str]) -> dict[str, str]:
-    """A user's options as the library takes them, with those that it cannot do without."""
+def provider_options(plugin: Plugin, options: Mapping[str, str], kind: str) -> dict[str, str]:
+    """A user's options as the library takes them, with those that it cannot do without on a device of this
+    kind.
+    """
     taken = {key: value for key, value in options.items() if key != "device"}
-    if plugin.provider == "QNNExecutionProvider":
-        module = importlib.import_module(plugin.module)
-        taken.setdefault("backend_path", str(module.get_qnn_htp_path()))
-        # The graph is prepared once and run often.
-        taken.setdefault("htp_graph_finalization_optimization_mode", "3")
-    return taken
+    if plugin.provider != "QNNExecutionProvider":
+        return taken
+    module = importlib.import_module(plugin.module)
+    defaults = {
+        "backend_path": str(module.get_qnn_htp_path()),
+        # A graph is prepared once and run often.
+        "htp_graph_finalization_optimization_mode": "3",
+        # Else what a graph is given is put into whole numbers on the CPU.
+        "offload_graph_io_quantization": "0",
+    }
+    if kind == "CPU":  # the emulator has the memory of the chip that it is told to be, or next to none
+        defaults |= _EMULATED
+    return defaults | taken
 
 
 def _register(plugin: Plugin, name: str) -> Sequence[PluginDevice]:

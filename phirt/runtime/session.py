@@ -173,7 +173,8 @@ def _config_for(manifest: Contents, spec: GraphSpec, config: SessionConfig) -> S
         return config
     if spec.target == CPU_TARGET:
         return dataclasses.replace(config, device=Device.cpu(config.device.threads))
-    return dataclasses.replace(config, strict=manifest.static is not None)
+    # The CPU runs them, too, where it is what was asked for.
+    return dataclasses.replace(config, strict=manifest.static is not None and not config.device.is_cpu)
 
 
 def _not_opened(path: Path, graph: str, config: SessionConfig, error: Exception) -> PhirtError:

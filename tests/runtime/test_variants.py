@@ -160,7 +160,7 @@ def test_a_plugin_is_opened_on_its_best_device_unless_another_is_named(plugged_i
     assert [one.kind for one in plugins.require_devices(row, {"device": "cpu"})] == ["CPU", "CPU"]
     with pytest.raises(ProviderError, match="offers no GPU here, only: CPU, NPU"):
         plugins.require_devices(row, {"device": "gpu"})
-    assert plugins.provider_options(row, {"device": "cpu", "a": "b"}) == {"a": "b"}
+    assert plugins.provider_options(row, {"device": "cpu", "a": "b"}, "CPU") == {"a": "b"}
 
 
 def test_a_conversation_goes_on_with_another_variant_but_its_cache_does_not(

@@ -2,13 +2,14 @@
 
 from phirt_export.calibration.hessians import HESSIAN_TOKENS, Hessians
 from phirt_export.calibration.kv_scales import RANGE_TOKENS, kv_scales
-from phirt_export.calibration.samples import Sample, fingerprint, read_samples
+from phirt_export.calibration.samples import OWN_TEXT, Sample, fingerprint, read_samples
 from phirt_export.calibration.sensitivity import Costs, MatrixRows, rounding_costs, sensitivity_tokens
 from phirt_export.calibration.sequences import Sequence, encode_samples, own_samples, thinned
 from phirt_export.calibration.stream import LayerStream
 
 __all__ = [
     "HESSIAN_TOKENS",
+    "OWN_TEXT",
     "RANGE_TOKENS",
     "Costs",
     "Hessians",

@@ -60,12 +60,12 @@ class Operator(Protocol):
     ) -> tuple[ir.Value, ...]: ...
 
 
-class GraphBuilder:
-    """Builds one ONNX model whose large initializers lie in `data`."""
+class NodeBuilder:
+    """Builds one ONNX model of standard operators in version `opset`, with constants in memory."""
 
-    def __init__(self, name: str, data: DataFile) -> None:
+    def __init__(self, name: str, opset: int = OPSET) -> None:
         self.name = name
-        self.data = data
+        self.opset = opset
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
         self._inputs: list[ir.Value] = []
@@ -107,12 +107,9 @@ class GraphBuilder:
         self._outputs.append(value)
 
     def constant(self, array: npt.ArrayLike, name: str, dtype: str | None = None) -> ir.Value:
-        """An initializer of the current frame: inline when small, in the data file when large."""
+        """An initializer of the current frame."""
         array = np.asarray(array, dtype=dtype, order="C")  # a scalar stays one
-        if array.nbytes <= _INLINE_BYTES:
-            return self._register(ir.tensor(array, name=name), self._frames[-1])
-        extent = self.data.append_array(".".join([*self._scope, name]), array)
-        return self.initializer(extent.tensor(name, ir.DataType.from_numpy(array.dtype), array.shape))
+        return self._register(ir.tensor(array, name=name), self._frames[-1])
 
     def initializer(self, tensor: ir.ExternalTensor, outer: bool = False) -> ir.Value:
         """Register a stored tensor under its scoped name: in the current frame, or, if `outer`, in the main
@@ -185,7 +182,8 @@ class GraphBuilder:
         return graph
 
     def _new_graph(self, name: str) -> ir.Graph:
-        return ir.Graph([], [], nodes=[], opset_imports={"": OPSET, CONTRIB_DOMAIN: 1}, name=name)
+        imports = {"": self.opset, CONTRIB_DOMAIN: 1}
+        return ir.Graph([], [], nodes=[], opset_imports=imports, name=name)
 
     def _node(
         self,
@@ -230,8 +228,26 @@ class GraphBuilder:
         return full if count == 0 else f"{full}_{count}"
 
 
+class GraphBuilder(NodeBuilder):
+    """A NodeBuilder whose large constants lie in `data`."""
+
+    def __init__(self, name: str, data: DataFile) -> None:
+        super().__init__(name)
+        self.data = data
+
+    def constant(self, array: npt.ArrayLike, name: str, dtype: str | None = None) -> ir.Value:
+        """An initializer of the current frame: inline when small, in the data file when large."""
+        array = np.asarray(array, dtype=dtype, order="C")
+        if array.nbytes <= _INLINE_BYTES:
+            return super().constant(array, name)
+        extent = self.data.append_array(".".join([*self._scope, name]), array)
+        return self.initializer(extent.tensor(name, ir.DataType.from_numpy(array.dtype), array.shape))
+
+
 _DTYPES = {
     "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "uint16": ir.DataType.UINT16,
     "int64": ir.DataType.INT64,
     "int32": ir.DataType.INT32,
     "int8": ir.DataType.INT8,

@@ -1,6 +1,7 @@
 """Targets: one module a target, named after it, with its PROFILE.
 
-Knows where profiles lie, and none of them: a new one is a new module here, and a file for each new pass.
+Knows where profiles lie, and none of them: a new one is a new module here, and a file in `passes` for each
+new rewrite.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ _NO_TARGET = "profile"
 
 def known_targets() -> tuple[str, ...]:
     """The names that `--target` takes."""
-    return tuple(
-        sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _NO_TARGET)
-    )
+    modules = pkgutil.iter_modules(__path__)
+    return tuple(sorted(one.name for one in modules if one.name != _NO_TARGET and not one.ispkg))
 
 
 def read_target(name: str) -> TargetProfile:
