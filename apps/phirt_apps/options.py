@@ -235,7 +235,29 @@ Speculation = Annotated[
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Times, speeds, token counts and memory on stderr.")]
 Targets = Annotated[
-    list[str] | None, typer.Option("--target", metavar="NAME", help="What it is for. [default: cpu]")
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help="What it is for: cpu, cuda, directml, openvino, qnn, webgpu. May be repeated. [default: cpu]",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=1,
+        metavar="N",
+        help="Positions of a conversation, for targets whose graphs are of one size. Default: 1024.",
+    ),
+]
+Chips = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chip",
+        metavar="NAME",
+        help="Compile ahead for this chip, too, such as sm8650: needs onnxruntime-qnn. May be repeated.",
+    ),
 ]
 Bits = Annotated[
     int | None,

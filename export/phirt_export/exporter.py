@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from phirt.bundle.lora import DECODER, LORA_DECODER
-from phirt.bundle.manifest import CPU_TARGET, GraphSpec
+from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, GraphSpec
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import DTYPES
 from phirt_export import calibration as calibrating
@@ -55,7 +55,7 @@ from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
 from phirt_export.text_files import TextFiles, read_text_files
-from phirt_export.variants.adding import require_chips, write_variants
+from phirt_export.variants.adding import add_targets, require_chips, write_variants
 from phirt_export.variants.sizes import StaticOptions
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
@@ -123,8 +123,8 @@ def export_bundle(
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
             MODEL_CARD.md in it is taken along. One of another family, or an embedding model, is traced by
-            optimum, see `optimum_graphs`. Or a GGUF file, or the folder of a PEFT adapter, which
-            is merged into its base.
+            optimum, see `optimum_graphs`. Or a bundle, which is given more targets; or a GGUF file, or the
+            folder of a PEFT adapter, which is merged into its base.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         base: the folder of that base; None for the one that the adapter names.
         targets: what the graphs are for, names of `phirt_export.targets`. The graphs for others than `cpu`
@@ -176,6 +176,13 @@ def export_bundle(
         read_target(target)
     if kv not in DTYPES:
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
+    require_chips(targets, chips)
+    if (checkpoint / MANIFEST_NAME).is_file():
+        told = functools.partial(announce, progress)
+        options = static or StaticOptions(bits=8 if bits is None else bits)
+        return add_targets(
+            checkpoint, output, targets, options=options, chips=chips, calibration=calibration, note=told
+        )
     announce(progress, "opening the checkpoint")
     require_replaceable(output)  # calibration takes long
     if is_for_optimum(checkpoint):
@@ -188,7 +195,6 @@ def export_bundle(
     opened = Checkpoint(checkpoint, base)
     config = opened.config
     allowed = model_limits(config, limits or LimitOptions())
-    require_chips(targets, chips)
     others = [target for target in targets if target != CPU_TARGET]
     for_others = static or StaticOptions(bits=bits if bits in (4, 8) else 8)
     for target in others:

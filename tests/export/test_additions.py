@@ -31,16 +31,20 @@ def read(published):
     last = {"model.norm.weight": (Part("model.last.weight"),)}
     return text_layout(published, decoder, lambda name: last.get(name) or parts(name))
 '''
-TARGET = '''"""Made up for a test: a machine whose graphs carry a note."""
+TARGET = '''"""Made up for a test: a machine whose sigmoid is a hard one."""
 
 from phirt_export.targets.profile import TargetProfile
+from phirt_export.variants.sizes import StaticDefaults
 
 
-def _note(model):
-    model.metadata_props["made_for"] = "toaster"
+def _warm(r, node, inputs):
+    return [r.g.HardSigmoid(inputs[0], name=node.name)]
 
 
-PROFILE = TargetProfile("toasters", (_note,))
+PROFILE = TargetProfile(
+    "toasters", providers=("ToasterExecutionProvider",), operators="standard", shapes="static",
+    weights="channels", passes=({"Sigmoid": _warm},), static=StaticDefaults(8, 64, 10),
+)
 '''
 
 
@@ -84,11 +88,13 @@ def test_a_decoder_family_is_one_module(add_module, tmp_path: Path, ranks: Path)
 def test_a_device_target_is_one_profile(add_module, tmp_path: Path, talking_checkpoint: Path) -> None:
     import onnx_ir as ir
 
+    settings = {"targets": ["cpu", "toaster"], "bits": 8, "method": "rtn"}
     with pytest.raises(ConfigError, match="target 'toaster' cannot be built; choose from cpu"):
-        export_bundle(talking_checkpoint, tmp_path / "bundle", targets=["toaster"], bits=4, method="rtn")
+        export_bundle(talking_checkpoint, tmp_path / "bundle", **settings)
     add_module(targets, "toaster", TARGET)
-    bundle = export_bundle(talking_checkpoint, tmp_path / "bundle", targets=["toaster"], bits=4, method="rtn")
-    manifest = load_manifest(bundle)
-    assert {graph.target for graph in manifest.graphs.values()} == {"toaster"}
-    for graph in manifest.graphs.values():
-        assert ir.load(bundle / graph.file).metadata_props["made_for"] == "toaster"
+    manifest = load_manifest(export_bundle(talking_checkpoint, tmp_path / "bundle", **settings))
+    variant = manifest.variants["toaster"]
+    assert variant.providers == ("ToasterExecutionProvider",)
+    assert {graph.target for graph in variant.graphs.values()} == {"toaster", "cpu"}
+    kinds = {node.op_type for node in ir.load(manifest.path(variant.graphs["decode"].file)).graph}
+    assert "HardSigmoid" in kinds and "Sigmoid" not in kinds

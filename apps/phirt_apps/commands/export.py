@@ -58,6 +58,8 @@ def command(
     bits_per_weight: options.BitsPerWeight = None,
     kv: options.KV = "float32",
     calibration: options.Calibration = None,
+    window: options.Window = None,
+    chip: options.Chips = None,
     max_image_pixels: options.MaxImagePixels = None,
     max_audio_seconds: options.MaxAudioSeconds = None,
     max_context: options.MaxContext = None,
@@ -76,6 +78,8 @@ def command(
     The bundle appears under its name when it is complete; memory stays bounded however large the checkpoint.
     Ctrl-C keeps the weights that are finished; the same command goes on where it stopped, once it has looked
     at the calibration data again.
+
+    A bundle is given more targets, from its own weights.
 
     A published checkpoint is fetched from its hub (HF_ENDPOINT, by default https://huggingface.co) into the
     hub's cache (HF_HOME): configuration, tokenizer, template and safetensors alone. This is the only command
@@ -96,6 +100,7 @@ def command(
       phirt export runs/nano/checkpoint -o nano-fp32 --bits 32
       phirt export my-lora -o tuned --base Phi-4-mini-instruct
       phirt export SmolLM2-135M-Instruct.Q4_1.gguf -o smol
+      phirt export my-bundle -o for-npu --target cpu --target qnn
     """
     out = Output()
     source = local_checkpoint(checkpoint, out, revision=revision, token=token, offline=offline)
@@ -114,6 +119,8 @@ def command(
         kv=kv,
         calibration=calibration or (),
         limits=(max_image_pixels, max_audio_seconds, max_context),
+        window=window,
+        chips=chip or (),
         name=name,
         as_json=json,
     ):
@@ -126,6 +133,7 @@ def export(
     out: Output,
     *,
     limits: tuple[int | None, float | None, int | None],
+    window: int | None,
     as_json: bool,
     **settings: Any,
 ) -> bool:
@@ -139,7 +147,10 @@ def export(
     with needs_extra("export"), out.busy("loading torch"):
         from phirt_export.bundle import LimitOptions
         from phirt_export.exporter import export_bundle
+        from phirt_export.variants.sizes import StaticOptions
     settings["limits"] = LimitOptions(*limits)
+    bits = settings["bits"]
+    settings["static"] = StaticOptions(bits=bits if bits in (4, 8) else 8, window=window)
     errors: list[PartError] = []
     try:
         with interrupts.patient(), _progress(out) as report:
@@ -155,12 +166,22 @@ def export(
         out.answer(f"{folder}\n")
     base = settings.get("base")
     calibrated = settings["calibration"] or _is_calibrated(folder)
-    comparison = _compare(folder, checkpoint, base, out) if calibrated else None
+    comparison = (
+        _compare(folder, checkpoint, base, out) if calibrated and _is_new(folder, checkpoint) else None
+    )
     if as_json:
         quantized = [part.as_object() for part in errors]
         compared = None if comparison is None else comparison.as_object()
         out.json({"bundle": str(folder), "quantized": quantized, "comparison": compared})
     return True
+
+
+def _is_new(bundle: Path, checkpoint: Path) -> bool:
+    """Whether there is something to compare: graphs for the CPU, made from a checkpoint."""
+    from phirt.bundle.files import load_any
+    from phirt.bundle.manifest import MANIFEST_NAME
+
+    return bool(load_any(bundle).graphs) and not (checkpoint / MANIFEST_NAME).is_file()
 
 
 def _is_calibrated(bundle: Path) -> bool:

@@ -53,6 +53,21 @@ def unpacked(codes: np.ndarray, bits: int) -> np.ndarray:
     return parts.reshape(len(codes), -1).astype(np.float32) - np.float32(1 << (bits - 1))
 
 
+def _scored(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
+    """A product by a matrix that lies the other way round, as an unquantized token table does."""
+    weight = node.inputs[1]
+    plain = len(node.inputs) == 2 and integer(node, "transB", 0) and not integer(node, "transA", 0)
+    if weight is None or weight.const_value is None or not plain:
+        return None
+    table = weight.const_value
+    turned = ir.LazyTensor(
+        lambda: ir.tensor(np.ascontiguousarray(table.numpy().T)),
+        ir.DataType.FLOAT,
+        ir.Shape(table.shape.numpy()[::-1]),
+    )
+    return [r.g.MatMul(inputs[0], r.g.keep(turned, f"{node.name}.weight"), name=name_of(node))]
+
+
 def _joined(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
     """Rows of several formats, multiplied one by one, as one product."""
     products = [_product(value) for value in inputs]
@@ -143,6 +158,7 @@ def _stem(codes: ir.Value) -> str:
 
 RULES = {
     "MatMulNBits": _multiplied,
+    "Gemm": _scored,
     "Concat": _joined,
     "Add": _summed,
     "ReduceSum": _rounded_twice,
