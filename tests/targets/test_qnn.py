@@ -53,8 +53,7 @@ def share(engine: Engine, held_out) -> float:
 
 
 def test_decoder_vision_and_audio_run_wholly_on_the_htp(on_htp, held_out) -> None:
-    """With int8 weights it says what the CPU's graphs say; adapters switch between runs of the same graphs.
-    """
+    """With int8 weights it says what the CPU says; adapters switch between runs of the same graphs."""
     assert share(on_htp.new_engine(), held_out) >= 0.98
     for kind, name in (("image", "shapes.png"), ("audio", "seven.flac")):
         media = on_htp.encoder.prepare(kind, EXAMPLES / name)

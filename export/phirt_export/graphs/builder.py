@@ -222,10 +222,14 @@ class NodeBuilder:
 
     def _unique(self, name: str) -> str:
         """The scoped name, numbered from the second use on: names of values are unique across all frames."""
-        full = ".".join([*self._scope, name])
+        full = unique = ".".join([*self._scope, name])
         count = self._names.get(full, 0)
+        while count and (unique := f"{full}_{count}") in self._names:
+            count += 1  # a node of another graph has brought such a name
         self._names[full] = count + 1
-        return full if count == 0 else f"{full}_{count}"
+        if unique != full:
+            self._names.setdefault(unique, 1)
+        return unique
 
 
 class GraphBuilder(NodeBuilder):

@@ -6,6 +6,10 @@ that an operator only moves have one scale before and behind it. Int4 matrices h
 inputs, which is itself a small number times a scale of the output: that number is 1 to 15, the form that
 Qualcomm's HTP takes for blocks.
 
+The HTP multiplies 16 bits by 8: of two tensors that are computed, it takes the upper 8 bits of the second,
+which costs attention 2 % of its outputs. So the second is multiplied in two parts, its upper 8 bits and what
+these leave, and the results are added: 0.2 %.
+
 Knows operators by what they do to numbers. Knows nothing of models or data.
 """
 
@@ -19,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from phirt_export.variants.emitter import Emitter, dims
+from phirt_export.variants.rewriter import name_of
 
 # Operators whose outputs are numbers of their inputs.
 _MOVING = frozenset({
@@ -28,7 +33,8 @@ _MOVING = frozenset({
 # Those whose outputs lie in a known range.
 _BOUNDED = {"Softmax": (0.0, 1.0), "Sigmoid": (0.0, 1.0)}
 _LEAST = 1e-4  # of a range, so that it has a scale
-_LEVELS = 65535
+_LEVELS, _BYTE = 65535, 255
+_HEAD = 128  # elements of a head, or more
 _LEAST_SCALE = 1e-9
 _BLOCK_STEPS = 15
 _STEPS_TRIED = 4
@@ -159,6 +165,10 @@ class _Quantizer:
         self._decode(value, name)
 
     def _node(self, node: ir.Node) -> None:
+        weights = [one for one in node.inputs if one is not None and one.const_value is not None]
+        if node.op_type == "MatMul" and not weights:
+            self._product(node)
+            return
         inputs = [self._taken(node, place) for place in range(len(node.inputs))]
         for old, new in zip(node.outputs, self.g.copy(node, inputs), strict=True):
             if not old.name:
@@ -168,6 +178,47 @@ class _Quantizer:
                 continue
             self._encode(old, new, old.name)
             self._decode(old, old.name)
+
+    def _product(self, node: ir.Node) -> None:
+        """Two computed tensors multiplied, the second in two parts."""
+        g, name, (first, second) = self.g, name_of(node), node.inputs
+        assert first is not None and second is not None
+        low, high = self._ranges[self._root(second)]
+        step = np.asarray((max(high, 0.0) - min(low, 0.0)) / _BYTE, np.float32)
+        zero = np.asarray(round(-min(low, 0.0) / float(step)), np.uint8)
+        byte = g.constant(step, f"{name}.step"), g.constant(zero, f"{name}.byte_zero")
+        codes = g.QuantizeLinear(self._plain[second], *byte, name=f"{name}.upper_codes")
+        upper = g.DequantizeLinear(codes, *byte, name=f"{name}.upper")
+        left = float(step) / 2 * 1.02
+        rest = self._through(g.Sub(self._plain[second], upper), left, f"{name}.rest")
+        limits = self._ranges[self._root(node.outputs[0])]
+        most = max(abs(limit) for limit in limits)
+        by_upper = self._through(g.MatMul(self._plain[first], upper), most, f"{name}.by_upper")
+        by_rest = self._through(g.MatMul(self._plain[first], rest), self._most(node, left), f"{name}.by_rest")
+        output = node.outputs[0]
+        self._encode(output, g.Add(by_upper, by_rest, name=name), output.name or name)
+        self._decode(output, output.name or name)
+
+    def _most(self, node: ir.Node, left: float) -> float:
+        """The greatest magnitude of a product by something that is at most `left`: shares add up to 1, and
+        anything else has the length of a head.
+        """
+        first = node.inputs[0]
+        assert first is not None
+        maker = first.producer()
+        if maker is not None and maker.op_type == "Softmax":
+            return left
+        low, high = self._ranges[self._root(first)]
+        return _HEAD * max(-low, high) * left
+
+    def _through(self, value: ir.Value, most: float, name: str) -> ir.Value:
+        """A value in 16 bits from -`most` to `most`."""
+        scale, zero = (
+            self.g.constant(one, f"{name}.{what}")
+            for one, what in zip(_parameters(-most, most), ("scale", "zero"), strict=True)
+        )
+        codes = self.g.QuantizeLinear(value, scale, zero, name=f"{name}.codes")
+        return self.g.DequantizeLinear(codes, scale, zero, name=name)
 
     def _taken(self, node: ir.Node, place: int) -> ir.Value | None:
         """An input of a node: dequantized, or a weight in the form that suits the operator."""
