@@ -89,6 +89,12 @@ class Embedder:
             vectors[places] = self._run([ids[place] for place in places])
         return vectors
 
+    def count_tokens(self, texts: Iterable[str]) -> list[int]:
+        """How many tokens of each text are looked at, special ones included."""
+        return [
+            len(encoding.ids) for encoding in self._tokenizer.encode_batch([_clean(text) for text in texts])
+        ]
+
     def close(self) -> None:
         """Gives all memory back; `embed` raises ClosedError from now on. May be called again."""
         self._session = None

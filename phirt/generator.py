@@ -24,6 +24,7 @@ from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.encoders.encoder import ImageDetail
 from phirt.encoders.media_encoder import MediaEncoder
 from phirt.errors import BundleError, ConfigError, ContextError
+from phirt.generate.call_format import CallFormat
 from phirt.generate.cancellation import Cancellation, CancelSignal, check
 from phirt.generate.constraint import Constraints
 from phirt.generate.engine import Engine, OnProgress
@@ -114,6 +115,7 @@ class Generator:
             )
             self.encoder = MediaEncoder(manifest, config)
             session = decoder.result()
+        self.call_format = CallFormat.of(self.tokenizer)
         self.constraints = Constraints(self.tokenizer, manifest.geometry.vocab_size, manifest.tokens.eos)
         self._decoder = session
         inputs = None

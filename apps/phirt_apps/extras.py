@@ -14,7 +14,13 @@ from phirt.errors import PhirtError
 # Packages of the extras by the names under which they are imported; the absence of any other module is a
 # fault and not a user's choice.
 _EXPORT = ("torch", "onnx_ir", "safetensors", "huggingface_hub", "httpx2")
-_EXTRAS = {**dict.fromkeys(_EXPORT, "export"), "matplotlib": "plot"}
+_SERVE = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+_EXTRAS = {
+    **dict.fromkeys(_EXPORT, "export"),
+    **dict.fromkeys(_SERVE, "serve"),
+    "llguidance": "schema",
+    "matplotlib": "plot",
+}
 
 
 class MissingExtraError(PhirtError):
