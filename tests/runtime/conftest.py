@@ -24,6 +24,7 @@ def _load(name: str):
 
 tiny_bundle = _load("tiny_bundle")
 _load("tiny_reference")
+_load("tiny_embedder")
 _load("conversing")
 onnx_graphs = _load("onnx_graphs")
 check = onnx_graphs.check

@@ -4,87 +4,24 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_embedder import TABLE, WORDS, write_embedder
 
 import phirt
-from phirt.bundle.document import manifest_bytes
 from phirt.bundle.files import load_any, load_embedder, verify_bundle
-from phirt.bundle.manifest import EMBEDDER, EmbedderManifest, FileEntry, GraphSpec, TensorSpec
+from phirt.bundle.manifest import GraphSpec
 from phirt.errors import BundleError, ClosedError, ConfigError
-
-WORDS = ["[PAD]", "[CLS]", "[SEP]", "sea", "boat", "wind", "old"]
-TABLE = np.array([[9, 9], [0, 0], [1, 0], [2, 3], [4, 5], [6, 7], [8, 0.5]], np.float32)
-
-
-def _graph(path: Path) -> None:
-    """Sums the rows of a table over the tokens that the mask leaves."""
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
-        helper.make_node("Mul", ["rows", "wide"], ["kept"]),
-        helper.make_node("ReduceSum", ["kept", "middle"], ["embeddings"], keepdims=0),
-    ]
-    weights = [
-        numpy_helper.from_array(TABLE, "table"),
-        numpy_helper.from_array(np.array([2]), "last"),
-        numpy_helper.from_array(np.array([1]), "middle"),
-    ]
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"])
-        for name in ("input_ids", "attention_mask")
-    ]
-    output = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["texts", 2])
-    graph = helper.make_graph(nodes, "sum", inputs, [output], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
-
-
-def _bundle(folder: Path, **changes: Any) -> EmbedderManifest:
-    folder.mkdir(exist_ok=True)
-    _graph(folder / "embedder.onnx")
-    vocab = {word: i for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[SEP]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer.enable_padding(length=30)  # as many published files say; an embedder pads as it needs
-    tokenizer.save(str(folder / "tokenizer.json"))
-    ids = tuple(TensorSpec(n, "int64", ("texts", "tokens")) for n in ("input_ids", "attention_mask"))
-    vectors = (TensorSpec("embeddings", "float32", ("texts", 2)),)
-    manifest = EmbedderManifest(
-        name="sums",
-        files={
-            path.name: FileEntry(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-            for path in (folder / "embedder.onnx", folder / "tokenizer.json")
-        },
-        graphs={EMBEDDER: GraphSpec("embedder.onnx", (), "cpu", ids, vectors)},
-        tokenizer="tokenizer.json",
-        width=2,
-        context=6,
-        pad=0,
-        prompts={"query": "old "},
-        folder=folder,
-        fingerprint="",
-    )
-    manifest = dataclasses.replace(manifest, **changes)
-    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
-    return manifest
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A model whose vectors can be added up by hand."""
-    _bundle(tmp_path / "bundle")
+    write_embedder(tmp_path / "bundle")
     return tmp_path / "bundle"
 
 
@@ -143,7 +80,7 @@ def test_a_closed_one_says_so(bundle: Path) -> None:
 
 
 def test_the_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
-    written = _bundle(tmp_path / "bundle")
+    written = write_embedder(tmp_path / "bundle")
     read = load_embedder(tmp_path / "bundle")
     assert dataclasses.replace(read, fingerprint="") == written
     assert load_any(tmp_path / "bundle") == read
@@ -189,4 +126,4 @@ def test_a_tokenizer_that_is_none_is_one_line(bundle: Path) -> None:
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(BundleError, match=named):
-        _bundle(tmp_path / "bundle", **changes)
+        write_embedder(tmp_path / "bundle", **changes)

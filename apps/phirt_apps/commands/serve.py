@@ -112,12 +112,12 @@ def command(
         from phirt_apps.server.settings import MEGABYTE, ServerSettings
     from phirt_apps.models import bundle_folder, load
 
-    out = Output()
+    out, key = Output(), _key(api_key_file)
     try:
         settings = ServerSettings(
             host=host,
             port=port,
-            api_key=_key(api_key_file),
+            api_key=key,
             parallel=parallel,
             queue=queue,
             max_new_tokens=max_new_tokens,

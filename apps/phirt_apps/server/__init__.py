@@ -18,7 +18,7 @@ From the door inwards; each module knows those above it and none below:
     chat_*            /v1/chat/completions
     responses_*       /v1/responses
     transcriptions, subtitles, embeddings, models    the other addresses
-    app, run          all of them together; the process
+    app, protocol, run    all of them together; connections; the process
 
 Everything that computes runs in threads: the event loop only reads, writes and waits. Nothing is kept of a
 request when it is answered, and nothing is sent anywhere but to who asked.

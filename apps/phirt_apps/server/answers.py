@@ -5,6 +5,7 @@ Knows the runtime's generator. Knows nothing of the protocols' words.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from typing import Any
 
 import phirt
 from phirt.generate.grammar import Grammar
-from phirt.generate.sampling import GenerationConfig, LogitsProcessor
+from phirt.generate.sampling import LogitsProcessor
 
+from .errors import BadRequestError
 from .jobs import Emit, Work
 from .metrics import Metrics
 from .sampling import ChanceRecorder, TokenChance, biases, penalties
@@ -69,7 +71,8 @@ def answer(model: phirt.Model, question: Question, metrics: Metrics) -> Work[Ans
     def work(emit: Emit[AnswerEvent], cancel: threading.Event) -> None:
         begin = time.monotonic()
         generator = model.generator
-        config = _config(generator.defaults, question.settings)
+        config = dataclasses.replace(generator.defaults, **question.settings)
+        _require_tokens(question.biases, model.manifest.geometry.vocab_size)
         recorder = None if question.top_chances is None else ChanceRecorder(config, question.top_chances)
         stream = generator.stream(
             to_messages(generator, question.turns, cancel),
@@ -100,10 +103,12 @@ def answer(model: phirt.Model, question: Question, metrics: Metrics) -> Work[Ans
     return work
 
 
-def _config(defaults: GenerationConfig, settings: Mapping[str, Any]) -> GenerationConfig:
-    import dataclasses
-
-    return dataclasses.replace(defaults, **settings)
+def _require_tokens(biases: Mapping[int, float], vocab_size: int) -> None:
+    unknown = [token for token in biases if token >= vocab_size]
+    if unknown:
+        raise BadRequestError(
+            f"logit_bias names the token {unknown[0]}, the last one is {vocab_size - 1}", param="logit_bias"
+        )
 
 
 def _processors(question: Question, recorder: ChanceRecorder | None) -> list[LogitsProcessor]:

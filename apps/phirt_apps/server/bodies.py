@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import ApiError, BadRequestError
 
 _DRAIN_SECONDS = 2.0
+_DRAIN_FACTOR = 8  # of the largest request that is read
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = 100_000
 
@@ -34,7 +35,7 @@ class Drain:
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._max_bytes = _DRAIN_FACTOR * max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, and its refusal back."""

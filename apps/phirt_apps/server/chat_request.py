@@ -189,6 +189,7 @@ def _function(value: Any, where: str) -> Function:
     tool = fields_of(value, where)
     if tool.raw("type") != "function":
         raise BadRequestError(f"{where}: the type is {tool.shown('type')}, accepted: function", param="tools")
+    tool.require_known(("type", "function"))
     return function_of(fields_of(tool.raw("function"), f"{where}: function"))
 
 

@@ -42,15 +42,17 @@ class Guard:
         try:
             self._require_host(headers)
             self._require_origin(origin, headers)
-            if origin is not None and scope["method"] == "OPTIONS":
-                await _preflight(headers)(scope, receive, _with_origin(send, origin))
-                return
+            if origin is not None:  # an allowed one, which may read refusals too
+                send = _with_origin(send, origin)
+                if scope["method"] == "OPTIONS":
+                    await _preflight(headers)(scope, receive, send)
+                    return
             if scope["path"] not in _OPEN:
                 self._require_key(headers)
         except ApiError as error:
             await refusal(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send if origin is None else _with_origin(send, origin))
+        await self._app(scope, receive, send)
 
     def _require_host(self, headers: Headers) -> None:
         given = headers.getlist("host")

@@ -17,6 +17,7 @@ import uvicorn
 from phirt.errors import PhirtError
 
 from .app import make_app
+from .protocol import Protocol
 from .serving import Serving
 from .settings import ServerSettings
 
@@ -62,7 +63,7 @@ class Process(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(serving),
-                http="h11",
+                http=Protocol,
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -79,6 +80,7 @@ class Process(uvicorn.Server):
         # What uvicorn says of damaged requests, their senders are told; its own faults are said in a line.
         _write_to("uvicorn.error", logger.error, logging.ERROR)
         _write_to("uvicorn.access", access or logger.debug, logging.INFO)
+        _write_to("python_multipart", logger.debug, logging.WARNING)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
