@@ -33,16 +33,26 @@ def install_line(extra: str) -> str:
     """
     import importlib.metadata  # takes a moment
 
-    wanted = []
     try:
         requirements = importlib.metadata.requires("phirt") or []
     except importlib.metadata.PackageNotFoundError:  # a copy of the files, which nobody has installed
         return f'pip install ".[{extra}]" in a clone of phirt'
+    return f"pip install {' '.join(_packages(extra, requirements))}"
+
+
+def _packages(extra: str, requirements: list[str]) -> list[str]:
+    """The packages of an extra, in quotes; those of the extras that it contains too."""
+    wanted = []
     for requirement in requirements:
-        package, _, marker = requirement.partition(";")
-        if re.search(rf"extra *== *['\"]{re.escape(extra)}['\"]", marker) and not package.startswith("phirt"):
-            wanted.append(f'"{package.strip()}"')
-    return f"pip install {' '.join(wanted)}"
+        package, _, marker = (part.strip() for part in requirement.partition(";"))
+        if not re.search(rf"extra *== *['\"]{re.escape(extra)}['\"]", marker):
+            continue
+        inner = re.fullmatch(r"phirt\[(.*)\]", package)
+        if inner is None:
+            wanted.append(f'"{package}"')
+        for contained in inner[1].split(",") if inner else ():
+            wanted += _packages(contained, requirements)
+    return wanted
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import shlex
 
 import pytest
@@ -13,6 +14,7 @@ from phirt.errors import MediaError
 from phirt_apps.cli import app as phirt_app
 from phirt_apps.command_group import CommandGroup
 from phirt_apps.errors import UsageError
+from phirt_apps.extras import install_line
 
 
 def failing(error: BaseException) -> typer.Typer:
@@ -131,3 +133,17 @@ def test_words_without_quotes_get_a_hint() -> None:
 def test_a_command_that_asks_to_leave_leaves_quietly() -> None:
     result = CliRunner().invoke(failing(typer.Exit(0)), ["go"])
     assert (result.exit_code, result.stderr, result.stdout) == (0, "", "partial")
+
+
+def test_an_extra_brings_the_packages_of_those_that_it_contains(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = [
+        "numpy>=2.0",
+        'uvicorn>=0.34; extra == "serve"',
+        'phirt[schema]; extra == "serve"',
+        'llguidance<2,>=1.9; extra == "schema"',
+        "phirt[plot,serve]; extra == 'dev'",
+        "matplotlib; extra == 'plot'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: requirements)
+    assert install_line("serve") == 'pip install "uvicorn>=0.34" "llguidance<2,>=1.9"'
+    assert install_line("dev") == 'pip install "matplotlib" "uvicorn>=0.34" "llguidance<2,>=1.9"'
