@@ -79,7 +79,7 @@ class ChatTemplate:
         """Ids of the conversation up to where the assistant answers."""
         ids: list[int] = []
         media = []
-        for part in self._joined(self.render(messages, tools)):
+        for part in self.joined(self.render(messages, tools)):
             if isinstance(part, Media):
                 media.append((len(ids), part))
                 ids.extend([self._placeholders[part.encoder]] * part.num_tokens)
@@ -142,8 +142,8 @@ class ChatTemplate:
                 at = last - start
         return [*parts, text[at:]]
 
-    def _joined(self, parts: Sequence[Part]) -> list[Part]:
-        """The parts with everything between two of the template's control tokens as one text.
+    def joined(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts of `render` with everything between two control tokens as one text: what is encoded.
 
         Some control tokens swallow the whitespace beside them, whoever wrote it.
         """

@@ -1,0 +1,101 @@
+"""Whether a model fits a device, and how long its conversations can be there.
+
+Knows sizes: of weights, of keys and values, of what onnxruntime keeps beside them. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from phirt.bundle.manifest import Geometry
+from phirt.errors import ConfigError
+
+_GB = 1 << 30
+_BASE = 48 << 20  # onnxruntime's code, the tokenizer, the app's own
+# onnxruntime lays weights out anew for the device's kernels and keeps the file mapped beside them.
+_COPIES = 2.0
+_ACTIVATIONS = 24 << 20  # of a chunk of a prompt, whatever the width: measured up to 3072
+_LEAST_CONTEXT = 1024  # what a question about a picture and its answer need
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(GB|GiB|MB|MiB)", re.IGNORECASE)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size such as "6GB", as device makers count them. Raises ConfigError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"--device-memory is {text!r:.40}, accepted: a size such as 6GB or 512MB")
+    size = int(float(found[1]) * (_GB if found[2].upper().startswith("G") else 1 << 20))
+    if not 256 << 20 <= size <= 1024 * _GB:
+        raise ConfigError(f"--device-memory is {text!r:.40}, accepted: 256MB to 1024GB")
+    return size
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """What a conversation takes on a device, in bytes, and how long it may be.
+
+    Attributes:
+        device: memory of the device; None where none was named.
+        available: what an app can rely on there.
+        weights: the decoder with its copies.
+        encoder: the largest encoder with its copies; others can be released before it is used.
+        per_token: keys and values of one position.
+        context: positions of the longest conversation.
+    """
+
+    device: int | None
+    available: int | None
+    weights: int
+    encoder: int
+    per_token: int
+    context: int
+
+    @property
+    def total(self) -> int:
+        """All that the longest conversation takes."""
+        return _BASE + _ACTIVATIONS + self.weights + self.encoder + self.per_token * self.context
+
+
+def plan_memory(
+    geometry: Geometry,
+    cache_itemsize: int,
+    decoder_bytes: int,
+    encoder_bytes: int,
+    device: int | None,
+    share: float,
+) -> MemoryPlan:
+    """The plan for a decoder and a largest encoder of these bytes on a device, of which an app can have
+    `share`.
+
+    Raises:
+        ConfigError: it does not fit, not even with a short context.
+    """
+    per_token = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * cache_itemsize
+    available = None if device is None else int(device * share)
+    plan = MemoryPlan(
+        device,
+        available,
+        int(_COPIES * decoder_bytes),
+        int(_COPIES * encoder_bytes),
+        per_token,
+        geometry.context,
+    )
+    if device is None or available is None:
+        return plan
+    left = available - dataclasses.replace(plan, context=0).total
+    context = min(geometry.context, left // per_token)
+    least = min(_LEAST_CONTEXT, geometry.context)
+    if context < least:
+        needed = dataclasses.replace(plan, context=least).total
+        raise ConfigError(
+            f"the model needs {_shown(needed)} for a conversation of {least} tokens, and an app on a device "
+            f"with {_shown(device)} can rely on {_shown(available)}; export fewer bits (--bits 4, "
+            f"--encoder-bits 4), --kv int8, or for a device with {_shown(int(needed / share))}"
+        )
+    # Whole thousands: an estimate is not to look exact.
+    return dataclasses.replace(plan, context=context if context < 2000 else context // 1000 * 1000)
+
+
+def _shown(size: int) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB // 10 else f"{size / (1 << 20):.0f} MB"

@@ -1,0 +1,179 @@
+"""Packages for phones: templates as fixed pieces, what fits a device, what is refused before the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from phirt.bundle.manifest import Geometry, Modality, Tokens
+from phirt.errors import ConfigError
+from phirt.prompt.chat_template import ChatTemplate
+from phirt.prompt.messages import Media, Message
+from phirt.prompt.tokenizer import Tokenizer
+from phirt_export.mobile.golden import draw_picture, play_recording
+from phirt_export.mobile.host_tokenizer import require_host_tokenizer
+from phirt_export.mobile.memory import parse_memory, plan_memory
+from phirt_export.mobile.operators import config_text
+from phirt_export.mobile.profiles import known_profiles, read_profile
+from phirt_export.mobile.rendering import as_document, fixed_rendering
+
+_ROOT = Path(__file__).resolve().parents[2]
+_NANO = next(p for p in (_ROOT / "tests/bundles/nano", _ROOT / "phirt/bundles/nano") if p.is_dir())
+_MEDIA: dict[str, tuple[Modality, int]] = {"vision": ("image", 1), "speech": ("audio", 2)}
+_CHATML = (
+    "{% for message in messages %}<|user|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+)
+_TRIMMED = (
+    "{% for m in messages %}{% if m.role == 'system' %}<|system|>{{ m.content }}<|end|>"
+    "{% elif m.role == 'user' %}<|user|>{{ m.content | trim }}<|end|>"
+    "{% else %}<|assistant|>{{ m.content }}<|end|>{% endif %}{% endfor %}<|assistant|>"
+)
+_LLAMA2 = (
+    "{% if messages[0].role == 'system' %}{% set s = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set s = '' %}{% endif %}{{ bos_token }}"
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {% if loop.first %}{{ s }}{% endif %}"
+    "{{ m.content }} [/INST]{% else %} {{ m.content }} <|end|>{% endif %}{% endfor %}"
+)
+_NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + _CHATML
+)
+_THINKING = _CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+_COUNTS = _CHATML.replace("message['role'] }}", "message['role'] }}{{ loop.index }}")
+
+
+def template(source: str) -> ChatTemplate:
+    tokenizer = Tokenizer(_NANO / "tokenizer.json", 4096)
+    return ChatTemplate(
+        source, tokenizer, Tokens(0, 0, (0, 4)), {name: token for name, (_, token) in _MEDIA.items()}
+    )
+
+
+def test_nanos_own_template() -> None:
+    rendering = fixed_rendering(template((_NANO / "chat_template.jinja").read_text("utf-8")), _MEDIA)
+    (variant,) = rendering.variants
+    assert (variant.media, variant.first, variant.reply) == (None, (5,), (4, 3))
+    assert variant.system is not None and variant.system.behind == (4, 5)
+    assert as_document(rendering)["trims"] == {"system": False, "user": False, "assistant": False}
+
+
+@pytest.mark.parametrize("source", [_CHATML, _TRIMMED, _LLAMA2, _NO_SYSTEM])
+def test_what_pieces_say_is_what_the_template_says(source: str) -> None:
+    made = template(source)
+    rendering = fixed_rendering(made, _MEDIA)
+    image = Media("vision", "image", "key", 3, None)
+    messages = [
+        Message("user", " What is this? ", (image,)),
+        Message("assistant", "a cat", token_ids=(9, 10)),
+        Message("user", "\nAnd that?\n"),
+    ]
+    assert made.joined(rendering.parts(messages)) == made.joined(made.render(messages))
+
+
+def test_a_template_that_trims_what_is_asked() -> None:
+    assert fixed_rendering(template(_TRIMMED), _MEDIA).trims == {
+        "system": False,
+        "user": True,
+        "assistant": False,
+    }
+
+
+def test_a_template_without_a_place_for_system_messages() -> None:
+    rendering = fixed_rendering(template(_NO_SYSTEM), {})
+    assert rendering.variants[0].system is None
+    with pytest.raises(ConfigError, match="no system message"):
+        rendering.parts([Message("system", "s"), Message("user", "u")])
+
+
+def test_a_default_system_message_for_text_alone() -> None:
+    """As mini's: other pieces where media are."""
+    source = (
+        "{% set seen = namespace(media=false) %}{% for m in messages %}{% if '￼' in m['content'] %}"
+        "{% set seen.media = true %}{% endif %}{% endfor %}{% for m in messages %}"
+        "{% if loop.first and m['role'] != 'system' and not seen.media %}<|system|>default<|end|>{% endif %}"
+        "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}<|assistant|>"
+    )
+    rendering = fixed_rendering(template(source), _MEDIA)
+    assert [(variant.media, variant.first) for variant in rendering.variants] == [
+        (False, (6, "default", 4, 5)),
+        (True, (5,)),
+    ]
+
+
+@pytest.mark.parametrize("source", [_THINKING, _COUNTS])
+def test_what_pieces_cannot_say_is_refused(source: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be written as fixed pieces"):
+        fixed_rendering(template(source), _MEDIA)
+
+
+def test_published_templates_are_said_or_refused() -> None:
+    """Each in one line; most are said."""
+    path = _ROOT / "tests" / "runtime" / "chat_templates.jsonl"
+    said = refused = 0
+    for line in path.read_text("utf-8").splitlines()[::6]:
+        try:
+            fixed_rendering(template(json.loads(line)["template"]), {})
+            said += 1
+        except ConfigError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert said > refused > 0
+
+
+GEOMETRY = Geometry(32, 24, 8, 128, 3072, 8192, 200064, 131072, None)
+
+
+def test_the_context_follows_the_device() -> None:
+    plan = plan_memory(GEOMETRY, 4, 2 << 30, 300 << 20, parse_memory("16GB"), 0.5)
+    assert plan.available == 8 << 30
+    assert plan.context == 13000  # 3,424 MiB are left, 256 kiB a token: 13,696, in whole thousands
+    assert plan.total <= plan.available
+    assert plan_memory(GEOMETRY, 4, 2 << 30, 300 << 20, None, 0.5).context == 131072
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a device with 6\.0 GB can rely on 3\.0 GB; export fewer bits"):
+        plan_memory(GEOMETRY, 4, 2 << 30, 300 << 20, parse_memory("6GB"), 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "6", "six GB", "-1GB", "0.1GB", "99999GB", "6TB", "nanGB"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="--device-memory"):
+        parse_memory(text)
+
+
+def test_profiles() -> None:
+    assert known_profiles() == ("android", "ios")
+    assert all(read_profile(name).name == name for name in known_profiles())
+    with pytest.raises(ConfigError, match="choose from android, ios"):
+        read_profile("symbian")
+
+
+def test_operators_are_written_as_onnxruntime_reads_them() -> None:
+    text = config_text({("ai.onnx", 21): {"MatMul", "Add"}, ("com.microsoft", 1): {"MatMulNBits"}})
+    assert text.splitlines()[1:] == ["ai.onnx;21;Add,MatMul", "com.microsoft;1;MatMulNBits"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "a normalizer, NFC"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "the step Metaspace"),
+        ({"model": {"type": "Unigram"}}, "its model is Unigram"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel without a space"),
+    ],
+)
+def test_tokenizers_that_no_app_reads(tmp_path: Path, change: dict[str, object], problem: str) -> None:
+    document = json.loads((_NANO / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document | change), "utf-8")
+    with pytest.raises(ConfigError, match=problem):
+        require_host_tokenizer(tmp_path / "tokenizer.json")
+    require_host_tokenizer(_NANO / "tokenizer.json")
+
+
+def test_golden_media_are_the_same_everywhere() -> None:
+    picture, recording = draw_picture(), play_recording()
+    assert picture.shape == (180, 240, 3) and picture.dtype == "uint8"
+    assert len(recording) == 24000 and abs(int(abs(recording).max()) - 12000) <= 1

@@ -1,0 +1,58 @@
+"""The library for apps on this machine: what it needs, how it is built and run, and the small model for it.
+What cannot be built here is skipped, with the reason: see `apps/native/tools/fetch_onnxruntime.py` for what
+is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "apps" / "native"
+# Where the tests of hosts find a small model: the one place that says so.
+_PLACES = (ROOT / "tests" / "bundles" / "nano", ROOT / "phirt" / "bundles" / "nano")
+NANO = next(place for place in _PLACES if place.is_dir())
+
+
+def onnxruntime_parts() -> Path:
+    """The folder that fetch_onnxruntime.py has filled; skips without it."""
+    folder = os.environ.get("PHIRT_ONNXRUNTIME", "")
+    if not folder or not (Path(folder) / "include" / "onnxruntime_c_api.h").is_file():
+        pytest.skip("PHIRT_ONNXRUNTIME names no folder of apps/native/tools/fetch_onnxruntime.py")
+    return Path(folder)
+
+
+def require_programs(*names: str) -> None:
+    """Skips where one of these programs is not installed."""
+    if missing := [name for name in names if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def built(folder: Path, library: Path, *options: str) -> Path:
+    """The folder of programs of a finished build, made once however many processes ask for it."""
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").is_file():
+            include = onnxruntime_parts() / "include"
+            given = [f"-DONNXRUNTIME_INCLUDE={include}", f"-DONNXRUNTIME_LIBRARY={library}", *options]
+            configure = ["cmake", "-G", "Ninja", "-S", str(NATIVE), "-B", str(folder), *given]
+            for command in (configure, ["cmake", "--build", str(folder)]):
+                done = subprocess.run(command, capture_output=True, text=True)
+                assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+                assert "warning:" not in done.stdout, done.stdout
+            (folder / "done").touch()
+    return folder / "tests"
+
+
+def run(program: Path, *words: object, data: bytes = b"", through: Sequence[str] = ()) -> bytes:
+    """What the program writes; it must end well."""
+    command = [*through, str(program), *map(str, words)]
+    done = subprocess.run(command, input=data, capture_output=True, timeout=300)
+    assert done.returncode == 0, (done.stdout[-2000:] + done.stderr[-2000:]).decode("utf-8", "replace")
+    return done.stdout
