@@ -239,7 +239,17 @@ Targets = Annotated[
     typer.Option(
         "--target",
         metavar="NAME",
-        help="What it is for: cpu, cuda, directml, openvino, qnn, webgpu. May be repeated. [default: cpu]",
+        help="What it is for: cpu, cuda, directml, openvino, qnn, webgpu. May be repeated. Or, alone, "
+        "android or ios: a package for apps. [default: cpu]",
+    ),
+]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory",
+        metavar="SIZE",
+        help="Of the phones that a package is for, such as 6GB: what cannot fit is refused before the work, "
+        "and the context is as long as it can be.",
     ),
 ]
 Window = Annotated[

@@ -177,3 +177,65 @@ def test_golden_media_are_the_same_everywhere() -> None:
     picture, recording = draw_picture(), play_recording()
     assert picture.shape == (180, 240, 3) and picture.dtype == "uint8"
     assert len(recording) == 24000 and abs(int(abs(recording).max()) - 12000) <= 1
+
+
+def test_a_package_from_a_checkpoint(tmp_path: Path) -> None:
+    from small_models import config, random_model, save_checkpoint
+    from typer.testing import CliRunner
+
+    from phirt.bundle.files import require_intact
+    from phirt_apps.cli import app
+
+    checkpoint = save_checkpoint(random_model(config()), tmp_path / "checkpoint")
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text("utf-8"))
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer["pre_tokenizer"] = level
+    tokenizer["model"]["vocab"] = {chr(97 + index): 10 + index for index in range(26)}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    turns = "{% for message in messages %}u{{ message['content'] }}e{% endfor %}a"
+    (checkpoint / "chat_template.jinja").write_text(turns, "utf-8")
+    output = tmp_path / "package"
+    words = [
+        "export",
+        str(checkpoint),
+        "-o",
+        str(output),
+        "--target",
+        "android",
+        "--bits",
+        "4",
+        "--method",
+        "rtn",
+    ]
+    done = CliRunner().invoke(app, [*words, "--device-memory", "1GB"])
+    assert done.exit_code == 0, done.stderr
+    require_intact(output)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "package"}
+    golden = json.loads((output / "golden.json").read_text("utf-8"))
+    assert {"text", "image", "clip"} <= {case["name"] for case in golden["cases"]}
+    operators = (output / "required_operators.config").read_text("utf-8")
+    assert "com.microsoft;1;" in operators and "GroupQueryAttention" in operators
+    assert "decoder_lora.onnx" not in {path.name for path in output.iterdir()}
+
+
+def test_what_cannot_fit_is_refused_before_the_work(tmp_path: Path) -> None:
+    from small_models import config, random_model, save_checkpoint
+
+    from phirt_export.mobile import exporting, memory
+
+    checkpoint = save_checkpoint(random_model(config()), tmp_path / "checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_COPIES", 1e4)
+        with pytest.raises(ConfigError, match="an app on a device with"):
+            exporting.export_package(checkpoint, tmp_path / "p", "ios", "256MB", lambda _: None)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint"}
+
+
+def test_a_package_is_made_alone() -> None:
+    from phirt_export.mobile.exporting import is_for_package
+
+    assert is_for_package(["android"], "6GB") and not is_for_package(["cpu", "qnn"], None)
+    with pytest.raises(ConfigError, match="give it alone"):
+        is_for_package(["cpu", "ios"], None)
+    with pytest.raises(ConfigError, match="--device-memory is for packages"):
+        is_for_package(["cpu"], "6GB")

@@ -60,6 +60,7 @@ def command(
     calibration: options.Calibration = None,
     window: options.Window = None,
     chip: options.Chips = None,
+    device_memory: options.DeviceMemory = None,
     max_image_pixels: options.MaxImagePixels = None,
     max_audio_seconds: options.MaxAudioSeconds = None,
     max_context: options.MaxContext = None,
@@ -101,6 +102,7 @@ def command(
       phirt export my-lora -o tuned --base Phi-4-mini-instruct
       phirt export SmolLM2-135M-Instruct.Q4_1.gguf -o smol
       phirt export my-bundle -o for-npu --target cpu --target qnn
+      phirt export Phi-4-multimodal-instruct -o phi4-app --target android --device-memory 12GB
     """
     out = Output()
     source = local_checkpoint(checkpoint, out, revision=revision, token=token, offline=offline)
@@ -121,6 +123,7 @@ def command(
         limits=(max_image_pixels, max_audio_seconds, max_context),
         window=window,
         chips=chip or (),
+        device_memory=device_memory,
         name=name,
         as_json=json,
     ):
@@ -134,6 +137,7 @@ def export(
     *,
     limits: tuple[int | None, float | None, int | None],
     window: int | None,
+    device_memory: str | None,
     as_json: bool,
     **settings: Any,
 ) -> bool:
@@ -147,6 +151,7 @@ def export(
     with needs_extra("export"), out.busy("loading torch"):
         from phirt_export.bundle import LimitOptions
         from phirt_export.exporter import export_bundle
+        from phirt_export.mobile.exporting import export_package, is_for_package
         from phirt_export.variants.sizes import StaticOptions
     settings["limits"] = LimitOptions(*limits)
     bits = settings["bits"]
@@ -154,9 +159,13 @@ def export(
     errors: list[PartError] = []
     try:
         with interrupts.patient(), _progress(out) as report:
-            folder = export_bundle(
-                checkpoint, output, progress=report, errors=errors.extend, remarks=out.notice, **settings
-            )
+            settings |= {"progress": report, "errors": errors.extend, "remarks": out.notice}
+            if is_for_package(settings["targets"], device_memory):
+                (target,) = settings.pop("targets")
+                export_package(checkpoint, output, target, device_memory, out.notice, **settings)
+                folder = output
+            else:
+                folder = export_bundle(checkpoint, output, **settings)
     except KeyboardInterrupt:
         out.notice(f"stopped; {one_line(str(output))} is not complete: the same command goes on from here")
         return False

@@ -93,8 +93,9 @@ def plan_memory(
             f"with {_shown(device)} can rely on {_shown(available)}; export fewer bits (--bits 4, "
             f"--encoder-bits 4), --kv int8, or for a device with {_shown(int(needed / share))}"
         )
-    # Whole thousands: an estimate is not to look exact.
-    return dataclasses.replace(plan, context=context if context < 2000 else context // 1000 * 1000)
+    if 2000 <= context < geometry.context:
+        context = context // 1000 * 1000  # an estimate is not to look exact
+    return dataclasses.replace(plan, context=context)
 
 
 def _shown(size: int) -> str:

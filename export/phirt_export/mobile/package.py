@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,27 +161,33 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def _readme(manifest: Manifest, profile: MobileProfile, plan: MemoryPlan, golden: dict[str, Any]) -> str:
+    def mega(size: int) -> str:
+        return f"{size / (1 << 20):.0f} MB"
+
     accepted = ", ".join(["text", *manifest.modalities])
-    cases = ", ".join(case["name"] for case in golden["cases"])
-    mega = 1 << 20
+    cases = "; ".join(case["name"] for case in golden["cases"])
     device = (
         "any device" if plan.device is None else f"a device with {plan.device / (1 << 30):g} GB of memory"
     )
-    return f"""# {manifest.name} for {profile.title}
-
-A package of phirt: a model that takes {accepted}, for {device}. It runs on {profile.library}, driven
-by phirt's library for apps (`apps/native` of phirt's repository; the app's side is in `{profile.host}`).
-
-- Put this folder into the app's files; `phirt_model_open` takes its path. The weights are mapped from the
-  files, so they must not lie compressed inside of an archive.
-- The longest conversation has {plan.context} tokens and takes about {plan.total / mega:.0f} MB:
-  {plan.weights / mega:.0f} MB for the decoder, {plan.encoder / mega:.0f} MB for its largest encoder while
-  it is in use (`phirt_model_release_encoders` gives them back), {plan.per_token / 1024:.0f} kB for each
-  token.
-- `golden.json` holds conversations ({cases}) and the ids that this model answers. Run them once on each kind
-  of device that you ship to: the hosts' tests do it.
-- `required_operators.config` lists what these graphs need, for a smaller build of onnxruntime:
-  `build.py --include_ops_by_config required_operators.config`.
-- `phirt verify` compares every file with the manifest, and `phirt chat -m` answers with the package as
-  with any bundle.
-"""
+    paragraphs = [
+        f"A package of phirt: a model that takes {accepted}, for {device}. It runs on {profile.library}, "
+        "driven by phirt's library for apps (`apps/native` of phirt's repository; the app's side is in "
+        f"`{profile.host}`).",
+        "- Put this folder into the app's files; `phirt_model_open` takes its path. The weights are mapped "
+        "from the files, so they must not lie compressed inside of an archive.",
+        f"- The longest conversation has {plan.context} tokens and takes about {mega(plan.total)}: "
+        f"{mega(plan.weights)} for the decoder, {mega(plan.encoder)} for its largest encoder while it is in "
+        "use (`phirt_model_release_encoders` gives them back), "
+        f"{plan.per_token / 1024:.0f} kB for each token.",
+        f"- `golden.json` holds conversations ({cases}) and the ids that this model answers. Run them once "
+        "on each kind of device that you ship to: the hosts' tests do it.",
+        "- `required_operators.config` lists what these graphs need, for a smaller build of onnxruntime: "
+        "`build.py --include_ops_by_config required_operators.config`.",
+        "- `phirt verify` compares every file with the manifest, and `phirt chat -m` answers with the "
+        "package as with any bundle.",
+    ]
+    wrapped = [
+        textwrap.fill(text, 100, subsequent_indent="  " if text[0] == "-" else "", break_on_hyphens=False)
+        for text in paragraphs
+    ]
+    return f"# {manifest.name} for {profile.title}\n\n{wrapped[0]}\n\n" + "\n".join(wrapped[1:]) + "\n"
