@@ -5,6 +5,7 @@ Knows how events are written (the HTML standard's section on them). Knows nothin
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -40,4 +41,5 @@ class EventStream:
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             else:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
+                await asyncio.sleep(0)  # where many are ready, others' turn comes, and a hang-up is noticed
         await send({"type": "http.response.body", "body": b""})
