@@ -40,7 +40,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in lines if re.search(r"(^|\| )phirt ", line)]
 
 
-_OF_THEIR_OWN = ("phirt train ", "phirt bench ")  # tests below
+_OF_THEIR_OWN = ("phirt train ", "phirt bench ", "phirt serve")  # tests below
 COMMANDS = [line for line in _lines(TEXT) if line != "phirt chat" and not line.startswith(_OF_THEIR_OWN)]
 
 
@@ -120,6 +120,29 @@ def test_the_bench_of_the_readme(clone: Path) -> None:
         assert _run(next(line for line in COMMANDS if line.startswith("phirt export")), clone).returncode == 0
     done = _run(f"{line} --repeats 1 --depth 8 --prompt-tokens 8 --new-tokens 2", clone)
     assert done.returncode == 0 and b"decode" in done.stdout, done.stderr
+
+
+def test_the_server_of_the_readme_answers(clone: Path) -> None:
+    """As it is written, but for the port, which somebody else may have."""
+    (line,) = (line for line in _lines(TEXT) if line.startswith("phirt serve"))
+    (question,) = re.findall(r"^ *(curl http://127\.0\.0\.1:8000/.*)$", TEXT, re.MULTILINE)
+    server = subprocess.Popen(
+        ["bash", "-c", f"exec {line} --port 0"],
+        cwd=clone,
+        env=_environment(clone),
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        assert server.stderr is not None
+        address = re.search(rb"http://127\.0\.0\.1:\d+", server.stderr.readline())
+        assert address is not None
+        done = _run(question.replace("http://127.0.0.1:8000", address[0].decode()), clone)
+        assert json.loads(done.stdout)["choices"][0]["message"]["content"], done
+    finally:
+        server.terminate()
+        _, rest = server.communicate(timeout=60)
+    assert (server.returncode, rest) == (143, b"")
 
 
 def test_the_training_of_the_readme_begins(clone: Path) -> None:
