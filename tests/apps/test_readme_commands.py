@@ -189,7 +189,7 @@ def test_every_key_of_the_settings_exists(page: Path) -> None:
 
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"phirt config ([a-z_]+)", text)) <= set(KEYS)
-    known = {*map(variable, KEYS), "PHIRT_CONFIG", "PHIRT_CACHE", "PHIRT_DEBUG"}
+    known = {*map(variable, KEYS), "PHIRT_CONFIG", "PHIRT_CACHE", "PHIRT_DEBUG", "PHIRT_API_KEY"}
     assert set(re.findall(r"\bPHIRT_[A-Z_]+\b", text)) <= known
 
 
