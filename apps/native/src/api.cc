@@ -1,6 +1,4 @@
 // The C interface: arguments checked, everything that is thrown turned into a status and one line.
-#include <onnxruntime_c_api.h>
-
 #include <cstring>
 #include <memory>
 #include <new>

@@ -5,6 +5,7 @@
 
 #include "encoders.h"
 #include "error.h"
+#include "exact_floats.h"
 #include "sound.h"
 
 namespace phirt {

@@ -3,7 +3,12 @@
 // Knows onnxruntime. Knows nothing of what graphs are for.
 #pragma once
 
+// As a framework on Apple's systems, as a plain header elsewhere.
+#if __has_include(<onnxruntime/onnxruntime_c_api.h>)
+#include <onnxruntime/onnxruntime_c_api.h>
+#else
 #include <onnxruntime_c_api.h>
+#endif
 
 #include <memory>
 #include <string>

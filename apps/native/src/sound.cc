@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "exact_floats.h"
+
 namespace phirt {
 namespace {
 
