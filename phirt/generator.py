@@ -382,6 +382,7 @@ class Generator:
         called again; everything else raises ClosedError from now on.
         """
         self.pool.close()
+        self.constraints.clear()
         self.encoder.release()
         self.encoder.cache.clear()
 

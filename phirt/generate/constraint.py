@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _KEPT = 32  # compiled grammars of one model
 _STACK_BYTES = 16 << 20  # for the compiler, which follows references by recursion
+_stack_size = threading.Lock()  # that of new threads is the process's; held while it is another
 _MAX_SHOWN = 200
 _DRAWN = re.compile(r"\d* *\|")
 _WORDINGS = (
@@ -108,6 +109,12 @@ class Constraints:
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
             return Constraint(matcher.deep_copy(), self._vocab_size, self._aliases)
+
+    def clear(self) -> None:
+        """Gives back the memory of the table and of what was compiled."""
+        with self._lock:
+            self._table = None
+            self._compiled.clear()
 
     def _build_table(self) -> None:
         try:
@@ -201,12 +208,13 @@ def _compile(table: LLTokenizer, grammar: Grammar) -> LLMatcher:
 
 def _run_with_a_deep_stack(work: Any) -> None:
     """Runs it in a thread whose stack is large everywhere; those of some systems have half a megabyte."""
-    before = threading.stack_size(_STACK_BYTES)
-    try:
-        thread = threading.Thread(target=work, name="phirt-grammar")
-        thread.start()
-    finally:
-        threading.stack_size(before)
+    thread = threading.Thread(target=work, name="phirt-grammar")
+    with _stack_size:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
     thread.join()
 
 

@@ -24,7 +24,7 @@ _MAX_DEPTH = 100  # objects and lists inside each other
 _MAX_PROPERTIES = 2000
 _MAX_REFERENCED_DEPTH = 3000  # of all that is referred to, added up
 _MAX_PATTERNS_AT_ONCE = 16
-_MAX_MULTIPLE = 20_000  # of all `multipleOf`, the least common multiple without factors of 2 and 5
+_MAX_MULTIPLE = 20_000  # of a `multipleOf`, or what several have in common, without factors of 2 and 5
 
 _DATA = ("const", "enum", "default", "examples", "example")  # keywords whose values are no schemas
 _NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "schemas")
@@ -34,6 +34,7 @@ _FORMATS = (
     "uri", "uri-reference", "iri", "iri-reference", "uuid", "uri-template", "json-pointer",
     "relative-json-pointer", "regex",
 )  # fmt: skip
+_ADDED = ("pattern", "format", "multipleOf", "properties", "items", "additionalProperties")
 _OPTIONS = "x-guidance"  # the compiler's own, which are phirt's to choose
 
 
@@ -85,10 +86,12 @@ def _require_bounds(document: dict[str, Any]) -> None:
             f"the schema has {len(patterns)} patterns and formats beside allOf or additions to a $ref, "
             f"accepted: at most {_MAX_PATTERNS_AT_ONCE}"
         )
-    _require_small_multiples(node["multipleOf"] for node in found if _is_number(node.get("multipleOf")))
+    multiples = [node["multipleOf"] for node in found if _is_number(node.get("multipleOf"))]
+    _require_small_multiples(multiples, together=any(map(_joins_schemas, found)))
 
 
-def _require_small_multiples(values: Iterator[float]) -> None:
+def _require_small_multiples(values: list[float], *, together: bool) -> None:
+    """`together` says that one number may have to be a multiple of several."""
     common = 1
     for value in values:
         if value <= 0:
@@ -97,7 +100,7 @@ def _require_small_multiples(values: Iterator[float]) -> None:
         for factor in (2, 5):
             while digits % factor == 0:
                 digits //= factor
-        common = math.lcm(common, digits)
+        common = math.lcm(common, digits) if together else digits
         if common > _MAX_MULTIPLE:
             raise SchemaError(f"multipleOf {value} has too many digits; take a rounder one, or leave it out")
 
@@ -105,7 +108,7 @@ def _require_small_multiples(values: Iterator[float]) -> None:
 def _joins_schemas(node: dict[str, Any]) -> bool:
     """Whether something must fulfil several schemas at once."""
     refers = any(key in node for key in ("$ref", "anyOf", "oneOf"))
-    adds = any(key in node for key in ("pattern", "format", "properties", "items", "additionalProperties"))
+    adds = any(key in node for key in _ADDED)
     return "allOf" in node or (refers and adds)
 
 

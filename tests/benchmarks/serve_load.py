@@ -7,9 +7,9 @@ The server is the command itself, in a process of its own, with a short queue so
 full. Clients are OpenAI's: chat, streaming, pictures, sound, tools, schemas, responses, and streams that are
 left in the middle. Anything but an answer or a clear 429 is a failure. Memory is the server's resident size,
 read every second; that of the last minute must not be more than 5 % above that of the first minute after a
-tenth of the time. Then processes that read a stream are killed, and the time until their slots are free is
-taken. The hostile requests are those of `tests/server/hostile.py`, to a server of their own. Exit status 1
-where anything failed.
+tenth of the time. How soon /health answers tells how free the event loop is. Then processes that read a
+stream are killed, and the time until their slots are free is taken. The hostile requests are those of
+`tests/server/hostile.py`, to a server of their own. Exit status 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def load(server: Server, clients: int, seconds: float, failures: list[str]) -> N
     """Asks from many threads; prints what came of it."""
     counts: collections.Counter[str] = collections.Counter()
     times: dict[str, list[float]] = collections.defaultdict(list)
+    pauses: list[float] = []  # until /health answers, which asks for nothing but the event loop
     memory: list[int] = []
     end = time.monotonic() + seconds
     lock = threading.Lock()
@@ -135,6 +136,9 @@ def load(server: Server, clients: int, seconds: float, failures: list[str]) -> N
     def watch() -> None:
         while time.monotonic() < end:
             memory.append(server.memory)
+            begin = time.monotonic()
+            urllib.request.urlopen(f"{server.url}/health", timeout=60).read()
+            pauses.append(time.monotonic() - begin)
             time.sleep(1.0)
 
     def ask(number: int) -> None:
@@ -161,6 +165,7 @@ def load(server: Server, clients: int, seconds: float, failures: list[str]) -> N
         print(f"  {name}: {count}")
     for name, taken in sorted(times.items()):
         print(f"  {name}: median {statistics.median(taken):.2f} s, longest {max(taken):.2f} s")
+    print(f"  /health: median {statistics.median(pauses) * 1e3:.0f} ms, longest {max(pauses) * 1e3:.0f} ms")
     _judge_memory(memory, failures)
 
 

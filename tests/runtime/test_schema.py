@@ -232,6 +232,11 @@ def test_what_would_stop_or_break_the_compiler_is_refused_before(model, case):
         model.chat().send("What?", schema=schema)
 
 
+def test_multiples_of_different_numbers_are_no_common_one(model):
+    schema = {"type": "object", "properties": {f"p{n}": {"multipleOf": n} for n in (7, 97, 999, 1013)}}
+    assert model.chat().send("What?", schema=schema, max_new_tokens=1).result.usage.new_tokens == 1
+
+
 def test_references_that_lead_deep_compile(model):
     assert model.chat().send("What?", schema=_chain(200), max_new_tokens=1).result.usage.new_tokens == 1
 

@@ -95,7 +95,7 @@ class Endpoint:
             if exchange.status is None:
                 await exchange.respond(refusal(failure))
             else:  # the response has begun: that it breaks off is all that can tell
-                logger.error("an answer broke off: %s", failure)
+                logger.error("an answer broke off: %s", type(error).__name__)
         finally:
             metrics = self._serving.metrics
             metrics.requests.labels(self._path, status).inc()

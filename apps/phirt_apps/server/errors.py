@@ -80,7 +80,8 @@ def as_api_error(error: BaseException) -> ApiError:
     # What a bundle cannot do, it cannot do for this request: take images, have tools in its template.
     if isinstance(error, BundleError | ConfigError | ContextError | MediaError | SchemaError):
         return BadRequestError(str(error), code=_CODES.get(type(error)))
-    logger.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+    # Without its text, in which something of the request may stand.
+    logger.error("a request failed: %s (PHIRT_DEBUG=1 shows where)", type(error).__name__, exc_info=error)
     return ApiError(500, "the server failed at this request, which is a fault in phirt; its log says where")
 
 
