@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ from phirt_export.encoders import EncoderPlan, adapter_specs, rules
 from phirt_export.narrow import narrow
 from phirt_export.reference import ModelConfig
 
-CARD_NAME = "MODEL_CARD.md"
+# What goes along as it is: the card, and the terms under which weights may be passed on.
+_TAKEN_ALONG = re.compile(r"(?ai)MODEL_CARD\.md|(LICEN[CS]E|NOTICE|COPYING)([._-][\w.-]*)?")
+_MAX_DOCUMENT_BYTES = 1 << 20
 _MAX_PIXELS, _MAX_SECONDS = 100_000_000, 1800.0  # where a model says nothing: what cameras make, half an hour
 _LONG_CLIP = (
     300.0  # seconds; a model that was made for such clips understands a piece better with more around
@@ -124,6 +128,19 @@ def write_manifest(
         fingerprint="",
     )
     store_manifest(manifest)
+
+
+def copy_documents(checkpoint: Path, folder: Path) -> None:
+    """Copies a checkpoint's model card, licences and notices to its bundle."""
+    if not checkpoint.is_dir():  # one file, which is all there is
+        return
+    for path in checkpoint.iterdir():
+        if (
+            _TAKEN_ALONG.fullmatch(path.name)
+            and path.is_file()
+            and path.stat().st_size <= _MAX_DOCUMENT_BYTES
+        ):
+            shutil.copyfile(path, folder / path.name)
 
 
 def listed_files(folder: Path, graphs: Mapping[str, GraphFiles]) -> dict[str, FileEntry]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from phirt.generate.kv_cache import DTYPES
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import (
-    CARD_NAME,
     GraphFiles,
     LimitOptions,
+    copy_documents,
     describe,
     model_limits,
     producer,
@@ -122,9 +121,9 @@ def export_bundle(
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
-            MODEL_CARD.md in it is taken along. One of another family, or an embedding model, is traced by
-            optimum, see `optimum_graphs`. Or a bundle, which is given more targets; or a GGUF file, or the
-            folder of a PEFT adapter, which is merged into its base.
+            MODEL_CARD.md, a LICENSE and a NOTICE in it are taken along. One of another family, or an
+            embedding model, is traced by optimum, see `optimum_graphs`. Or a bundle, which is given more
+            targets; or a GGUF file, or the folder of a PEFT adapter, which is merged into its base.
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         base: the folder of that base; None for the one that the adapter names.
         targets: what the graphs are for, names of `phirt_export.targets`. The graphs for others than `cpu`
@@ -358,11 +357,10 @@ def _build_encoder(plan: EncoderPlan, width: int, form: WeightFormat, store: Wei
 
 
 def _write_documents(folder: Path, checkpoint: Path, texts: TextFiles) -> None:
-    """What a bundle has beside its graphs: tokenizer, chat template, and the card of a model that has one."""
+    """What a bundle has beside its graphs: tokenizer, chat template, the checkpoint's card and licences."""
     (folder / TOKENIZER_NAME).write_bytes(texts.tokenizer)
     (folder / TEMPLATE_NAME).write_bytes(texts.template.encode("utf-8"))  # its line breaks as they are
-    if (checkpoint / CARD_NAME).is_file():
-        shutil.copyfile(checkpoint / CARD_NAME, folder / CARD_NAME)
+    copy_documents(checkpoint, folder)
 
 
 def _samples(checkpoint: Checkpoint, paths: Sequence[Path], wanted: Wanted) -> list[calibrating.Sample]:

@@ -13,6 +13,7 @@ from phirt.bundle.files import load_manifest, verify_bundle
 from phirt.bundle.manifest import Rule
 from phirt.errors import BundleError, ConfigError
 from phirt_export import encoders
+from phirt_export.bundle import copy_documents
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.exporter import export_bundle
 
@@ -110,6 +111,20 @@ def test_an_existing_bundle_is_replaced_and_nothing_is_left_beside_it(plain, tmp
     assert load_manifest(output).quantization["bits"] == 8
     assert "MODEL_CARD.md" in load_manifest(output).files
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_the_card_and_the_terms_of_a_checkpoint_go_along(tmp_path):
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "bundle"
+    taken = {"MODEL_CARD.md", "LICENSE", "License.txt", "LICENCE-data", "NOTICE", "notice.md", "COPYING"}
+    other = {"README.md", "LICENSES.tar.gz ", "licensee.py", "NOTICED", "model.safetensors"}
+    (checkpoint / "NOTICE.d").mkdir(parents=True)
+    folder.mkdir()
+    for name in taken | other:
+        (checkpoint / name).write_text(name)
+    (checkpoint / "LICENSE.big").write_bytes(bytes((1 << 20) + 1))
+    copy_documents(checkpoint, folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {name: name for name in taken}
+    copy_documents(checkpoint / "LICENSE", folder)  # a checkpoint that is a file
 
 
 def test_a_failed_export_leaves_the_former_bundle(plain, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ Knows the order of work and what the two kinds of bundles hold. The graphs are `
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from phirt.bundle.manifest import (
 from phirt.embedder import Embedder
 from phirt.errors import BundleError, ConfigError
 from phirt_export.bundle import (
-    CARD_NAME,
     GraphFiles,
     LimitOptions,
+    copy_documents,
     describe,
     limits_within,
     listed_files,
@@ -289,8 +288,7 @@ def _write_graph(
 
 def _write_documents(folder: Path, checkpoint: Path, tokenizer: bytes) -> None:
     (folder / TOKENIZER_NAME).write_bytes(tokenizer)
-    if (checkpoint / CARD_NAME).is_file():
-        shutil.copyfile(checkpoint / CARD_NAME, folder / CARD_NAME)
+    copy_documents(checkpoint, folder)
 
 
 def _context(sizes: Any) -> tuple[int, tuple[str, ...]]:
