@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # Pillow, soundfile and more: only whoever brings media needs
     from phirt.encoders.image_file import ImageSource
     from phirt.transcription import OnTranscriptionProgress, Transcription
 
-EMBEDDED = "nano"
+EMBEDDED = "mini"
 _DEFAULTS = GenerationConfig()  # of transcription, which a chat's recommendations would only disturb
 _DEFAULT_LIMITS = CacheLimits()
 

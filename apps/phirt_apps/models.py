@@ -12,12 +12,11 @@ from phirt.errors import BundleError
 
 from .home import expand_home
 from .output import Output, one_line, size
-from .settings import load_settings
+from .settings import EMBEDDED, load_settings
 
 if TYPE_CHECKING:
     import phirt
 
-EMBEDDED = "nano"
 # Up to this size every file is hashed before a bundle is used: about a fifth of a second. Larger ones: `phirt
 # verify`.
 HASHED_BEFORE_USE = 256_000_000

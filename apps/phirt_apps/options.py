@@ -12,13 +12,13 @@ import typer
 
 from phirt.errors import PhirtError
 
-from .settings import load_settings, variable
+from .settings import EMBEDDED, load_settings, variable
 
 
 def names(incomplete: str) -> list[str]:
     """The names of models that begin so, for the Tab key; none where the settings cannot be read."""
     try:
-        models = ["nano", *load_settings().models]
+        models = [EMBEDDED, *load_settings().models]
     except PhirtError:
         return []
     return [name for name in models if name.startswith(incomplete)]

@@ -23,6 +23,7 @@ from phirt.fields import Fields, Matching, Range, read_dataclass
 from .home import expand_home
 from .text_files import read_text_file
 
+EMBEDDED = "mini"  # the model that comes with phirt; `phirt.model` takes longer to import
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _MAX_BYTES = 1_000_000
 _LOCK_SECONDS = 10.0

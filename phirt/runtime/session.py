@@ -184,6 +184,11 @@ def _not_opened(path: Path, graph: str, config: SessionConfig, error: Exception)
             f"{config.device.provider} does not run the {graph} graph as a whole: {_first_line(error)}; "
             "leave --provider out to run on the CPU, or export the bundle again for this device"
         )
+    if "multiple hard links" in str(error):  # as package managers make them that share files with a cache
+        return BundleError(
+            f"{path} cannot be opened: its weights are hard links, and onnxruntime reads none that have "
+            "several names; copy the bundle's folder, or install phirt with copies (uv: --link-mode copy)"
+        )
     return BundleError(
         f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its weights are "
         "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"

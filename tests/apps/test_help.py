@@ -84,9 +84,9 @@ def test_the_module_answers_as_the_script_does(tmp_path: Path) -> None:
         (["ch"], {"chat"}),
         (["t"], {"tokens", "train", "transcribe"}),
         (["chat", "--im"], {"--image", "--image-detail"}),
-        (["chat", "-m", ""], {"nano", "mine"}),
-        (["inspect", "m"], {"mine"}),
-        (["remove", ""], {"nano", "mine"}),
+        (["chat", "-m", ""], {"mini", "mine"}),
+        (["inspect", "min"], {"mini", "mine"}),
+        (["remove", ""], {"mini", "mine"}),
         (["config", "to"], {"top_p", "top_k"}),
         (["chat", "--image-detail", ""], {"low", "auto", "high"}),
         (["chat", "--image", "sha"], set()),  # the shell then completes file names

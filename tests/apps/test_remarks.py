@@ -36,9 +36,11 @@ def test_calls_of_what_was_not_offered(offered: list[str], called: list[str], sa
     assert unoffered_calls(result, chat) == said
 
 
-def test_a_made_up_call_of_the_embedded_model(tmp_path: Path) -> None:
+def test_a_made_up_call(nano: Path, tmp_path: Path) -> None:
     asked = [
         "chat",
+        "-m",
+        str(nano),
         "--system",
         "Turn the request into a tool call.",
         "What is the weather in Paris?",

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import phirt
 from phirt.errors import ConfigError
 from phirt_apps import models, settings
 from phirt_apps.cli import app
@@ -61,12 +60,12 @@ def test_a_model_gets_a_name_and_loses_it(run_phirt: Phirt, bundle: Path, file: 
     assert run_phirt("inspect", "mine").stdout == run_phirt("inspect", bundle).stdout
     run_phirt("verify", "mine")
     listed = json.loads(run_phirt("list", "--json").stdout)["models"]
-    assert [(row["name"], row["default"]) for row in listed] == [("nano", True), ("mine", False)]
+    assert [(row["name"], row["default"]) for row in listed] == [("mini", True), ("mine", False)]
     assert listed[1]["folder"] == str(bundle) and listed[1]["bytes"] > 0
     assert "stay in" in run_phirt("remove", "mine").stderr
     assert {path: path.stat().st_mtime_ns for path in bundle.iterdir()} == before
     line = run_phirt("tokens", "-m", "mine", "hi", status=1).stderr
-    assert line == "error: mine is not a folder, nor the name of a model; names: nano\n"
+    assert line == "error: mine is not a folder, nor the name of a model; names: mini\n"
 
 
 def test_the_name_is_by_default_the_folders(run_phirt: Phirt, bundle: Path, monkeypatch) -> None:
@@ -86,7 +85,7 @@ def test_adding_twice_is_fine_and_another_folder_is_not(
     assert str(bundle) in line and "phirt remove mine" in line
 
 
-@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "a b", "-m", "nano", "x" * 65, "é\n"])
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "a b", "-m", "mini", "x" * 65, "é\n"])
 def test_names_that_are_none(run_phirt: Phirt, bundle: Path, name: str) -> None:
     assert "--name" in run_phirt("add", bundle, f"--name={name}", status=2).stderr
 
@@ -97,11 +96,12 @@ def test_what_is_no_model_gets_no_name(run_phirt: Phirt, tmp_path: Path, file: P
     assert not file.exists()
 
 
-def test_a_folder_goes_before_a_name(run_phirt: Phirt, bundle: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_goes_before_a_name(
+    run_phirt: Phirt, bundle: Path, nano: Path, tmp_path: Path, monkeypatch
+) -> None:
     run_phirt("add", bundle, "--name", "twice")
     monkeypatch.chdir(tmp_path)
-    embedded = Path(phirt.__file__).parent / "bundles" / "nano"
-    (tmp_path / "twice").symlink_to(embedded, target_is_directory=True)
+    (tmp_path / "twice").symlink_to(nano, target_is_directory=True)
     assert "nano" in run_phirt("inspect", "twice").stdout.splitlines()[0]
     (tmp_path / "twice").unlink()
     (tmp_path / "twice").mkdir()  # a folder that is no model is nobody's idea of one
@@ -123,7 +123,7 @@ def test_a_model_that_is_gone_or_damaged_is_listed_and_said(
 
 
 def test_what_cannot_be_removed(run_phirt: Phirt, bundle: Path) -> None:
-    assert "embedded" in run_phirt("remove", "nano", status=2).stderr
+    assert "embedded" in run_phirt("remove", "mini", status=2).stderr
     run_phirt("add", bundle, "--name", "mine")
     assert "those that can be forgotten: mine" in run_phirt("remove", "other", status=1).stderr
 
@@ -133,8 +133,9 @@ def _prompt_tokens(run_phirt: Phirt, *arguments: object) -> int:
 
 
 def test_an_option_goes_before_the_environment_that_before_the_file_that_before_what_is_built_in(
-    run_phirt: Phirt, file: Path, monkeypatch: pytest.MonkeyPatch
+    run_phirt: Phirt, file: Path, nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PHIRT_MODEL", str(nano))
     plain = _prompt_tokens(run_phirt, "hi")
     by_length = {
         text: _prompt_tokens(run_phirt, "hi", "--system", text) for text in ("a", "a b c", "a b c d e")
@@ -158,12 +159,12 @@ def test_the_settings_reach_every_command(run_phirt: Phirt, bundle: Path, monkey
         False,
         True,
     ]
-    monkeypatch.setenv("PHIRT_MODEL", "nano")
-    assert "nano" in run_phirt("inspect").stdout.splitlines()[0]
+    monkeypatch.setenv("PHIRT_MODEL", "mini")
+    assert "mini" in run_phirt("inspect").stdout.splitlines()[0]
     assert "tiny" in run_phirt("inspect", "mine").stdout.splitlines()[0]
     monkeypatch.delenv("PHIRT_MODEL")
     assert "default" in run_phirt("remove", "mine").stderr
-    assert "nano" in run_phirt("inspect").stdout.splitlines()[0]
+    assert "mini" in run_phirt("inspect").stdout.splitlines()[0]
 
 
 def test_a_default_system_text_is_for_new_conversations(
@@ -185,7 +186,7 @@ def test_config_shows_where_each_value_comes_from(run_phirt: Phirt, file: Path, 
     assert shown["values"]["temperature"] == {"value": 0.5, "from": "the file"}
     assert shown["values"]["seed"] == {"value": 7, "from": "PHIRT_SEED"}
     assert shown["values"]["max_new_tokens"] == {"value": 512, "from": "built in"}
-    assert shown["values"]["model"] == {"value": "nano", "from": "built in"}
+    assert shown["values"]["model"] == {"value": "mini", "from": "built in"}
     assert str(file) in run_phirt("config").stdout
     assert run_phirt("config", "temperature").stdout == "0.5\n"
     run_phirt("config", "--unset", "temperature")
@@ -248,7 +249,7 @@ def test_a_byte_order_mark_in_the_file(run_phirt: Phirt, file: Path) -> None:
         (("models", "x"), 2, "accepted: model, provider"),
         (("temperature", "hot"), 1, "temperature"),
         (("threads", "0"), 1, "threads"),
-        (("model", "nowhere"), 1, "names: nano"),
+        (("model", "nowhere"), 1, "names: mini"),
         (("--unset",), 2, "needs a KEY"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Scores a bundle on data it has not seen, through `phirt` alone: free text, exact match after normalisation.
+"""Scores nano on data it has not seen, through `phirt` alone: free text, exact match after normalisation.
 
     python tests/benchmarks/nano_scores.py [BUNDLE] [--data ../shared/data] [--json] [--limit N]
 
@@ -26,6 +26,7 @@ from phirt.generate.sequence import Prompt
 from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_quant.word_errors import word_errors
 
+NANO = Path(__file__).resolve().parents[1] / "bundles/nano"
 HELD_OUT_SPEAKER = "fsdd5"
 TOOL_SYSTEM = "Turn the request into a tool call."
 QUESTIONS = {
@@ -162,7 +163,7 @@ def bits_per_byte(model: phirt.Model, data: Path, limit: int | None) -> dict[str
     return {"wikipedia, bits per byte": nats / math.log(2) / size}
 
 
-def score(bundle: Path | None, data: Path, limit: int | None) -> dict[str, float]:
+def score(bundle: Path, data: Path, limit: int | None) -> dict[str, float]:
     """All scores by name."""
     model = phirt.load(bundle)
     parts: list[Callable[[], dict[str, float]]] = [
@@ -184,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", nargs="?", type=Path)
+    parser.add_argument("bundle", nargs="?", type=Path, default=NANO)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared/data")
     parser.add_argument("--limit", type=int, help="items of each source, for a quick look")
     parser.add_argument("--json", action="store_true")

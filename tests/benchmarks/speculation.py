@@ -2,8 +2,8 @@
 
     python tests/benchmarks/speculation.py [--bundle BUNDLE] [--data ../shared/data] [--pairs 5]
 
-First the same prompts are answered with speculation and without: text from held-out pages, the photo and the
-clip in `apps/examples/`. Where ids differ, the line says by how little the two best logits differed. Then
+First the same prompts are answered with speculation and without: text from held-out pages, the drawing and
+the clip in `apps/examples/`. Where ids differ, the line says by how little the two best logits differed. Then
 decoding is timed in alternating pairs. In the forced rows the answer is given (the logits are computed and
 scored all the same, then the given id is taken), so that they show the speed of a model that does the task
 rightly, whatever the bundle can do: "quote" repeats a part of the prompt, "rewrite" all of it with about one
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--bundle", type=Path, default=ROOT / "tests/bundles/nano")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=5)

@@ -1,6 +1,6 @@
 """Many threads, chats and tasks on one model, cancelled and dropped at any moment: what breaks, what leaks.
 
-    python tests/benchmarks/stress.py [BUNDLE]
+    python tests/benchmarks/stress.py [BUNDLE]        nano without one
 
 Three things: chats in threads, which are read, cancelled, left half-read or dropped, and of which every whole
 answer must be what the model says alone; replies cancelled at random moments by another thread; asyncio tasks
@@ -26,6 +26,7 @@ import psutil
 import phirt
 from phirt.runtime.system import trim_heap
 
+NANO = Path(__file__).resolve().parents[1] / "bundles/nano"
 PICTURE = Path(__file__).resolve().parents[2] / "apps/examples/shapes.png"
 QUESTIONS = [
     "Hello", "Book a table for four in Rome.", "What is the weather in Paris tomorrow?", "Play some jazz.",
@@ -158,7 +159,7 @@ def resident(model: phirt.Model) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def main(bundle: str | None) -> int:
+def main(bundle: str | Path) -> int:
     """Runs everything; the exit status."""
     model = phirt.load(bundle, threads=2)
     alone = {question: model.chat().send(question, max_new_tokens=TOKENS).text() for question in QUESTIONS}
@@ -189,4 +190,4 @@ def main(bundle: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else None))
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else NANO))

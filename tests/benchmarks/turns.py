@@ -2,12 +2,12 @@
 
     python tests/benchmarks/turns.py [BUNDLE] [--turns 1000] [--history 2000] [--pairs 5]
 
-Memory: short conversations one after the other in one process, every tenth with one of ten pictures (features
-of up to 256 MB of pictures are remembered, which is no leak); resident memory (Linux) after each hundred,
-whose spread is taken from the second hundred on. Second turn: the time to the first token of a question
-behind a history, against the same question alone, in alternating pairs. Restart: a conversation with a
-picture is saved and taken up by another process, which says how many graphs it ran for the picture and how
-many tokens it ran again. Prints one line for each.
+The bundle is nano where none is given. Memory: short conversations one after the other in one process, every
+tenth with one of ten pictures (features of up to 256 MB of pictures are remembered, which is no leak);
+resident memory (Linux) after each hundred, whose spread is taken from the second hundred on. Second turn: the
+time to the first token of a question behind a history, against the same question alone, in alternating pairs.
+Restart: a conversation with a picture is saved and taken up by another process, which says how many graphs it
+ran for the picture and how many tokens it ran again. Prints one line for each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from PIL import Image
 
 import phirt
 
+NANO = Path(__file__).resolve().parents[1] / "bundles/nano"
 SENTENCE = "The ferry leaves the harbour at seven, turns north, and reaches the island before noon. "
 QUESTION = (
     "Which way does the ferry turn after it has left the harbour, and does it reach the island by noon?"
@@ -36,7 +37,7 @@ from phirt.runtime.session import LazySession
 ran = []
 run = LazySession.run
 LazySession.run = lambda self, inputs: (ran.append(self), run(self, inputs))[1]
-chat = phirt.load(sys.argv[1] or None).load_chat(sys.argv[2])
+chat = phirt.load(sys.argv[1]).load_chat(sys.argv[2])
 usage = chat.send("And now?", config=phirt.GenerationConfig(max_new_tokens=2)).result.usage
 print(json.dumps({"encoded": len(ran), **dataclasses.asdict(usage)}))
 """
@@ -113,12 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", nargs="?", default="")
+    parser.add_argument("bundle", nargs="?", default=str(NANO))
     parser.add_argument("--turns", type=int, default=1000)
     parser.add_argument("--history", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
-    model = phirt.load(options.bundle or None)
+    model = phirt.load(options.bundle)
     history = min(options.history, model.manifest.geometry.context - 200)
     if options.turns >= 300:
         print(memory_over_turns(model, options.turns), flush=True)

@@ -1,10 +1,10 @@
-"""The embedded model's decoder graph with inputs for a user's adapter, made without its checkpoint.
+"""nano's decoder graph with inputs for a user's adapter, made without its checkpoint.
 
 The exporter builds graphs from shapes and writes weights on the way. Here it builds over the data file that
 is there: each piece is placed where the export has placed it, and nothing is written. That the plain graph
 comes out byte by byte as it lies in the bundle shows that all pieces are where the new graph looks for them.
 
-    python tests/nano/lora_graph.py FOLDER      adds the graph to a copy of the embedded bundle
+    python tests/nano/lora_graph.py FOLDER      adds the graph to a copy of the bundle
 
 The bundle's manifest then says that conversations held before go on: every other graph is as it was.
 """

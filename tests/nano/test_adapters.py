@@ -1,4 +1,4 @@
-"""A user's adapter on the embedded model: its graph, made from the shipped one, computes the same without."""
+"""A user's adapter on nano: its graph, made from the bundle's own, computes the same without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 import phirt
 from phirt.errors import ConversationError
-from phirt.model import embedded_bundle
 from phirt.transcription import TRANSCRIBE_PROMPT
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
@@ -46,19 +45,19 @@ def save_adapter(folder: Path, gain: float) -> Path:
     return folder
 
 
-def test_both_graphs_are_what_the_exporter_builds_over_the_data_that_is_there(lora_graph):
-    for name, (raw, _) in lora_graph.build(embedded_bundle()).items():
-        assert (embedded_bundle() / f"{name}.onnx").read_bytes() == raw
+def test_both_graphs_are_what_the_exporter_builds_over_the_data_that_is_there(lora_graph, nano):
+    for name, (raw, _) in lora_graph.build(nano).items():
+        assert (nano / f"{name}.onnx").read_bytes() == raw
 
 
-def test_answers_change_with_an_adapter_that_changes_something_and_with_no_other(tmp_path):
+def test_answers_change_with_an_adapter_that_changes_something_and_with_no_other(nano, tmp_path):
     folders = {"idle": save_adapter(tmp_path / "idle", 0.0), "mine": save_adapter(tmp_path / "mine", 1.0)}
     requests = [
         ("What is this?", {"images": [EXAMPLES / "shapes.png"]}, "vision"),
         (TRANSCRIBE_PROMPT, {"audio": [EXAMPLES / "seven.flac"]}, "speech"),
         ("Tell me about the sea.", {}, "none"),
     ]
-    with phirt.load() as plain, phirt.load(adapters=folders) as model:
+    with phirt.load(nano) as plain, phirt.load(nano, adapters=folders) as model:
         for text, media, adapter in requests:
             expected = plain.chat().send(text, max_new_tokens=16, **media).result
             for name in (None, "idle"):
@@ -69,8 +68,8 @@ def test_answers_change_with_an_adapter_that_changes_something_and_with_no_other
             assert other.token_ids != expected.token_ids
 
 
-def test_a_bundle_goes_on_with_conversations_of_those_that_it_names(tmp_path):
-    renamed = shutil.copytree(embedded_bundle(), tmp_path / "renamed")
+def test_a_bundle_goes_on_with_conversations_of_those_that_it_names(nano, tmp_path):
+    renamed = shutil.copytree(nano, tmp_path / "renamed")
     manifest = json.loads((renamed / "manifest.json").read_text())
     (renamed / "manifest.json").write_text(json.dumps(manifest | {"name": "renamed", "continues": []}))
     with phirt.load(renamed) as model:
@@ -78,7 +77,7 @@ def test_a_bundle_goes_on_with_conversations_of_those_that_it_names(tmp_path):
         chat.send("Hello.", max_new_tokens=4).text()
         chat.save(tmp_path / "talk")
         fingerprint = model.manifest.fingerprint
-    with phirt.load() as model, pytest.raises(ConversationError, match="held with another bundle"):
+    with phirt.load(nano) as model, pytest.raises(ConversationError, match="held with another bundle"):
         model.load_chat(tmp_path / "talk")
     (renamed / "manifest.json").write_text(json.dumps(manifest | {"continues": [fingerprint]}))
     with phirt.load(renamed) as model:

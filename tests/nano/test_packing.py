@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
+import pytest
 
-import phirt
+from phirt.model import embedded_bundle
 
 
 def _products(graph: onnx.GraphProto, depth: int = 0) -> Iterator[tuple[int, str, set[str], list[str]]]:
@@ -20,8 +22,9 @@ def _products(graph: onnx.GraphProto, depth: int = 0) -> Iterator[tuple[int, str
                 yield from _products(attribute.g, depth + 1)
 
 
-def test_nodes_two_branches_deep_own_their_weights() -> None:
-    path = phirt.load().manifest.path("decoder.onnx")
+@pytest.mark.parametrize("which", ["nano", "the embedded one"])
+def test_nodes_two_branches_deep_own_their_weights(nano: Path, which: str) -> None:
+    path = (nano if which == "nano" else embedded_bundle()) / "decoder.onnx"
     products = list(_products(onnx.load(path, load_external_data=False).graph))
     assert {depth for depth, *_ in products} == {0, 1, 2}
     strangers = [name for depth, name, own, weights in products if depth > 1 and not own.issuperset(weights)]

@@ -87,13 +87,11 @@ def test_the_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [detail for _, detail in verify_bundle(tmp_path / "bundle")] == ["ok", "ok"]
 
 
-def test_each_kind_of_bundle_names_what_opens_it(bundle: Path) -> None:
-    from phirt.model import embedded_bundle
-
+def test_each_kind_of_bundle_names_what_opens_it(bundle: Path, nano: Path) -> None:
     with pytest.raises(BundleError, match=r"embedding model, .*open it with phirt\.Embedder"):
         phirt.load(bundle)
     with pytest.raises(BundleError, match=r"answers, and no embedding model; open it with phirt\.load"):
-        phirt.Embedder(embedded_bundle())
+        phirt.Embedder(nano)
 
 
 def test_a_damaged_file_is_found_before_use(bundle: Path) -> None:

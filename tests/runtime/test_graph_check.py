@@ -210,16 +210,16 @@ def test_a_damaged_file_is_refused_or_read(bundle, tmp_path, data):
 
 
 @pytest.mark.parametrize("name", ["03a-loop-at-load", "03b-loop-at-run"])
-def test_endless_loops_of_strangers_end_in_one_line(tmp_path, name):
+def test_endless_loops_of_strangers_end_in_one_line(nano, tmp_path, name):
     if not CASES.is_dir():
         pytest.skip(f"the cases are not at {CASES}")
-    folder = _over_embedded(tmp_path, CASES / name / "decoder.onnx", CASES / name / "manifest.json")
+    folder = _over(nano, tmp_path, CASES / name / "decoder.onnx", CASES / name / "manifest.json")
     _ends_in_one_line(folder, "holds the operator 'Loop', which may never end")
 
 
 # Attack 03c: a decoder with a tree of branches, which takes minutes and gigabytes to open.
-def test_a_decoder_that_is_a_tree_ends_in_one_line(tmp_path):
-    folder = _over_embedded(tmp_path)
+def test_a_decoder_that_is_a_tree_ends_in_one_line(nano, tmp_path):
+    folder = _over(nano, tmp_path)
     made = onnx.load(folder / "decoder.onnx", load_external_data=False)
     condition = next(one for one in made.graph.node if one.op_type == "If").input[0]
     tree = branch([node("Identity", ["logits"], ["inner"])])
@@ -232,10 +232,8 @@ def test_a_decoder_that_is_a_tree_ends_in_one_line(tmp_path):
     _ends_in_one_line(folder, "nests graphs more than 3 deep")
 
 
-def _over_embedded(tmp_path: Path, *files: Path) -> Path:
-    from phirt.model import embedded_bundle
-
-    folder = Path(shutil.copytree(embedded_bundle(), tmp_path / "bundle"))
+def _over(nano: Path, tmp_path: Path, *files: Path) -> Path:
+    folder = Path(shutil.copytree(nano, tmp_path / "bundle"))
     for file in files:
         (folder / file.name).chmod(0o644)
         shutil.copyfile(file, folder / file.name)
@@ -270,10 +268,10 @@ def _ends_in_one_line(folder: Path, cause: str) -> None:
     assert kilobytes < 1 << 20
 
 
-def test_every_graph_of_the_embedded_and_the_tiny_bundle_passes(bundle):
+def test_every_graph_of_the_trained_and_the_random_bundles_passes(bundle, nano):
     from phirt.model import embedded_bundle
 
-    for folder in (bundle, embedded_bundle()):
+    for folder in (bundle, nano, embedded_bundle()):
         manifest = load_manifest(folder)
         for spec in manifest.graphs.values():
             check_graph(manifest, spec)

@@ -31,7 +31,7 @@ PUBLISHED = {
 }  # fmt: skip
 TOKENS = Tokens(bos=199999, pad=199999, eos=(200020, 199999))
 PLACEHOLDERS = {"image": 200010, "audio": 200011}
-TEMPLATE = (Path(__file__).parents[2] / "phirt/bundles/nano/chat_template.jinja").read_text("utf-8")
+TEMPLATE = (Path(__file__).parents[1] / "bundles/nano/chat_template.jinja").read_text("utf-8")
 WEATHER = [{"name": "get_weather", "description": "°C", "parameters": {"city": {"type": "str"}}}]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +113,19 @@ def test_a_run_that_fails_is_a_bundle_error(bundle):
     session = LazySession(load_manifest(bundle), "speech", ONE_THREAD)
     with pytest.raises(BundleError, match="the speech graph failed while running"):
         session.run({"audio_embeds": np.ones((1, 9, 7), np.float32), "projector": np.zeros(1, np.int64)})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="hard links")
+def test_weights_that_are_hard_links_are_named_and_not_called_damaged(nano, tmp_path):
+    """As uv installs packages; onnxruntime refuses such weights in the branches of a graph."""
+    folder = Path(shutil.copytree(nano, tmp_path / "linked"))
+    (folder / "decoder.data").unlink()
+    shutil.copyfile(nano / "decoder.data", tmp_path / "elsewhere.data")
+    os.link(tmp_path / "elsewhere.data", folder / "decoder.data")
+    with pytest.raises(BundleError, match=r"its weights are hard links.*--link-mode copy"):
+        phirt.load(folder)
+    (tmp_path / "elsewhere.data").unlink()
+    phirt.load(folder).close()
 
 
 def test_without_an_embedded_bundle_load_says_so(tmp_path, monkeypatch):

@@ -14,9 +14,8 @@ import typer
 
 from phirt.errors import ConfigError
 from phirt_apps.errors import UsageError
-from phirt_apps.models import EMBEDDED
 from phirt_apps.output import Output, one_line
-from phirt_apps.settings import NAME, change_settings
+from phirt_apps.settings import EMBEDDED, NAME, change_settings
 
 SUMMARY = "Give a model's folder a name."
 SECTION = "Models"

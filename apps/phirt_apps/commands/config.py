@@ -14,9 +14,16 @@ import typer
 
 from phirt_apps import options
 from phirt_apps.errors import UsageError
-from phirt_apps.models import EMBEDDED
 from phirt_apps.output import Output, one_line, plain_table
-from phirt_apps.settings import KEYS, change_settings, load_settings, parsed, settings_path, variable
+from phirt_apps.settings import (
+    EMBEDDED,
+    KEYS,
+    change_settings,
+    load_settings,
+    parsed,
+    settings_path,
+    variable,
+)
 
 SUMMARY = "Show or change your defaults."
 SECTION = "This machine"

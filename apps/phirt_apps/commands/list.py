@@ -12,9 +12,8 @@ from typing import Any
 from phirt.errors import PhirtError
 from phirt_apps import options
 from phirt_apps.home import expand_home
-from phirt_apps.models import EMBEDDED
 from phirt_apps.output import Output, one_line, plain_table, size
-from phirt_apps.settings import load_settings, variable
+from phirt_apps.settings import EMBEDDED, load_settings, variable
 
 SUMMARY = "List the models that have names."
 SECTION = "Models"

@@ -12,9 +12,8 @@ import typer
 from phirt.errors import ConfigError
 from phirt_apps import options
 from phirt_apps.errors import UsageError
-from phirt_apps.models import EMBEDDED
 from phirt_apps.output import Output, one_line
-from phirt_apps.settings import change_settings
+from phirt_apps.settings import EMBEDDED, change_settings
 
 SUMMARY = "Forget a model's name; its files stay."
 SECTION = "Models"
