@@ -1,6 +1,6 @@
 """Asks the embedded model about a picture and prints the answer as it comes.
 
-    python apps/examples/ask.py apps/examples/shapes.png "How many shapes are there?"
+    python apps/examples/ask.py apps/examples/shoes.jpg "What is this?"
 
 Freezes with `pyinstaller apps/examples/ask.py`, without options: phirt brings its own hook.
 """

@@ -1,6 +1,6 @@
 """Several questions at once in an event loop, on one model; the slowest is cancelled after a while.
 
-python apps/examples/ask_async.py "Say hello." "Tell me about the sea."
+python apps/examples/ask_async.py "Say hello." "What is the capital of France?"
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Draws the example picture and speaks the example clip, so that the repository carries no one else's media.
+"""Draws a picture and speaks a clip, whose contents are known exactly.
 
     python apps/examples/make_examples.py
 
@@ -6,6 +6,10 @@ writes `shapes.png` (a red circle, a blue square and a green triangle) and `seve
 "seven") beside this file. The word comes from espeak-ng; without it a small formant synthesiser here says it,
 less well. Needs nothing beyond the runtime's own dependencies. The same input gives the same picture; the
 clip depends on the version of espeak-ng.
+
+`shoes.jpg` is no work of this script: it is a photo of A. Grigorev's small clothing dataset (CC0 1.0,
+https://github.com/alexeygrigorev/clothing-dataset-small), of the split for validation, on which no recipe
+here trains.
 """
 
 from __future__ import annotations

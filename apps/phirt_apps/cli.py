@@ -69,7 +69,7 @@ def root(
     """Answers about text, images and recordings on your own machine: offline, nothing leaves it.
 
     \b
-      phirt chat "Tell me about the sea."
+      phirt chat "What is the capital of France?"
       phirt chat --image photo.jpg "What is this?"
       phirt chat                                     an interactive session
       phirt transcribe memo.flac

@@ -90,8 +90,10 @@ def _run(line: str, clone: Path) -> subprocess.CompletedProcess[bytes]:
 
 
 def _environment(clone: Path) -> dict[str, str]:
+    """As the reader has it, but with short answers."""
     path = f"{clone / 'bin'}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PHIRT_CONFIG": str(clone / "settings.toml")}
+    own = {"PATH": path, "PHIRT_CONFIG": str(clone / "settings.toml"), "PHIRT_MAX_NEW_TOKENS": "16"}
+    return {**{name: value for name, value in os.environ.items() if name != "PHIRT_MODEL"}, **own}
 
 
 def test_the_commands_run_as_they_are_written(clone: Path) -> None:
@@ -104,7 +106,7 @@ def test_the_commands_run_as_they_are_written(clone: Path) -> None:
     assert json.loads((clone / "answer.json").read_text())["text"]
 
 
-def test_the_session_of_the_readme(terminal) -> None:
+def test_the_session_of_the_readme(terminal, embedded: None) -> None:
     assert "phirt chat" in _lines(TEXT)
     screen = terminal("chat")
     screen.wait("leaves")

@@ -41,8 +41,8 @@ def test_every_path_of_the_map_exists() -> None:
 def test_the_two_commands_are_those_that_are_checked() -> None:
     check = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     first, second = re.findall(r"^python3\.11 -m venv .*$", README, flags=re.MULTILINE)
-    assert "apps/examples/shapes.png" in first and "apps/examples/shapes.png" in check
-    for part in (first.split("phirt chat")[1].split("shapes.png")[1].strip(), 'pip" install --quiet .'):
+    assert "apps/examples/shoes.jpg" in first and "apps/examples/shoes.jpg" in check
+    for part in (first.split("phirt chat")[1].split("shoes.jpg")[1].strip(), 'pip" install --quiet .'):
         assert part in check
     for part in ('-c constraints.txt -e ".[dev]"', "-n 2"):
         assert part in second and part in check
