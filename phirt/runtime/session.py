@@ -96,6 +96,7 @@ class Session:
             _check_provider(self._session, config.device)
             _check_interface(self._session, self.spec)
             system.release_mapped_pages([manifest.path(name) for name in self.spec.data])
+            system.trim_heap()  # of weights before they were folded and packed
         if _log.isEnabledFor(logging.DEBUG):
             how = f"{config.device.provider}, {config.device.thread_count} threads"
             seconds = time.perf_counter() - begin
