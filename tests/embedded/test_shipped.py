@@ -26,13 +26,10 @@ def test_a_wheel_holds_the_embedded_model_and_no_other() -> None:
     assert packages == {"phirt", "phirt_apps", "phirt_export", "phirt_quant", "phirt_train"}
 
 
-def test_a_source_distribution_can_be_tested() -> None:
+def test_a_source_distribution_holds_what_a_wheel_is_made_of() -> None:
     found = _shipped(sources.SdistBuilder)
-    assert {
-        "tests/bundles/nano/manifest.json",
-        "phirt/bundles/mini/manifest.json",
-        "tests/conftest.py",
-    } <= found
+    assert {"phirt/bundles/mini/manifest.json", "export/recipes/mini/NOTICE", "LICENSE"} <= found
+    assert [path for path in found if path.startswith("tests/")] == []
 
 
 def test_the_terms_of_all_parts_come_with_a_wheel() -> None:
