@@ -130,16 +130,17 @@ def write_manifest(
     store_manifest(manifest)
 
 
+def is_document(name: str) -> bool:
+    """Whether a file is a model card, a licence or a notice, which go along wherever weights go."""
+    return _TAKEN_ALONG.fullmatch(name) is not None
+
+
 def copy_documents(checkpoint: Path, folder: Path) -> None:
     """Copies a checkpoint's model card, licences and notices to its bundle."""
     if not checkpoint.is_dir():  # one file, which is all there is
         return
     for path in checkpoint.iterdir():
-        if (
-            _TAKEN_ALONG.fullmatch(path.name)
-            and path.is_file()
-            and path.stat().st_size <= _MAX_DOCUMENT_BYTES
-        ):
+        if is_document(path.name) and path.is_file() and path.stat().st_size <= _MAX_DOCUMENT_BYTES:
             shutil.copyfile(path, folder / path.name)
 
 

@@ -20,7 +20,7 @@ from phirt_export.mobile.profiles import known_profiles, read_profile
 from phirt_export.mobile.rendering import as_document, fixed_rendering
 
 _ROOT = Path(__file__).resolve().parents[2]
-_NANO = next(p for p in (_ROOT / "tests/bundles/nano", _ROOT / "phirt/bundles/nano") if p.is_dir())
+_NANO = _ROOT / "tests" / "bundles" / "nano"
 _MEDIA: dict[str, tuple[Modality, int]] = {"vision": ("image", 1), "speech": ("audio", 2)}
 _CHATML = (
     "{% for message in messages %}<|user|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"

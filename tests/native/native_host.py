@@ -16,9 +16,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "apps" / "native"
-# Where the tests of hosts find a small model: the one place that says so.
-_PLACES = (ROOT / "tests" / "bundles" / "nano", ROOT / "phirt" / "bundles" / "nano")
-NANO = next(place for place in _PLACES if place.is_dir())
+NANO = ROOT / "tests" / "bundles" / "nano"
 
 
 def onnxruntime_parts() -> Path:

@@ -13,12 +13,11 @@ from phirt.bundle.manifest import Manifest
 from phirt.bundle.variants import as_variant
 from phirt.generate.engine import Engine
 from phirt.generate.sequence import Prompt
-from phirt.model import embedded_bundle
 from phirt_export.variants.adding import add_targets
 from phirt_export.variants.sizes import StaticOptions
 
 # The bundle that everything here is shown with.
-NANO = embedded_bundle()
+NANO = Path(__file__).resolve().parents[1] / "bundles" / "nano"
 EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
 STATIC = StaticOptions(prefill=32, window=160, audio_tokens=64)
 

@@ -29,7 +29,7 @@ from phirt.generate.kv_cache import cache_dtype
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS
-from phirt_export.bundle import CARD_NAME, store_manifest
+from phirt_export.bundle import is_document, store_manifest
 from phirt_export.mobile.golden import golden_vectors
 from phirt_export.mobile.host_tokenizer import require_host_tokenizer
 from phirt_export.mobile.memory import MemoryPlan, plan_memory
@@ -132,8 +132,7 @@ def _kept_files(manifest: Manifest) -> list[str]:
     graphs = _kept_graphs(manifest).values()
     names = [manifest.tokenizer, manifest.chat_template, *(graph.file for graph in graphs)]
     names += [name for graph in graphs for name in graph.data]
-    if CARD_NAME in manifest.files:
-        names.append(CARD_NAME)
+    names += filter(is_document, manifest.files)
     if nested := [name for name in names if "/" in name]:
         raise ConfigError(f"the bundle's file {nested[0]!r} lies in a folder of its own; export it again")
     return list(dict.fromkeys(names))
