@@ -17,7 +17,6 @@ import onnx_ir as ir
 from phirt.bundle.lora import DECODER, LORA_DECODER
 from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, GraphSpec
 from phirt.errors import ConfigError
-from phirt.generate.kv_cache import DTYPES
 from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.bundle import (
@@ -60,6 +59,8 @@ from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_si
 
 # Appends a graph to its store's builder.
 GraphBuild = Callable[[WeightStore], None]
+# What a checkpoint's keys and values may be kept as; targets have types of their own.
+_CACHE_TYPES = ("float32", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +174,8 @@ def export_bundle(
         raise ConfigError(f"no target is named; choose from {', '.join(known_targets())}")
     for target in targets:
         read_target(target)
-    if kv not in DTYPES:
-        raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(DTYPES)}")
+    if kv not in _CACHE_TYPES:
+        raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(_CACHE_TYPES)}")
     require_chips(targets, chips)
     if (checkpoint / MANIFEST_NAME).is_file():
         told = functools.partial(announce, progress)

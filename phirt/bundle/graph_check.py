@@ -47,15 +47,15 @@ _STANDARD = frozenset({
     "Sum", "Swish", "Tan", "Tanh", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
 })  # fmt: skip
 _CONTRIB = frozenset({
-    "Attention", "BiasGelu", "BiasSplitGelu", "DequantizeLinear", "DynamicQuantizeMatMul", "EPContext",
-    "FastGelu",
+    "Attention", "BiasGelu", "BiasSplitGelu", "DequantizeLinear", "DynamicQuantizeMatMul", "FastGelu",
     "FusedConv", "FusedGemm", "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention",
     "MatMulBnb4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBits", "MoE", "MultiHeadAttention",
     "QLinearAdd", "QLinearConcat", "QLinearConv", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax",
     "QMoE", "QOrderedMatMul", "QuantizeLinear", "QuickGelu", "RotaryEmbedding",
     "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
 })  # fmt: skip
-_OPERATORS = {"": _STANDARD, "ai.onnx": _STANDARD, "com.microsoft": _CONTRIB}
+# What a provider has compiled ahead, which it alone takes; its content may lie in a file that it names.
+_COMPILED, _COMPILING = "EPContext", "qnn"
 
 
 def check_graph(manifest: Contents, spec: GraphSpec) -> None:
@@ -65,7 +65,7 @@ def check_graph(manifest: Contents, spec: GraphSpec) -> None:
     data = {name: manifest.files[name].size for name in spec.data}
     total = manifest.files[spec.file].size + sum(data.values())
     try:
-        _Check(data, total).model(model)
+        _Check(data, total, takes_compiled=spec.target == _COMPILING).model(model)
     except (SizeError, _RefusedError) as error:
         raise _not_opened(path, error) from error
     except (ArithmeticError, LookupError, ValueError) as error:  # operands that no operator takes
@@ -85,8 +85,10 @@ class _RefusedError(Exception):
 class _Check:
     """Walks over one model, counting."""
 
-    def __init__(self, data: dict[str, int], total: int) -> None:
+    def __init__(self, data: dict[str, int], total: int, *, takes_compiled: bool) -> None:
         self._data = data
+        contrib = _CONTRIB | {_COMPILED} if takes_compiled else _CONTRIB
+        self._operators = {"": _STANDARD, "ai.onnx": _STANDARD, "com.microsoft": contrib}
         self._sizes = GraphSizes(total)
         self._nodes = 0
         self._weight_bytes = 0
@@ -111,7 +113,7 @@ class _Check:
             self._node(node, known)
 
     def _node(self, node: Node, known: dict[str, Computed]) -> None:
-        if node.kind not in _OPERATORS.get(node.domain, ()):
+        if node.kind not in self._operators.get(node.domain, ()):
             name = f"{node.domain}.{node.kind}".lstrip(".")
             why = ", which may never end" if node.kind in ("Loop", "Scan", "SequenceMap") else ""
             raise _RefusedError(f"it holds the operator {name[:80]!r}{why}")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "apps" / "examples"
 RECIPE = ROOT / "export" / "recipes" / "mini"
 SHORT = phirt.GenerationConfig(max_new_tokens=24)
-# Deflated, codes take a tenth less: a wheel with it stays below 100 MiB, where indexes of packages draw a line.
+# Deflated, codes take a tenth less: a wheel with it stays below 100 MiB, where package indexes draw a line.
 MAX_BYTES = 117_000_000
 TERMS = ("LICENSE-Apache-2.0.txt", "NOTICE")
 

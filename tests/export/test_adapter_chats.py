@@ -229,9 +229,9 @@ def test_a_bundle_that_was_exported_before_says_so(bundle, folders, tmp_path):
 
 def test_the_plain_graph_serves_who_brings_no_adapter(bundle, folders, monkeypatch):
     opened = []
-    session = phirt.generator.Session
+    decoder = phirt.generator._open_decoder
     monkeypatch.setattr(
-        "phirt.generator.Session", lambda m, graph, c: opened.append(graph) or session(m, graph, c)
+        "phirt.generator._open_decoder", lambda m, graph, c: opened.append(graph) or decoder(m, graph, c)
     )
     phirt.load(bundle, adapters={}).close()
     phirt.load(bundle, adapters=folders).close()

@@ -233,7 +233,7 @@ def test_the_kernel_is_chosen_while_the_decoder_opens_and_no_longer(model, plain
     ("dtypes", "expected"),
     [
         (("int8", "float32"), "float32 and int8"),
-        (("float16", "float16"), "as float16, accepted: float32 or int8"),
+        (("float64", "float64"), "as float64, accepted: float32"),
         (("int8",), "takes 1 cache buffers"),
         ((), "as nothing"),
     ],
