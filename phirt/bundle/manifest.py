@@ -22,6 +22,7 @@ EMBEDDER = "embedder"  # the graph of an embedding model
 MANIFEST_NAME = "manifest.json"
 REMEDY = "export the bundle again or fetch a fresh copy"
 CPU_TARGET = "cpu"  # of graphs that run on any CPU
+SOME_ROWS = "rows_from_1"  # a size of media features that is 1 at least
 NO_ADAPTER = "none"  # what the base weights alone are called where an adapter is named
 
 Modality = Literal["image", "audio"]

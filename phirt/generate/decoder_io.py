@@ -21,18 +21,21 @@ _SLAB_BYTES = 64 << 20
 
 
 class DecoderIO:
-    """Inputs and logits of runs of up to `longest` decoded ids. `logits` is float32 [longest, vocab]; only
-    rows that are written take memory.
+    """Inputs and logits of runs of up to `longest` decoded ids, features and logits in the graph's type.
+    `logits` is [longest, vocab]; only rows that are written take memory. `least_rows` are those that features
+    have where there are no media.
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int, longest: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(
+        self, vocab_size: int, hidden_size: int, longest: int, dtype: str = "float32", least_rows: int = 0
+    ) -> None:
+        self._vocab_size, self._dtype = vocab_size, np.dtype(dtype)
         self.slab_rows = max(longest, min(_SLAB_ROWS, _SLAB_BYTES // (4 * vocab_size)))
         self._slab: Logits | None = None
         self.tokens = np.zeros(longest, dtype=np.int64)
-        self.no_media: Features = np.zeros((0, hidden_size), dtype=np.float32)
+        self.no_media: Features = np.zeros((least_rows, hidden_size), dtype=self._dtype)
         self.no_media_value = ort_value(self.no_media)
-        self.logits: Logits = empty_array((longest, vocab_size), np.float32)
+        self.logits: Logits = empty_array((longest, vocab_size), self._dtype)
         self.route = np.zeros(1, dtype=np.int64)
         self._num_logits = np.zeros(1, dtype=np.int64)
         self._seqlens_k = np.zeros(1, dtype=np.int32)
@@ -58,7 +61,7 @@ class DecoderIO:
         are scored position by position.
         """
         if self._slab is None:
-            self._slab = empty_array((self.slab_rows, self._vocab_size), np.float32)
+            self._slab = empty_array((self.slab_rows, self._vocab_size), self._dtype)
         return self._slab
 
     def slab_value(self, count: int) -> Any:
@@ -67,7 +70,7 @@ class DecoderIO:
 
     def row(self, index: int) -> Logits:
         """The logits [vocab] in row `index`, valid until the next run."""
-        row: Logits = self.logits[index]
+        row: Logits = self.logits[index].astype(np.float32, copy=False)
         return row
 
     def set_lengths(self, length: int, announced: int, num_logits: int) -> None:

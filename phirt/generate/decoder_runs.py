@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from phirt.bundle.adapters import adapter_id
-from phirt.bundle.manifest import Manifest
+from phirt.bundle.manifest import SOME_ROWS, Manifest
 from phirt.generate.decoder_io import DecoderIO, Logits
 from phirt.generate.kv_cache import KVCache
 from phirt.generate.sequence import Adapter, Features, Ids
@@ -74,34 +74,40 @@ class DynamicRuns:
         geometry = manifest.geometry
         self._session, self._manifest = session, manifest
         self._loras = loras or LoraInputs(session.spec, geometry)
-        self.cache = KVCache.of_graph(session.spec.inputs, geometry, session.device)
-        self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN)
+        self.cache = KVCache.of_graph(session.spec.inputs, geometry, session)
+        media = next(one for one in session.spec.inputs if one.name == "media_features")
+        least = int(media.shape[0] == SOME_ROWS)
+        self._io = DecoderIO(geometry.vocab_size, geometry.hidden_size, LONGEST_RUN, media.dtype, least)
         self._bindings: dict[int, Any] = {}  # by the ids of a run
-        self.no_media, self.slab_rows = self._io.no_media, self._io.slab_rows
+        self.slab_rows = self._io.slab_rows
+        self.no_media: Features = np.zeros((0, geometry.hidden_size), np.float32)
 
     def run_tokens(self, ids: Sequence[int], adapter: Adapter) -> None:
         count, start = len(ids), self.cache.length
         self._io.tokens[:count] = ids
+        self._io.set_lengths(start + count, start + count, count)
         binding = self._bindings.get(count)
         if binding is None:
             logits = self._io.logits_value(count)
             binding = self._bind(self._io.tokens_value(count), self._io.no_media_value, logits, adapter)
-            self._bindings[count] = binding
-        self._io.set_lengths(start + count, start + count, count)
+            # Elsewhere what lies in this process's memory is copied to the device when it is bound.
+            if self._session.device.is_cpu:
+                self._bindings[count] = binding
         self._session.run_bound(binding)
 
     def run_chunk(self, ids: Ids, features: Features, adapter: Adapter, announced: int, scored: int) -> None:
         self._io.set_lengths(self.cache.length + len(ids), announced, scored or 1)
         logits = self._io.slab_value(scored) if scored else self._io.logits_value(1)
         chunk = np.ascontiguousarray(ids).reshape(1, -1)
-        media = ort_value(np.ascontiguousarray(features))
+        rows = np.ascontiguousarray(features, self._io.no_media.dtype) if len(features) else self._io.no_media
+        media = ort_value(rows)
         self._session.run_bound(self._bind(ort_value(chunk), media, logits, adapter))
 
     def row(self, index: int) -> Logits:
         return self._io.row(index)
 
     def slab(self, count: int) -> Logits:
-        rows: Logits = self._io.slab[:count]
+        rows: Logits = self._io.slab[:count].astype(np.float32, copy=False)
         return rows
 
     def forget_bindings(self) -> None:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from phirt.bundle.manifest import Geometry, TensorSpec
 from phirt.errors import BundleError, out_of_memory
-from phirt.runtime.device import CPU, Device
-from phirt.runtime.tensor import Tensor
+from phirt.runtime.device import CPU
+from phirt.runtime.tensor import Allocator, Tensor
 
 _FIRST_CAPACITY = 256
 
@@ -40,7 +40,7 @@ class KVCache:
         head_dim: int,
         context: int,
         dtype: str = "float32",
-        device: Device = CPU,
+        device: Allocator = CPU,
         capacity: int | None = None,
     ) -> None:
         self.num_layers = num_layers
@@ -60,7 +60,7 @@ class KVCache:
         cls,
         inputs: Sequence[TensorSpec],
         geometry: Geometry,
-        device: Device = CPU,
+        device: Allocator = CPU,
         capacity: int | None = None,
     ) -> KVCache:
         """An empty cache for a decoder graph with these inputs. Raises BundleError where they are not one

@@ -37,18 +37,20 @@ Provider = str | tuple[str, Mapping[str, str]]
 @dataclasses.dataclass(frozen=True)
 class _Traits:
     """What holds for all devices of one provider: onnxruntime's word for their memory, the type of features
-    and logits in graphs that are made for them.
+    and logits in graphs that are made for them, and whether their memory is a session's to give: an older
+    onnxruntime that cannot copies keys and values at every run.
     """
 
     memory: str = "cpu"
     io_dtype: str = "float32"
+    needs_session: bool = False
 
 
 _TRAITS = {
     CPU_PROVIDER: _Traits(),
     "CUDAExecutionProvider": _Traits("cuda", "float16"),
     "DmlExecutionProvider": _Traits("dml", "float16"),
-    "WebGpuExecutionProvider": _Traits("webgpu", "float16"),
+    "WebGpuExecutionProvider": _Traits("webgpu", "float16", needs_session=True),
 }
 
 
@@ -123,11 +125,15 @@ class Device:
         session.disable_fallback()
         return session
 
-    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        """A zeroed buffer [a, b, positions, c] where the device reads and writes it in place."""
-        if self._traits.memory == "cpu":
+    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike, session: Any = None) -> Tensor:
+        """A zeroed buffer [a, b, positions, c] where the device reads and writes it in place; of a session on
+        it where one is given.
+        """
+        traits = self._traits
+        by_session = hasattr(session, "create_ortvalue_from_shape_and_type")
+        if traits.memory == "cpu" or (traits.needs_session and not by_session):
             return HostTensor(empty_array(shape, dtype))
-        return DeviceTensor(shape, dtype, self._traits.memory)
+        return DeviceTensor(shape, dtype, traits.memory, session if traits.needs_session else None)
 
     def session_options(self, *, spinning: bool) -> Any:
         """Options for a session; with `spinning` its threads stay awake for a moment between runs."""

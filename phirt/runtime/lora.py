@@ -5,7 +5,7 @@ Knows which inputs a decoder graph has for an adapter. Knows nothing of files, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ class LoraInputs:
 
     def __init__(self, spec: GraphSpec, sizes: DecoderSizes, loras: Mapping[str, Lora] | None = None) -> None:
         takes = any(tensor.name == ACTIVE_INPUT for tensor in spec.inputs)
+        halves = {tensor.name for tensor in spec.inputs if tensor.dtype == "float16"}
         assert takes or not loras, f"{spec.file} takes no adapters"
         self._values: dict[str | None, Sequence[tuple[str, Any]]] = {None: ()}
         if takes:
-            self._values[None] = _values(NO_LORA, sizes)
+            self._values[None] = _values(NO_LORA, sizes, halves)
             for digest, lora in (loras or {}).items():
-                self._values[digest] = _values(lora, sizes)
+                self._values[digest] = _values(lora, sizes, halves)
 
     def values(self, digest: str | None) -> Sequence[tuple[str, Any]]:
         """(graph input, OrtValue) for the adapter with this digest; None for no adapter."""
@@ -38,6 +39,10 @@ class LoraInputs:
         return digest in self._values
 
 
-def _values(lora: Lora, sizes: DecoderSizes) -> Sequence[tuple[str, Any]]:
-    values = [(name, ort_value(np.ascontiguousarray(matrix))) for name, matrix in lora.matrices(sizes)]
+def _values(lora: Lora, sizes: DecoderSizes, halves: Collection[str]) -> Sequence[tuple[str, Any]]:
+    """Inputs and their values; those named in `halves` in float16."""
+    values = []
+    for name, matrix in lora.matrices(sizes):
+        kind = np.float16 if name in halves else np.float32
+        values.append((name, ort_value(np.ascontiguousarray(matrix, kind))))
     return [(ACTIVE_INPUT, ort_value(np.array([bool(lora.branches)]))), *values]

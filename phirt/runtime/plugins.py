@@ -17,24 +17,18 @@ from typing import Any
 from phirt.errors import ProviderError
 from phirt.runtime.ort import ort
 
-# What a library is registered as may end so: it may then offer devices that the machine does not list, such
-# as a software adapter.
-_VIRTUAL = ".virtual"
-
 
 @dataclasses.dataclass(frozen=True)
 class Plugin:
     """A provider by onnxruntime's name, the module that brings its library, and the distribution of that.
 
-    `kinds` are the kinds of devices that it is used on, the one to take first in front. `offers_virtual`:
-    software does where there is no such device.
+    `kinds` are the kinds of devices that it is used on, the one to take first in front.
     """
 
     provider: str
     module: str
     distribution: str
     kinds: tuple[str, ...]
-    offers_virtual: bool = False
 
 
 PLUGINS = (
@@ -44,10 +38,7 @@ PLUGINS = (
         "OpenVINOExecutionProvider", "onnxruntime_ep_openvino", "onnxruntime-ep-openvino",
         ("NPU", "GPU", "CPU"),
     ),
-    Plugin(
-        "WebGpuExecutionProvider", "onnxruntime_ep_webgpu", "onnxruntime-ep-webgpu", ("GPU",),
-        offers_virtual=True,
-    ),
+    Plugin("WebGpuExecutionProvider", "onnxruntime_ep_webgpu", "onnxruntime-ep-webgpu", ("GPU",)),
 )  # fmt: skip
 
 # Snapdragon 8 Gen 3.
@@ -79,8 +70,7 @@ def installed() -> tuple[Plugin, ...]:
 def built_in() -> tuple[str, ...]:
     """The providers that onnxruntime has without plug-ins, in its order of preference."""
     # It lists those of registered libraries, too.
-    ours = {name.removesuffix(_VIRTUAL) for name in _registered}
-    return tuple(name for name in ort.get_available_providers() if name not in ours)
+    return tuple(name for name in ort.get_available_providers() if name not in _registered)
 
 
 def plugin_of(provider: str) -> Plugin | None:
@@ -96,8 +86,6 @@ def devices_of(plugin: Plugin) -> tuple[PluginDevice, ...]:
     """
     with _LOCK:
         found = _register(plugin, plugin.provider)
-        if not found and plugin.offers_virtual:
-            found = _register(plugin, plugin.provider + _VIRTUAL)
     return tuple(sorted(found, key=lambda one: plugin.kinds.index(one.kind)))
 
 

@@ -25,6 +25,7 @@ from phirt.runtime.device import CPU, Device
 from phirt.runtime.native_calls import native_calls
 from phirt.runtime.ort import ort
 from phirt.runtime.placement import RECORD, Placement, placement_of
+from phirt.runtime.tensor import Tensor
 
 _EXTERNAL_BYTES = 1024  # smaller initializers stay in the prepared graph itself
 _ORT_TYPES = {
@@ -129,6 +130,10 @@ class Session:
         system.release_mapped_pages([entry.data])
         system.trim_heap()
         return session
+
+    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+        """A zeroed buffer [a, b, positions, c] where the graph reads and writes it in place."""
+        return self.device.allocate(shape, dtype, self._session)
 
     @property
     def placement(self) -> Placement | None:

@@ -34,6 +34,14 @@ class Tensor(Protocol):
         ...
 
 
+class Allocator(Protocol):
+    """What has memory for buffers: a device, or a session on one."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+        """A zeroed buffer [a, b, positions, c]."""
+        ...
+
+
 class HostTensor:
     """A buffer in this process's memory: what either side writes, the other sees at once."""
 
@@ -57,18 +65,30 @@ class DeviceTensor:
     happens when a cache grows, is copied or saved, and not between runs.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, memory: str) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike, memory: str, session: Any = None
+    ) -> None:
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self.value = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype), memory)
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        # Memory of a provider that onnxruntime knows through a session alone is that session's to give.
+        make = getattr(session, "create_ortvalue_from_shape_and_type", None)
+        if make is None:
+            make = ort.OrtValue.ortvalue_from_shape_and_type
+        self.value = make(shape, self._dtype, memory)
 
     def read(self, count: int) -> Array:
-        whole: Array = self.value.numpy()
-        return whole[:, :, :count]
+        return self._whole()[:, :, :count]
 
     def write(self, values: Array, start: int = 0) -> None:
-        whole: Array = self.value.numpy().copy()
+        whole = self._whole()
         whole[:, :, start : start + values.shape[2]] = values
-        self.value.update_inplace(whole)
+        ort.copy_tensors([ort_value(whole)], [self.value])
+
+    def _whole(self) -> Array:
+        """A copy of the buffer."""
+        whole = np.empty(self._shape, self._dtype)
+        ort.copy_tensors([self.value], [ort_value(whole)])
+        return whole
 
 
 def ort_value(array: Array) -> Any:

@@ -83,6 +83,11 @@ class NodeBuilder:
 
         return call
 
+    def contrib(self, op_type: str, *inputs: ir.Value | None, name: str = "", **attributes: Any) -> ir.Value:
+        """One of onnxruntime's own operators that the standard has under the same name."""
+        value: ir.Value = self._node(op_type, inputs, attributes, name, 1, CONTRIB_DOMAIN)
+        return value
+
     @contextlib.contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Prefix the names of what is built inside with `name.`."""
@@ -192,11 +197,13 @@ class NodeBuilder:
         attributes: dict[str, Any],
         name: str,
         outputs: int,
+        domain: str | None = None,
     ) -> Any:
         while inputs and inputs[-1] is None:  # an optional input is left out by a name only before others
             inputs = inputs[:-1]
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
-        domain = CONTRIB_DOMAIN if op_type in CONTRIB_OPS else ""
+        if domain is None:
+            domain = CONTRIB_DOMAIN if op_type in CONTRIB_OPS else ""
         scoped = self._unique(name or op_type.lower())
         return self._append(ir.Node(domain, op_type, inputs, attrs, num_outputs=outputs, name=scoped))
 

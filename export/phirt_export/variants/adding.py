@@ -22,6 +22,7 @@ from phirt_export.calibration.samples import OWN_TEXT, Sample, read_samples
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import read_target
 from phirt_export.variants.compiling import compile_variant, compiled_name
+from phirt_export.variants.dynamic_variant import DynamicVariant
 from phirt_export.variants.sizes import StaticOptions
 from phirt_export.variants.static_variant import StaticVariant
 
@@ -95,7 +96,11 @@ def write_variants(
             continue
         note(f"making the graphs for {target}")
         profile = read_target(target)
-        builder = StaticVariant(manifest, target, profile, options, note)
+        builder: StaticVariant | DynamicVariant
+        if profile.shapes == "static":
+            builder = StaticVariant(manifest, target, profile, options, note)
+        else:
+            builder = DynamicVariant(manifest, target, profile, note)
         if generator is None and profile.activations is not None:
             generator = Generator(manifest, SessionConfig())
         variants[target] = builder.write(generator, samples, own_files=not keeps)

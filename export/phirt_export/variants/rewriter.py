@@ -64,6 +64,14 @@ class Rewriter:
             if stop_at in node.outputs:
                 return
 
+    def once(self, key: object, build: Callable[[], ir.Value]) -> ir.Value:
+        """What a rule builds for all nodes that ask for the same, in the main graph."""
+        return self.g.once(key, build)
+
+    def input(self, name: str) -> ir.Value:
+        """An input of the new graph."""
+        return next(value for value in self.g.inputs if value.name == name)
+
     def branch(self, node: ir.Node, name: str) -> list[ir.Value]:
         """Emits a branch of an If in the place where the If would be."""
         return self.graph(node.attributes[name].as_graph())
@@ -83,10 +91,14 @@ class Rewriter:
         assert condition is not None
         return self.g.if_else(
             condition,
-            lambda: self.branch(node, "then_branch"),
-            lambda: self.branch(node, "else_branch"),
+            lambda: self._of_their_own(self.branch(node, "then_branch")),
+            lambda: self._of_their_own(self.branch(node, "else_branch")),
             node.name or "if",
         )
+
+    def _of_their_own(self, values: Sequence[ir.Value]) -> list[ir.Value]:
+        """A branch's outputs as values that its own nodes give: a weight of the main graph is none."""
+        return [self.g.Identity(value) if value.producer() is None else value for value in values]
 
 
 def copied(model: ir.Model, g: Emitter, rules: Sequence[Rules]) -> ir.Model:
