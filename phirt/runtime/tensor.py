@@ -61,31 +61,36 @@ class HostTensor:
 
 
 class DeviceTensor:
-    """A buffer in a device's own memory. It is copied as a whole to be read or written from here, which
-    happens when a cache grows, is copied or saved, and not between runs.
+    """A buffer in a device's own memory, which a session gives where onnxruntime does not know it otherwise.
+    It is copied as a whole to be read or written from here, which happens when a cache grows, is copied or
+    saved, and not between runs.
     """
 
     def __init__(
         self, shape: tuple[int, ...], dtype: npt.DTypeLike, memory: str, session: Any = None
     ) -> None:
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self._shape, self._dtype = shape, np.dtype(dtype)
-        # Memory of a provider that onnxruntime knows through a session alone is that session's to give.
-        make = getattr(session, "create_ortvalue_from_shape_and_type", None)
-        if make is None:
-            make = ort.OrtValue.ortvalue_from_shape_and_type
-        self.value = make(shape, self._dtype, memory)
+        self._shape, self._dtype, self._is_sessions = shape, np.dtype(dtype), session is not None
+        if session is not None:
+            self.value = session.create_ortvalue_from_shape_and_type(shape, self._dtype, memory)
+        else:
+            self.value = ort.OrtValue.ortvalue_from_shape_and_type(shape, self._dtype, memory)
 
     def read(self, count: int) -> Array:
         return self._whole()[:, :, :count]
 
     def write(self, values: Array, start: int = 0) -> None:
-        whole = self._whole()
+        whole = self._whole().copy()
         whole[:, :, start : start + values.shape[2]] = values
-        ort.copy_tensors([ort_value(whole)], [self.value])
+        if self._is_sessions:
+            ort.copy_tensors([ort_value(whole)], [self.value])
+        else:
+            self.value.update_inplace(whole)
 
     def _whole(self) -> Array:
-        """A copy of the buffer."""
+        if not self._is_sessions:
+            known: Array = self.value.numpy()
+            return known
         whole = np.empty(self._shape, self._dtype)
         ort.copy_tensors([self.value], [ort_value(whole)])
         return whole

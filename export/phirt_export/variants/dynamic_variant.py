@@ -18,8 +18,8 @@ from phirt_export.calibration.samples import Sample
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.targets.passes.float16 import to_float16
 from phirt_export.targets.profile import TargetProfile
-from phirt_export.variants.emitter import Emitter
-from phirt_export.variants.rewriter import copied
+from phirt_export.variants.kernels import objections
+from phirt_export.variants.rewriter import rewritten
 from phirt_export.variants.static_variant import Note
 from phirt_export.variants.storing import store_graph
 
@@ -39,16 +39,23 @@ class DynamicVariant:
             for name, spec in self._manifest.graphs.items():
                 self._note(f"writing the {name} graph")
                 model = self.rewritten(ir.load(folder / spec.file), name in (DECODER, LORA_DECODER))
+                self._check(name, model)
                 file = f"{self._target}_{name}.onnx"
                 taken, given = describe(model.graph.inputs), describe(model.graph.outputs)
                 files = store_graph(model, folder / file, data, copies=own_files)
                 graphs[name] = GraphSpec(file, files, self._target, taken, given)
         return Variant(self._profile.providers, graphs)
 
+    def _check(self, name: str, model: ir.Model) -> None:
+        """Raises ConfigError where a node would run on the CPU, or compute something else than it says."""
+        for provider in self._profile.providers:
+            for objection in objections(model, provider):
+                raise ConfigError(f"the {name} graph cannot be made for {self._target}: {objection}")
+
     def rewritten(self, model: ir.Model, is_decoder: bool) -> ir.Model:
         """A graph as the target wants it. Decoders take and give the target's floats, encoders float32."""
-        g = Emitter(model.graph.name or "graph", model.graph.opset_imports[""])
-        model = copied(model, g, self._profile.passes)
+        for rules in self._profile.passes:
+            model = rewritten(model, rules)
         if self._profile.io_dtype == "float16":
             model = to_float16(model, keeps_interface=not is_decoder)
         return model

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from phirt_export.graphs.builder import NodeBuilder
@@ -23,6 +25,10 @@ class Emitter(NodeBuilder):
     def __init__(self, name: str, opset: int) -> None:
         super().__init__(name, opset)
         self._kept: dict[int, tuple[ir.TensorProtocol, ir.Value]] = {}
+
+    def constant(self, array: npt.ArrayLike, name: str, dtype: str | None = None) -> ir.Value:
+        """An initializer of the main graph, also where a branch uses it."""
+        return self._register(ir.tensor(np.asarray(array, dtype=dtype, order="C"), name=name), self._root)
 
     def keep(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """An initializer of the main graph with this value, once for all that ask for the same tensor. Its

@@ -10,6 +10,7 @@ Knows graphs and branches. Knows no operator and no target.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -125,6 +126,11 @@ def _type(value: ir.Value) -> tuple[str, list[int | str]]:
 def name_of(node: ir.Node) -> str:
     """The name of a node, or its kind."""
     return node.name or node.op_type.lower()
+
+
+def is_called(node: ir.Node, ending: str) -> bool:
+    """Whether a node's name ends so, whichever of several it is."""
+    return re.search(rf"{re.escape(ending)}(_\d+)?$", name_of(node)) is not None
 
 
 def attribute(node: ir.Node, name: str, default: int | float | str) -> int | float | str:

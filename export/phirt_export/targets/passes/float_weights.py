@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.variants.constants import constant_of
-from phirt_export.variants.rewriter import Rewriter, Values, integer, name_of
+from phirt_export.variants.rewriter import Rewriter, Values, integer, is_called, name_of
 
 
 def _multiplied(r: Rewriter, node: ir.Node, inputs: Values) -> Values:
@@ -93,7 +93,7 @@ def _summed(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
         return None
     known = [product for product in products if product is not None]
     (x, first), (other, second) = known
-    if x is not other or first.shape.numpy() != second.shape.numpy() or not name_of(node).endswith(".both"):
+    if x is not other or first.shape.numpy() != second.shape.numpy() or not is_called(node, ".both"):
         return None
     whole = ir.LazyTensor(
         lambda: ir.tensor(first.numpy() + second.numpy()),
@@ -106,7 +106,7 @@ def _summed(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
 def _rounded_twice(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
     """The sum over a batch of what rounding keeps of the inputs and what it leaves: the inputs themselves."""
     product = _product(inputs[0])
-    if product is None or not (node.name or "").endswith(".whole"):
+    if product is None or not is_called(node, ".whole"):
         return None
     pair, weight = product
     steps = _producers(pair, ("Reshape", "Concat"))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from phirt_export.targets.passes.float_weights import unpacked
 from phirt_export.variants.constants import constant_of
-from phirt_export.variants.rewriter import Rewriter, Values, integer, name_of
+from phirt_export.variants.rewriter import Rewriter, Values, integer, is_called, name_of
 
 _LOW_BITS = 2
 
@@ -37,7 +37,7 @@ def _multiplied(r: Rewriter, inputs: Values, sizes: ir.Node, bits: int, name: st
 
 def _together(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
     """Upper and lower bits as one matrix, or one table, of 8 bits."""
-    if not name_of(node).endswith(".both") or len(node.inputs) != 2:
+    if not is_called(node, ".both") or len(node.inputs) != 2:
         return None
     upper, lower = (None if value is None else value.producer() for value in node.inputs)
     if upper is None or lower is None or upper.op_type != lower.op_type:
@@ -49,10 +49,10 @@ def _together(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
         codes = _joined(r, upper, lower, 1, (rows, -(-columns // block), block))
         return [_multiplied(r, [r.get(x), codes, r.get(scales)], upper, 8, name_of(node))]
     if upper.op_type == "GatherBlockQuantized":
-        ids, scales = lower.inputs[1], lower.inputs[2]
-        assert ids is not None and scales is not None and scales.shape is not None
-        (rows, blocks), block = scales.shape.numpy(), integer(upper, "block_size", 32)
-        codes = _joined(r, upper, lower, 0, (rows, blocks * block))
+        high, ids, scales = upper.inputs[0], lower.inputs[1], lower.inputs[2]
+        assert high is not None and high.shape is not None and ids is not None and scales is not None
+        (rows, width), block = high.shape.numpy(), integer(upper, "block_size", 32)
+        codes = _joined(r, upper, lower, 0, (rows, width * 8 // integer(upper, "bits", 4)))
         gathered = r.g.GatherBlockQuantized(
             codes, r.get(ids), r.get(scales), name=name_of(node), bits=8, block_size=block, gather_axis=0,
             quantize_axis=1,
@@ -88,7 +88,7 @@ def _sizes(node: ir.Node) -> tuple[int, int, int]:
 
 def _as_they_are(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
     """The product of the inputs themselves, where their two roundings were multiplied and summed."""
-    if not name_of(node).endswith(".whole"):
+    if not is_called(node, ".whole"):
         return None
     product = _product(inputs[0])
     pair = None if product is None else _made_by(product.inputs[0], "Reshape")
