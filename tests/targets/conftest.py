@@ -16,6 +16,8 @@ _SPEC.loader.exec_module(sys.modules["nano_variants"])
 
 from nano_variants import EXAMPLES, NANO, TEXTS, Answered, answered, made  # noqa: E402
 
+from phirt_export.variants.adding import add_targets  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def nano() -> phirt.Model:
@@ -41,3 +43,9 @@ def eight_bits(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def four_bits(tmp_path_factory) -> Path:
     return made(tmp_path_factory.mktemp("nano") / "int4", 4)
+
+
+@pytest.fixture(scope="session")
+def for_gpus(tmp_path_factory) -> Path:
+    targets = ["cpu", "cuda", "directml", "webgpu", "webgpu_float32"]
+    return add_targets(NANO, tmp_path_factory.mktemp("nano") / "gpus", targets)
