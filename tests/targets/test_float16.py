@@ -44,8 +44,8 @@ def test_it_says_what_the_cpu_says(for_gpus: Path, held_out) -> None:
 
 @pytest.mark.skipif(
     "WebGpuExecutionProvider" not in plugins.built_in(),
-    reason="no onnxruntime with WebGPU built in: pip install onnxruntime-webgpu in an environment of its own, "
-    "and name a Vulkan driver by VK_ICD_FILENAMES where there is no GPU, such as Chromium's SwiftShader",
+    reason="no onnxruntime with WebGPU built in: pip install onnxruntime-webgpu in its own environment, and "
+    "name a Vulkan driver by VK_ICD_FILENAMES where there is no GPU, such as Chromium's SwiftShader",
 )
 def test_webgpu_itself_decodes_as_the_cpu_does(for_gpus: Path) -> None:
     """In float32, since software adapters have no float16. The layers are on the adapter; of what is left to
