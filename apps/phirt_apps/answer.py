@@ -18,6 +18,7 @@ from .output import Output, one_line
 if TYPE_CHECKING:
     import phirt
     from phirt.encoders.encoder import ImageDetail
+    from phirt.runtime.placement import Placement
     from phirt_apps.rendering.display import AnswerDisplay
 
 _WORTH_A_BAR = 512  # positions; fewer are read while one looks
@@ -158,8 +159,10 @@ def as_object(result: phirt.Result, **more: Any) -> dict[str, Any]:
     }
 
 
-def figures(result: phirt.Result) -> str:
-    """The figures of one answer on a few lines: times, speeds, what the prompt was made of, peak memory."""
+def figures(result: phirt.Result, placements: Mapping[str, Placement]) -> str:
+    """The figures of one answer on a few lines: times, speeds, what the prompt was made of, peak memory, and
+    which provider runs the nodes of which graph.
+    """
     usage, timings = result.usage, result.timings
     fresh = usage.prompt_tokens - usage.cached_tokens
     text = usage.prompt_tokens - usage.image_tokens - usage.audio_tokens
@@ -176,7 +179,20 @@ def figures(result: phirt.Result) -> str:
     memory = peak_memory()
     if memory is not None:
         lines.append(f"peak memory  {memory / 1e6:.0f} MB")
+    lines.append(f"nodes        {_placed(placements)}")
     return "\n".join(lines)
+
+
+def _placed(placements: Mapping[str, Placement]) -> str:
+    """How many nodes of each open graph every provider runs, and which kinds are left to the CPU."""
+    if not placements:
+        return "all on the CPU"
+    parts = []
+    for graph, placement in placements.items():
+        counts = ", ".join(f"{count} on {provider}" for provider, count in placement.counts.items())
+        left = placement.kinds_on("CPUExecutionProvider")
+        parts.append(f"{graph}: {counts}" + (f" ({', '.join(left)})" if left else ""))
+    return "; ".join(parts)
 
 
 def _speed(tokens: int, seconds: float) -> str:

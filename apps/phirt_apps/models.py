@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phirt.errors import BundleError
+from phirt.errors import BundleError, ConfigError
 
 from .home import expand_home
 from .output import Output, one_line, size
@@ -16,6 +16,7 @@ from .settings import EMBEDDED, load_settings
 
 if TYPE_CHECKING:
     import phirt
+    from phirt.runtime.device import Provider
 
 # Up to this size every file is hashed before a bundle is used: about a fifth of a second. Larger ones: `phirt
 # verify`.
@@ -86,7 +87,7 @@ def load(
 
         return phirt.load(
             folder,
-            providers=None if provider is None else [provider],
+            providers=None if provider is None else [_provider(provider)],
             threads=threads,
             adapters=None if adapter is None else {_name_of(adapter): adapter},
             verify=small_enough_to_hash(folder),
@@ -94,6 +95,25 @@ def load(
                 f"preparing the {graph} graph for this machine, once ({size(weights)} of weights)"
             ),
         )
+
+
+def _provider(text: str) -> Provider:
+    """A provider as it is named on the command line: `qnn`, or `qnn:soc_model=57,htp_arch=75` with options of
+    its own. Raises ConfigError.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon:
+        return name
+    options = {}
+    for part in rest.split(","):
+        key, equals, value = part.partition("=")
+        if not (key.strip() and equals):
+            raise ConfigError(
+                f"the provider's option {one_line(part)!r} is none; accepted: NAME, or "
+                "NAME:KEY=VALUE,KEY=VALUE"
+            )
+        options[key.strip()] = value.strip()
+    return name, options
 
 
 def _name_of(folder: Path) -> str:

@@ -93,7 +93,8 @@ Provider = Annotated[
         envvar=variable("provider"),
         show_envvar=False,
         metavar="NAME",
-        help="What computes, as listed by 'phirt devices'. Default: the CPU.",
+        help="What computes, as listed by 'phirt devices'; options of its own go behind a colon: "
+        "qnn:soc_model=57. Default: the CPU.",
     ),
 ]
 Threads = Annotated[

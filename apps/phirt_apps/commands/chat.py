@@ -152,7 +152,7 @@ def _answer(
     for line in remarks(answer.result, chat) if cut is None else ():
         out.hint(line)
     if stats:
-        out.hint(figures(answer.result))
+        out.hint(figures(answer.result, chat.generator.placements))
     if kept_in is not None:
         with interrupts.patient():
             chat.save(kept_in)

@@ -176,7 +176,7 @@ class Session:
         if made_up := unoffered_calls(answer.result, self._chat):
             self._out.hint(made_up)
         if self._setup.stats:
-            self._out.hint(figures(answer.result))
+            self._out.hint(figures(answer.result, self._model.placements))
         if self._kept_in is not None:
             self._chat.save(self._kept_in)
 
@@ -247,7 +247,7 @@ class Session:
         if self._last is None:
             self._out.hint("no answer yet")
         else:
-            self._out.hint(figures(self._last))
+            self._out.hint(figures(self._last, self._model.placements))
 
     def _quit(self, argument: str) -> None:
         self._open = False
