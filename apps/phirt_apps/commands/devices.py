@@ -6,12 +6,14 @@ bundle's manifest.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phirt.errors import BundleError
+from phirt.errors import BundleError, PhirtError
 from phirt_apps import options
 from phirt_apps.models import bundle_folder
 from phirt_apps.output import Output, one_line, plain_table
+from phirt_apps.settings import load_settings
 
 if TYPE_CHECKING:
     from phirt.bundle.manifest import Manifest
@@ -21,7 +23,7 @@ SUMMARY = "List what can compute here, and what a model would use."
 SECTION = "This machine"
 
 
-def command(model: options.Bundle = None, json: options.Json = False) -> None:
+def command(shown: options.Bundle = None, json: options.Json = False) -> None:
     """Lists what can compute on this machine, what could be installed for more, and which graphs of a model
     each of it would run.
 
@@ -39,7 +41,7 @@ def command(model: options.Bundle = None, json: options.Json = False) -> None:
 
     out = Output()
     with out.busy("asking what is there"):
-        found, manifest = offers(), load_manifest(bundle_folder(model))
+        found, manifest = offers(), load_manifest(bundle_folder(shown or _default(out)))
     cpu, used = cpu_name(), [name for name, _ in CPU.providers]
     choices = [_choice(manifest, offer) for offer in found]
     if json:
@@ -60,6 +62,16 @@ def command(model: options.Bundle = None, json: options.Json = False) -> None:
     for offer in found:
         if offer.install is not None:
             out.answer(f"for {offer.provider}: {offer.install}\n")
+
+
+def _default(out: Output) -> Path | None:
+    """The user's default model. Where the file of defaults is wrong, this command shows all else."""
+    try:
+        model = load_settings().model
+    except PhirtError as error:
+        out.notice(one_line(str(error)))
+        return None
+    return None if model is None else Path(model)
 
 
 def _choice(manifest: Manifest, offer: Offer) -> dict[str, Any]:
