@@ -111,3 +111,20 @@ def test_a_graph_that_the_htp_does_not_take_is_an_error(eight_bits: Path, htp) -
         load_manifest(eight_bits).graphs["decoder"], target="qnn")})  # fmt: skip
     with pytest.raises(ProviderError, match="does not run the decoder graph as a whole"):
         Session(own, "decoder", htp)
+
+
+def test_a_layer_of_phi_4_minis_width_compiles(tmp_path: Path) -> None:
+    """3072 wide, 8192 inside, int4 in blocks, one token: 4.3 bits a weight."""
+    path = Path(__file__).parents[1] / "benchmarks" / "npu_width.py"
+    spec = importlib.util.spec_from_file_location("npu_width", path)
+    width = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(width)
+    source, geometry = width.decoder(tmp_path, 1)
+    model = width.build_layers(source, geometry, (), width.StaticShapes(64, 1024), 1)
+    watched = width.Observer(model)
+    watched.run(width.feeds(geometry, width.StaticShapes(64, 1024), 1))
+    device = Device.named([("qnn", {"htp_arch": "75", "soc_model": "57"})])
+    whole = width.quantized(model, watched.observed(), width.WeightScheme(4))
+    seconds, size = width.compiled(whole, tmp_path, device)
+    print(f"compiled in {seconds:.1f} s, {size / 1e6:.1f} MB")
+    assert 4.0 < 8 * size / 100.7e6 < 4.6
