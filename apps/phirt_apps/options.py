@@ -293,7 +293,7 @@ Method = Annotated[
         "--method",
         metavar="NAME",
         help="rtn rounds to nearest, mse searches scales, gptq makes errors good by calibration. Default: "
-        "gptq for 4 bits and chosen ones up to half a billion weights, else mse.",
+        "gptq for 4 bits and chosen ones up to a billion weights, else mse.",
         show_default=False,
     ),
 ]

@@ -143,7 +143,7 @@ def export_bundle(
         encoder_bits: 4, 6, 8 or 32 for the linears of the encoders.
         method: `rtn` rounds to nearest, `mse` searches scales, `gptq` makes good what rounding, also that of
             the matrices before, does to the outputs on the calibration data. None: `gptq` for 4 bits, up to
-            half a billion weights in the layers, and `mse` otherwise.
+            a billion weights in the layers, and `mse` otherwise.
         bits_per_weight: the size that base projections and token table have together, scales included; each
             takes 4 bits in longer or shorter blocks, 6 or 8, so that the predictions on the calibration
             data change least. None: see `bits`.
