@@ -58,7 +58,7 @@ def command(
         int,
         typer.Option("--queue", min=0, metavar="N", help="Requests that may wait; more are refused (429)."),
     ] = 32,
-    max_new_tokens: Annotated[
+    longest: Annotated[
         int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer, in tokens.")
     ] = 4096,
     max_body: Annotated[
@@ -120,7 +120,7 @@ def command(
             api_key=key,
             parallel=parallel,
             queue=queue,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=longest,
             max_body_bytes=max_body * MEGABYTE,
             allowed_hosts=tuple(allow_host or ()),
             allowed_origins=tuple(allow_origin or ()),
