@@ -14,7 +14,7 @@ using Set = Regex::Set;
 class Parser {
   public:
     explicit Parser(const std::string& pattern)
-        : pattern_(pattern), clean_(clean_utf8(pattern)), text_(decode_utf8(clean_).points) {}
+        : clean_(clean_utf8(pattern)), text_(decode_utf8(clean_).points) {}
 
     PatternTree parse() {
         PatternTree all = choice(false, 0);
@@ -314,7 +314,6 @@ class Parser {
         }
     }
 
-    const std::string& pattern_;
     std::string clean_;
     std::vector<uint32_t> text_;
     size_t at_ = 0;

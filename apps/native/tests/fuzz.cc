@@ -62,7 +62,8 @@ void prepare_image(const std::string& bytes) {
     phirt::Picture picture{1 + reader.number(300), 1 + reader.number(300), {}};
     picture.rgb.resize(static_cast<size_t>(3 * picture.width * picture.height), 77);
     for (const char byte : bytes)
-        picture.rgb[reader.number(100000) % picture.rgb.size()] = static_cast<uint8_t>(byte);
+        picture.rgb[static_cast<size_t>(reader.number(100000)) % picture.rgb.size()] =
+            static_cast<uint8_t>(byte);
     const std::string own = reader.rest();
     const phirt::JsonDocument constants(
         own.size() > 2 && own[0] == '{' ? own

@@ -1,4 +1,4 @@
-// Answers a package's golden conversations through the C interface: `phirt_golden PACKAGE [THREADS]`.
+// Answers a package's golden conversations through the C interface: `phirt_golden PACKAGE [THREADS [CASE]]`.
 //
 // Prints a line for each conversation, and one with times and peak memory. The exit status is 0 where every
 // prompt and every answer has the ids of golden.json.
@@ -100,7 +100,7 @@ bool answer(phirt_model* model, const phirt::Field& known, const std::string& fo
     return all;
 }
 
-int run(const std::string& folder, int32_t threads) {
+int run(const std::string& folder, int32_t threads, const std::string& only) {
     phirt_error error;
     phirt_model* model = nullptr;
     const phirt_model_options options{threads};
@@ -111,6 +111,7 @@ int run(const std::string& folder, int32_t threads) {
     Totals totals;
     int right = 0, all = 0;
     for (const auto& known : document.root()["cases"].items()) {
+        if (!only.empty() && known["name"].string() != only) continue;
         const double start = seconds();
         const bool good = answer(model, known, folder, totals);
         std::printf("%s: %s (%.2f s)\n", known["name"].string().c_str(), good ? "identical" : "DIFFERENT",
@@ -134,11 +135,12 @@ int run(const std::string& folder, int32_t threads) {
 
 int main(int count, char** words) {
     if (count < 2) {
-        std::fprintf(stderr, "usage: phirt_golden PACKAGE [THREADS]\n");
+        std::fprintf(stderr, "usage: phirt_golden PACKAGE [THREADS [CASE]]\n");
         return 2;
     }
+    std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);  // emulated, a conversation takes a minute
     try {
-        return run(words[1], count > 2 ? std::atoi(words[2]) : 0);
+        return run(words[1], count > 2 ? std::atoi(words[2]) : 0, count > 3 ? words[3] : "");
     } catch (const std::exception& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
         return 1;

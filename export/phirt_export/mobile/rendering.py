@@ -24,6 +24,7 @@ _Turn = Literal["system", "user", "assistant"]
 
 # What is said in the conversations that pieces are found in: none of it can stand in a template.
 _SAID: Mapping[_Turn, str] = {"system": "Ж0", "user": "Ж1", "assistant": "Ж2"}
+_ROUNDS = 5
 _AROUND = "\n  {} \t\n"
 _ODD = (
     "",
@@ -232,8 +233,10 @@ def _conversations(media: Sequence[Media], takes_system: bool) -> list[list[Mess
         groups.append(tuple(media))
     if media:
         groups.append((media[0], media[0]))
-    shapes = itertools.product((False, True) if takes_system else (False,), range(1, 5), groups, range(4))
-    for has_system, questions, group, place in shapes:
+    systems = (False, True) if takes_system else (False,)
+    # Again and again, so that each of the texts stands in each place.
+    shapes = itertools.product(range(_ROUNDS), systems, range(1, 5), groups, range(4))
+    for _, has_system, questions, group, place in shapes:
         if place and (not group or place >= questions):
             continue
         messages = [Message("system", next(odd) or "s")] if has_system else []
