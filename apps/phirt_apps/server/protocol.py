@@ -5,6 +5,7 @@ Knows uvicorn's protocol over h11. Knows nothing of requests that are whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -38,7 +39,8 @@ class Protocol(H11Protocol):
         body = json.dumps(document).encode()
         head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
         self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # who asked has hung up
+            self.transport.write_eof()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
