@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 
 from phirt.bundle.manifest import Geometry, Modality, Tokens
 from phirt.errors import ConfigError
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.messages import Media, Message
 from phirt.prompt.tokenizer import Tokenizer
-from phirt_export.mobile.golden import draw_picture, play_recording
+from phirt_export.mobile.golden_media import PICTURES, RECORDINGS, ppm, wav
 from phirt_export.mobile.host_tokenizer import require_host_tokenizer
 from phirt_export.mobile.memory import parse_memory, plan_memory
 from phirt_export.mobile.operators import config_text
@@ -173,10 +177,14 @@ def test_tokenizers_that_no_app_reads(tmp_path: Path, change: dict[str, object],
     require_host_tokenizer(_NANO / "tokenizer.json")
 
 
-def test_golden_media_are_the_same_everywhere() -> None:
-    picture, recording = draw_picture(), play_recording()
-    assert picture.shape == (180, 240, 3) and picture.dtype == "uint8"
-    assert len(recording) == 24000 and abs(int(abs(recording).max()) - 12000) <= 1
+def test_golden_media_are_what_hosts_read() -> None:
+    for draw in PICTURES.values():
+        with Image.open(io.BytesIO(ppm(draw()))) as picture:
+            assert np.array_equal(np.asarray(picture), draw())
+    for play in RECORDINGS.values():
+        samples, rate = soundfile.read(io.BytesIO(wav(play())), dtype="int16")
+        assert rate == 16000 and np.array_equal(samples, play())
+        assert abs(int(np.abs(samples).max()) - 12000) <= 1
 
 
 def test_a_package_from_a_checkpoint(tmp_path: Path) -> None:

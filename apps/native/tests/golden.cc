@@ -80,10 +80,12 @@ bool answer(phirt_model* model, const phirt::Field& known, const std::string& fo
                 error);
         size_t count = 0;
         const int32_t* prompt = phirt_chat_prompt_ids(chat, &count);
+        const bool sure =
+            turn["sure"].boolean();  // else rounding may change the answer, and the prompt alone counts
         all = same("ids of the prompt", ids_of(turn["prompt_ids"]), prompt, count) && all;
         const int32_t* ids = phirt_chat_answer_ids(chat, &count);
-        all = same("ids of the answer", ids_of(turn["ids"]), ids, count) && all;
-        if (streamed != turn["answer"].string() || streamed != phirt_chat_answer(chat)) {
+        all = (!sure || same("ids of the answer", ids_of(turn["ids"]), ids, count)) && all;
+        if ((sure && streamed != turn["answer"].string()) || streamed != phirt_chat_answer(chat)) {
             std::printf("  the text is '%s'\n", streamed.c_str());
             all = false;
         }

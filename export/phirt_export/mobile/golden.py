@@ -1,35 +1,33 @@
 """Golden vectors: conversations with the ids that phirt answers, which every host has to give as well.
 
 Knows which conversations tell hosts apart: text, a system message, a second turn, a picture, a recording,
-both. The media are drawn and played here, so that a package needs none of anybody's. An answer ends before
-the first token that another processor's rounding could turn into another one. Knows nothing of graphs.
+both. An answer ends before the first token that another processor's rounding could turn into another one; of
+several questions, pictures and recordings those are taken whose answer is sure for longest. Where nothing is
+sure, the ids of the prompt are all that is compared, and the conversation ends. Knows nothing of graphs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import wave
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import phirt
+from phirt_export.mobile.golden_media import PICTURES, RATE, RECORDINGS, ppm, wav
 
-PICTURE, RECORDING = "golden-picture.ppm", "golden-recording.wav"
-_RATE = 16000
 _MOST_TOKENS = 24
+_ENOUGH_TOKENS = 8  # sure ones: no other question is tried then
 # Kernels that multiply in int8 differ between processors by this much in a logit, or less.
 _NEAR_TIE = 0.35
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One turn: what may be asked, and whether the picture and the recording come with it. Of several texts
-    the one is taken whose answer is sure for longest.
-    """
+    """One turn: what may be asked, and whether a picture and a recording come with it."""
 
     texts: tuple[str, ...]
     picture: bool = False
@@ -43,6 +41,12 @@ class Case:
     name: str
     questions: tuple[Question, ...]
     system: str | None = None
+
+    @property
+    def modalities(self) -> set[str]:
+        """What a model must take for it."""
+        pictures = {"image"} if any(one.picture for one in self.questions) else set()
+        return pictures | ({"audio"} if any(one.recording for one in self.questions) else set())
 
 
 _TEXTS = (
@@ -60,11 +64,13 @@ _PICTURE = (
 )
 _CLIP = ("Transcribe the audio clip into text.", "What do you hear?", "Write down what is said.")
 _BOTH = ("What do you see and hear?", "How many shapes are there?")
-_MORE = ("And what else?", "Which colours?", "Why?")
+_MORE = ("And what else?", "Which colours?", "Why?", "Thank you!")
 _CASES = (
     Case("text", (Question(_TEXTS),)),
     Case("system", (Question(_TEXTS[2:]),), system="You are a friendly helper."),
-    Case("turns", (Question(("Hello!",)), Question(_TEXTS), Question(("Thank you, naïve café 👍🏽!",)))),
+    Case(
+        "turns", (Question(("Hello!", *_TEXTS)), Question(_TEXTS), Question(("Thank you, naïve café 👍🏽!",)))
+    ),
     Case("image", (Question(_PICTURE, picture=True),)),
     Case("clip", (Question(_CLIP, recording=True),)),
     Case("image, then text", (Question(_PICTURE, picture=True), Question(_MORE))),
@@ -73,124 +79,97 @@ _CASES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """A question with the text that was chosen, and how many tokens of its answer are sure."""
+class Attempt:
+    """What can be asked in a turn, and how many tokens of the answer are sure."""
 
     text: str
-    sure: int
+    picture: str | None
+    recording: str | None
+    sure: int = 0
 
-
-class Examiner:
-    """Asks a model. A picture and a recording are drawn and played once, and written into `folder`."""
-
-    def __init__(self, model: phirt.Model, folder: Path) -> None:
-        self._model = model
-        self._takes = set(model.manifest.modalities)
-        self._picture, self._recording = draw_picture(), play_recording()
-        if "image" in self._takes:
-            height, width, _ = self._picture.shape
-            head = b"P6\n%d %d\n255\n" % (width, height)
-            (folder / PICTURE).write_bytes(head + self._picture.tobytes())
-        if "audio" in self._takes:
-            with wave.open(str(folder / RECORDING), "wb") as file:
-                file.setnchannels(1)
-                file.setsampwidth(2)
-                file.setframerate(_RATE)
-                file.writeframes(self._recording.tobytes())
-
-    def can_ask(self, case: Case) -> bool:
-        """Whether the model takes all media of the conversation."""
-        needed = {"image"} if any(one.picture for one in case.questions) else set()
-        needed |= {"audio"} if any(one.recording for one in case.questions) else set()
-        return needed <= self._takes
-
-    def answered(self, case: Case) -> dict[str, Any] | None:
-        """The case as golden.json has it; None where the model has no place for its system message."""
-        chat = self._model.chat(case.system)
-        turns = []
-        for question in case.questions:
-            try:
-                asked = max(
-                    (self._try(chat, question, text) for text in question.texts), key=lambda one: one.sure
-                )
-            except phirt.BundleError:
-                if case.system is None:
-                    raise
-                return None
-            # A host is asked for as many tokens as are sure; at least for one, so that each turn is run.
-            most = min(max(asked.sure, 1), _MOST_TOKENS)
-            config = phirt.GenerationConfig(max_new_tokens=most, speculation=False)
-            result = chat.send(asked.text, **self._media(question), config=config).result
-            turns.append(
-                {
-                    "text": asked.text,
-                    "image": PICTURE if question.picture else None,
-                    "audio": RECORDING if question.recording else None,
-                    "max_new_tokens": most,
-                    "prompt_ids": list(result.prompt_token_ids),
-                    "ids": list(result.token_ids),
-                    "answer": result.text,
-                    "adapter": result.adapter,
-                }
-            )
-        return {"name": case.name, "system": case.system, "turns": turns}
-
-    def _try(self, chat: phirt.Chat, question: Question, text: str) -> Asked:
-        """Asks a copy of the conversation, and looks how far the best token is from the second each time."""
-        gaps: list[float] = []
-
-        def look(logits: phirt.Logits, _: Sequence[int]) -> phirt.Logits:
-            best = np.partition(logits, -2)[-2:]
-            gaps.append(float(best[1] - best[0]))
-            return logits
-
-        config = phirt.GenerationConfig(max_new_tokens=_MOST_TOKENS, speculation=False)
-        chat.fork().send(text, **self._media(question), config=config, logits_processors=[look]).finish()
-        return Asked(text, next((at for at, gap in enumerate(gaps) if gap < _NEAR_TIE), len(gaps)))
-
-    def _media(self, question: Question) -> dict[str, Any]:
-        media: dict[str, Any] = {}
-        if question.picture:
-            media["images"] = [self._picture]
-        if question.recording:
-            media["audio"] = [(self._recording, _RATE)]
-        return media
+    def arguments(self, most: int) -> dict[str, Any]:
+        """What `Chat.send` takes."""
+        given: dict[str, Any] = {"config": phirt.GenerationConfig(max_new_tokens=most, speculation=False)}
+        if self.picture is not None:
+            given["images"] = [PICTURES[self.picture]()]
+        if self.recording is not None:
+            given["audio"] = [(RECORDINGS[self.recording](), RATE)]
+        return given
 
 
 def golden_vectors(model: phirt.Model, folder: Path) -> dict[str, Any]:
     """The document of golden.json; the media that it names are written into `folder`."""
-    examiner = Examiner(model, folder)
-    cases = [examiner.answered(case) for case in _CASES if examiner.can_ask(case)]
-    return {"format": "phirt-golden", "version": 1, "cases": [case for case in cases if case is not None]}
+    takes = set(model.manifest.modalities)
+    cases = [_answered(model, case) for case in _CASES if case.modalities <= takes]
+    found = [case for case in cases if case is not None]
+    for turn in (turn for case in found for turn in case["turns"]):
+        if (picture := turn["image"]) is not None:
+            (folder / picture).write_bytes(ppm(PICTURES[picture]()))
+        if (recording := turn["audio"]) is not None:
+            (folder / recording).write_bytes(wav(RECORDINGS[recording]()))
+    return {"format": "phirt-golden", "version": 1, "cases": found}
 
 
-def draw_picture() -> npt.NDArray[np.uint8]:
-    """uint8 [180, 240, 3]: a red disc, a green square and a blue triangle on a sky that gets lighter."""
-    height, width = 180, 240
-    y, x = np.mgrid[:height, :width]
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[...] = (200 + 40 * y // height)[..., None]
-    picture[..., 2] = 235
-    picture[(x - 60) ** 2 + (y - 60) ** 2 < 38**2] = (210, 40, 40)
-    picture[(abs(x - 175) < 34) & (abs(y - 62) < 34)] = (40, 160, 70)
-    picture[(y > 105) & (y < 165) & (abs(x - 120) < (y - 105) // 2 + 4)] = (40, 70, 200)
-    return picture
+def _answered(model: phirt.Model, case: Case) -> dict[str, Any] | None:
+    """The case as golden.json has it; None where the model has no place for its system message."""
+    chat = model.chat(case.system)
+    turns: list[dict[str, Any]] = []
+    for question in case.questions:
+        try:
+            attempt = _best(chat, question)
+        except phirt.BundleError:
+            if case.system is None:
+                raise
+            return None
+        most = max(attempt.sure, 1)
+        result = chat.send(attempt.text, **attempt.arguments(most)).result
+        turns.append(
+            {
+                "text": attempt.text,
+                "image": attempt.picture,
+                "audio": attempt.recording,
+                "max_new_tokens": most,
+                "sure": attempt.sure > 0,
+                "prompt_ids": list(result.prompt_token_ids),
+                "ids": list(result.token_ids),
+                "answer": result.text,
+                "adapter": result.adapter,
+            }
+        )
+        if not attempt.sure:  # what follows would depend on it
+            break
+    return {"name": case.name, "system": case.system, "turns": turns}
 
 
-def play_recording() -> npt.NDArray[np.int16]:
-    """int16 [24000], 16 kHz: a voice of three vowels, which is to say a buzz through moving resonances."""
-    time = np.arange(_RATE * 3 // 2) / _RATE
-    pitch = 120 + 25 * np.sin(2 * np.pi * 1.3 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / _RATE
-    first = np.interp(time, [0, 0.5, 1.0, 1.5], [300, 700, 400, 350])
-    second = np.interp(time, [0, 0.5, 1.0, 1.5], [2200, 1200, 900, 2000])
-    sound = np.zeros_like(time)
-    for number in range(1, 40):
-        frequency = number * pitch
-        weight = 1 / (1 + ((frequency - first) / 90) ** 2) + 0.5 / (1 + ((frequency - second) / 130) ** 2)
-        sound += weight * np.sin(number * phase) * (frequency < _RATE / 2)
-    sound *= np.clip(np.minimum(time, time[-1] - time) * 12, 0, 1) * (
-        0.6 + 0.4 * np.cos(2 * np.pi * 2 * time)
-    )
-    samples: npt.NDArray[np.int16] = np.round(sound / np.abs(sound).max() * 12000).astype(np.int16)
-    return samples
+def _best(chat: phirt.Chat, question: Question) -> Attempt:
+    """The attempt with the longest sure answer, or the first that is long enough."""
+    best: Attempt | None = None
+    for attempt in _attempts(question):
+        tried = dataclasses.replace(attempt, sure=_sure(chat, attempt))
+        if best is None or tried.sure > best.sure:
+            best = tried
+        if best.sure >= _ENOUGH_TOKENS:
+            break
+    assert best is not None
+    return best
+
+
+def _attempts(question: Question) -> Iterator[Attempt]:
+    pictures = [*PICTURES] if question.picture else [None]
+    recordings = [*RECORDINGS] if question.recording else [None]
+    for text, picture, recording in itertools.product(question.texts, pictures, recordings):
+        yield Attempt(text, picture, recording)
+
+
+def _sure(chat: phirt.Chat, attempt: Attempt) -> int:
+    """Asks a copy of the conversation, and looks how far the best token is from the second each time."""
+    gaps: list[float] = []
+
+    def look(logits: phirt.Logits, _: Sequence[int]) -> phirt.Logits:
+        best = np.partition(logits, -2)[-2:]
+        gaps.append(float(best[1] - best[0]))
+        return logits
+
+    chat.fork().send(attempt.text, **attempt.arguments(_MOST_TOKENS), logits_processors=[look]).finish()
+    sure = next((at for at, gap in enumerate(gaps) if gap < _NEAR_TIE), len(gaps))
+    return min(sure, _MOST_TOKENS)

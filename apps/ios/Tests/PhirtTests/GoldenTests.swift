@@ -18,6 +18,7 @@ private struct Golden: Decodable {
         let audio: String?
         let max_new_tokens: Int32
         let prompt_ids: [Int32]
+        let sure: Bool  // else rounding may change the answer, and the prompt alone counts
         let ids: [Int32]
         let answer: String
         let adapter: String
@@ -49,8 +50,11 @@ final class GoldenTests: XCTestCase {
                     return true
                 }
                 XCTAssertEqual(answer.promptIds, turn.prompt_ids, known.name)
-                XCTAssertEqual(answer.ids, turn.ids, known.name)
-                XCTAssertEqual(streamed, turn.answer, known.name)
+                XCTAssertEqual(streamed, answer.text, known.name)
+                if turn.sure {
+                    XCTAssertEqual(answer.ids, turn.ids, known.name)
+                    XCTAssertEqual(answer.text, turn.answer, known.name)
+                }
                 XCTAssertEqual(answer.adapter, turn.adapter, known.name)
             }
         }
