@@ -91,7 +91,7 @@ def _require_room(checkpoint: Path, device: int, share: float, settings: dict[st
         geometry(opened.config),
         1 if settings.get("kv") == "int8" else 4,
         _bytes(decoder, settings.get("bits") or 4),
-        max([_bytes(count, settings.get("encoder_bits") or 8) for count in weights.values()], default=0),
+        sum(_bytes(count, settings.get("encoder_bits") or 8) for count in weights.values()),
         device,
         share,
     )

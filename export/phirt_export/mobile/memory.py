@@ -12,10 +12,11 @@ from phirt.bundle.manifest import Geometry
 from phirt.errors import ConfigError
 
 _GB = 1 << 30
-_BASE = 48 << 20  # onnxruntime's code, the tokenizer, the app's own
-# onnxruntime lays weights out anew for the device's kernels and keeps the file mapped beside them.
+_BASE = 64 << 20  # onnxruntime's code, the tokenizer, the app's own
+# onnxruntime lays weights out anew for the device's kernels and keeps the file mapped beside them. So mini's
+# golden conversations, of at most 256 tokens, take 332 MB, where 337 are planned; nano's 74, where 144 are.
 _COPIES = 2.0
-_ACTIVATIONS = 24 << 20  # of a chunk of a prompt, whatever the width: measured up to 3072
+_ACTIVATIONS = 48 << 20  # what onnxruntime keeps of a chunk of a prompt, a picture or a recording
 _LEAST_CONTEXT = 1024  # what a question about a picture and its answer need
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(GB|GiB|MB|MiB)", re.IGNORECASE)
 
@@ -39,7 +40,7 @@ class MemoryPlan:
         device: memory of the device; None where none was named.
         available: what an app can rely on there.
         weights: the decoder with its copies.
-        encoder: the largest encoder with its copies; others can be released before it is used.
+        encoders: all of them with their copies; an app can give their memory back between uses.
         per_token: keys and values of one position.
         context: positions of the longest conversation.
     """
@@ -47,14 +48,14 @@ class MemoryPlan:
     device: int | None
     available: int | None
     weights: int
-    encoder: int
+    encoders: int
     per_token: int
     context: int
 
     @property
     def total(self) -> int:
         """All that the longest conversation takes."""
-        return _BASE + _ACTIVATIONS + self.weights + self.encoder + self.per_token * self.context
+        return _BASE + _ACTIVATIONS + self.weights + self.encoders + self.per_token * self.context
 
 
 def plan_memory(
@@ -65,7 +66,7 @@ def plan_memory(
     device: int | None,
     share: float,
 ) -> MemoryPlan:
-    """The plan for a decoder and a largest encoder of these bytes on a device, of which an app can have
+    """The plan for a decoder and encoders of these bytes on a device, of which an app can have
     `share`.
 
     Raises:

@@ -100,7 +100,7 @@ def plan_for(manifest: Manifest, device: int | None, share: float) -> MemoryPlan
     geometry = manifest.geometry
     if manifest.limits.context is not None:
         geometry = dataclasses.replace(geometry, context=manifest.limits.context)
-    return plan_memory(geometry, itemsize, decoder, max(sizes.values(), default=0), device, share)
+    return plan_memory(geometry, itemsize, decoder, sum(sizes.values()), device, share)
 
 
 def _host_document(manifest: Manifest, profile: MobileProfile, plan: MemoryPlan) -> dict[str, Any]:
@@ -175,8 +175,8 @@ def _readme(manifest: Manifest, profile: MobileProfile, plan: MemoryPlan, golden
         "- Put this folder into the app's files; `phirt_model_open` takes its path. The weights are mapped "
         "from the files, so they must not lie compressed inside of an archive.",
         f"- The longest conversation has {plan.context} tokens and takes about {mega(plan.total)}: "
-        f"{mega(plan.weights)} for the decoder, {mega(plan.encoder)} for its largest encoder while it is in "
-        "use (`phirt_model_release_encoders` gives them back), "
+        f"{mega(plan.weights)} for the decoder, {mega(plan.encoders)} for its encoders once they are in "
+        "use (`phirt_model_release_encoders` gives that back), "
         f"{plan.per_token / 1024:.0f} kB for each token.",
         f"- `golden.json` holds conversations ({cases}) and the ids that this model answers. Run them once "
         "on each kind of device that you ship to: the hosts' tests do it.",
