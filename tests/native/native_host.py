@@ -5,11 +5,14 @@ is needed.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -17,6 +20,16 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "apps" / "native"
 NANO = ROOT / "tests" / "bundles" / "nano"
+
+
+def load_test_module(name: str, path: Path) -> Any:
+    """A module of other tests, which are no packages."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def onnxruntime_parts() -> Path:
