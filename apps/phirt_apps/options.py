@@ -241,7 +241,7 @@ Targets = Annotated[
         "--target",
         metavar="NAME",
         help="What it is for: cpu, cuda, directml, openvino, qnn, webgpu. May be repeated. Or, alone, "
-        "android or ios: a package for apps. [default: cpu]",
+        "android, ios or web: a package for apps and pages. [default: cpu]",
     ),
 ]
 DeviceMemory = Annotated[

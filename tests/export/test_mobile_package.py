@@ -142,6 +142,16 @@ def test_what_does_not_fit_is_refused() -> None:
         plan_memory(GEOMETRY, 4, 2 << 30, 300 << 20, parse_memory("6GB"), 0.5)
 
 
+def test_a_limit_holds_whatever_the_device_has() -> None:
+    """A page has four gigabytes of addresses at most."""
+    limit = 4 << 30
+    for device in (None, parse_memory("64GB")):
+        plan = plan_memory(GEOMETRY, 4, 1 << 30, 300 << 20, device, 0.4, limit)
+        assert plan.available == limit and plan.total <= limit and plan.context < 131072
+    with pytest.raises(ConfigError, match=r"there can rely on 4\.0 GB; export fewer bits .* or --kv int8$"):
+        plan_memory(GEOMETRY, 4, 3 << 30, 300 << 20, None, 0.4, limit)
+
+
 @pytest.mark.parametrize("text", ["", "6", "six GB", "-1GB", "0.1GB", "99999GB", "6TB", "nanGB"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="--device-memory"):
@@ -149,9 +159,9 @@ def test_sizes_that_are_none(text: str) -> None:
 
 
 def test_profiles() -> None:
-    assert known_profiles() == ("android", "ios")
+    assert known_profiles() == ("android", "ios", "web")
     assert all(read_profile(name).name == name for name in known_profiles())
-    with pytest.raises(ConfigError, match="choose from android, ios"):
+    with pytest.raises(ConfigError, match="choose from android, ios, web"):
         read_profile("symbian")
 
 

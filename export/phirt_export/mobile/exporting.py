@@ -22,6 +22,7 @@ from phirt_export.exporter import export_bundle
 from phirt_export.graphs.weight_format import FLOAT_BITS
 from phirt_export.mobile.memory import MemoryPlan, parse_memory, plan_memory
 from phirt_export.mobile.package import Say, write_package
+from phirt_export.mobile.profile import MobileProfile
 from phirt_export.mobile.profiles import known_profiles, read_profile
 from phirt_export.optimum_graphs.checkpoint import is_for_optimum
 from phirt_export.staging import require_replaceable
@@ -69,7 +70,7 @@ def export_package(
     if (checkpoint / MANIFEST_NAME).is_file():
         return write_package(checkpoint, output, profile, device, say)
     if device is not None and not is_for_optimum(checkpoint):
-        _require_room(checkpoint, device, profile.memory_share, settings)
+        _require_room(checkpoint, device, profile, settings)
     bundle = output.absolute().with_name(f".{output.name}.cpu")
     export_bundle(checkpoint, bundle, targets=[CPU_TARGET], **settings)
     plan = write_package(bundle, output, profile, device, say)
@@ -77,7 +78,7 @@ def export_package(
     return plan
 
 
-def _require_room(checkpoint: Path, device: int, share: float, settings: dict[str, Any]) -> None:
+def _require_room(checkpoint: Path, device: int, profile: MobileProfile, settings: dict[str, Any]) -> None:
     """Raises ConfigError where the checkpoint cannot fit the device, in as many bits as are asked for."""
     opened = Checkpoint(checkpoint, settings.get("base"))
     weights: dict[str, int] = {
@@ -93,7 +94,8 @@ def _require_room(checkpoint: Path, device: int, share: float, settings: dict[st
         _bytes(decoder, settings.get("bits") or 4),
         sum(_bytes(count, settings.get("encoder_bits") or 8) for count in weights.values()),
         device,
-        share,
+        profile.memory_share,
+        profile.memory_limit,
     )
 
 

@@ -65,15 +65,16 @@ def plan_memory(
     encoder_bytes: int,
     device: int | None,
     share: float,
+    limit: int | None = None,
 ) -> MemoryPlan:
-    """The plan for a decoder and encoders of these bytes on a device, of which an app can have
-    `share`.
+    """The plan for a decoder and encoders of these bytes on a device, of which an app can have `share`, and
+    `limit` at most.
 
     Raises:
         ConfigError: it does not fit, not even with a short context.
     """
     per_token = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * cache_itemsize
-    available = None if device is None else int(device * share)
+    available = limit if device is None else min(int(device * share), limit or device)
     plan = MemoryPlan(
         device,
         available,
@@ -82,17 +83,21 @@ def plan_memory(
         per_token,
         geometry.context,
     )
-    if device is None or available is None:
+    if available is None:
         return plan
     left = available - dataclasses.replace(plan, context=0).total
     context = min(geometry.context, left // per_token)
     least = min(_LEAST_CONTEXT, geometry.context)
     if context < least:
         needed = dataclasses.replace(plan, context=least).total
+        fewer = "export fewer bits (--bits 4, --encoder-bits 4) or --kv int8"
+        on = "there" if device is None else f"an app on a device with {_shown(device)}"
+        larger = (
+            f", or for a device with {_shown(int(needed / share))}" if needed <= (limit or needed) else ""
+        )
         raise ConfigError(
-            f"the model needs {_shown(needed)} for a conversation of {least} tokens, and an app on a device "
-            f"with {_shown(device)} can rely on {_shown(available)}; export fewer bits (--bits 4, "
-            f"--encoder-bits 4), --kv int8, or for a device with {_shown(int(needed / share))}"
+            f"the model needs {_shown(needed)} for a conversation of {least} tokens, and {on} can rely on "
+            f"{_shown(available)}; {fewer}{larger}"
         )
     if 2000 <= context < geometry.context:
         context = context // 1000 * 1000  # an estimate is not to look exact

@@ -6,7 +6,7 @@
     PACKAGE.md                 what this is, and what it takes
 
 Knows which files there are. A package is still a bundle: phirt itself loads it. Graphs for other providers,
-and the one for a user's own adapters, stay behind.
+and the one for a user's own adapters, stay behind; those for a page are written anew.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import hashlib
 import json
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import phirt
 from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.lora import DECODER, LORA_DECODER
-from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, FileEntry, Manifest
+from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, FileEntry, GraphSpec, Manifest
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import cache_dtype
 from phirt.prompt.chat_template import ChatTemplate
@@ -34,6 +34,7 @@ from phirt_export.mobile.golden import golden_vectors
 from phirt_export.mobile.host_tokenizer import require_host_tokenizer
 from phirt_export.mobile.memory import MemoryPlan, plan_memory
 from phirt_export.mobile.operators import config_text, required_operators
+from phirt_export.mobile.page_graphs import PageGraphs, write_page_graphs
 from phirt_export.mobile.profile import MobileProfile
 from phirt_export.mobile.rendering import as_document, fixed_rendering
 from phirt_export.staging import staged_bundle
@@ -54,7 +55,7 @@ def write_package(
         BundleError: the bundle is damaged, or the output cannot be written.
     """
     manifest = load_manifest(bundle)
-    plan = plan_for(manifest, device, profile.memory_share)
+    plan = plan_for(manifest, device, profile)
     document = _host_document(manifest, profile, plan)
     kept = _kept_files(manifest)
     say("checking the bundle's files")
@@ -62,11 +63,9 @@ def write_package(
     identity = hashlib.sha256(f"{manifest.fingerprint} {profile.name} {device}".encode()).hexdigest()
     with staged_bundle(output, identity) as staging:
         folder = staging.folder
-        for name in kept:
-            shutil.copyfile(manifest.path(name), folder / name)
+        graphs, known = _write_files(manifest, folder, kept, profile)
         say("looking for the operators of its graphs")
-        graphs = _kept_graphs(manifest)
-        operators = required_operators(manifest.path(graph.file) for graph in graphs.values())
+        operators = required_operators(folder / graph.file for graph in graphs.values())
         (folder / OPERATORS).write_text(config_text(operators), "utf-8")
         say("answering the golden conversations")
         with phirt.load(bundle) as model:
@@ -74,11 +73,11 @@ def write_package(
         _write_json(folder / GOLDEN, golden)
         _write_json(folder / HOST, document)
         (folder / README).write_text(_readme(manifest, profile, plan, golden), "utf-8")
-        _write_manifest(manifest, folder, graphs, plan)
+        _write_manifest(manifest, folder, graphs, known, plan)
     return plan
 
 
-def plan_for(manifest: Manifest, device: int | None, share: float) -> MemoryPlan:
+def plan_for(manifest: Manifest, device: int | None, profile: MobileProfile) -> MemoryPlan:
     """The memory plan of a bundle. Raises ConfigError where it does not fit, or cannot be run by a host at
     all.
     """
@@ -100,7 +99,8 @@ def plan_for(manifest: Manifest, device: int | None, share: float) -> MemoryPlan
     geometry = manifest.geometry
     if manifest.limits.context is not None:
         geometry = dataclasses.replace(geometry, context=manifest.limits.context)
-    return plan_memory(geometry, itemsize, decoder, sum(sizes.values()), device, share)
+    share, limit = profile.memory_share, profile.memory_limit
+    return plan_memory(geometry, itemsize, decoder, sum(sizes.values()), device, share, limit)
 
 
 def _host_document(manifest: Manifest, profile: MobileProfile, plan: MemoryPlan) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _host_document(manifest: Manifest, profile: MobileProfile, plan: MemoryPlan)
     }
 
 
-def _kept_graphs(manifest: Manifest) -> dict[str, Any]:
+def _kept_graphs(manifest: Manifest) -> dict[str, GraphSpec]:
     return {name: graph for name, graph in manifest.graphs.items() if name != LORA_DECODER}
 
 
@@ -138,21 +138,46 @@ def _kept_files(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _write_manifest(manifest: Manifest, folder: Path, graphs: dict[str, Any], plan: MemoryPlan) -> None:
+def _write_files(
+    manifest: Manifest, folder: Path, kept: Sequence[str], profile: MobileProfile
+) -> tuple[Mapping[str, GraphSpec], Mapping[str, FileEntry]]:
+    """Writes what a bundle has; returns the graphs, and the files of which size and digest are known."""
+    graphs = _kept_graphs(manifest)
+    written = PageGraphs(graphs, {})
+    anew: set[str] = set()
+    if profile.max_file_bytes is not None:
+        written = write_page_graphs(graphs, manifest.folder, folder, profile.max_file_bytes)
+        anew = {name for graph in graphs.values() for name in (graph.file, *graph.data)}
+    for name in kept:
+        if name not in anew:
+            shutil.copyfile(manifest.path(name), folder / name)
+    copied = {name: entry for name, entry in manifest.files.items() if name not in anew}
+    return written.graphs, {**copied, **written.files}
+
+
+def _write_manifest(
+    manifest: Manifest,
+    folder: Path,
+    graphs: Mapping[str, GraphSpec],
+    known: Mapping[str, FileEntry],
+    plan: MemoryPlan,
+) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.name == MANIFEST_NAME:
-            continue
-        known = manifest.files.get(path.name)
-        files[path.name] = known or FileEntry(
-            path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-        )
+        if path.name != MANIFEST_NAME:
+            files[path.name] = known.get(path.name) or _entry(path)
     limits = manifest.limits
     if plan.context < manifest.geometry.context:
         limits = dataclasses.replace(limits, context=plan.context)
     store_manifest(
-        dataclasses.replace(manifest, files=files, graphs=graphs, variants={}, limits=limits, folder=folder)
+        dataclasses.replace(
+            manifest, files=files, graphs=dict(graphs), variants={}, limits=limits, folder=folder
+        )
     )
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
@@ -170,13 +195,11 @@ def _readme(manifest: Manifest, profile: MobileProfile, plan: MemoryPlan, golden
     )
     paragraphs = [
         f"A package of phirt: a model that takes {accepted}, for {device}. It runs on {profile.library}, "
-        "driven by phirt's library for apps (`apps/native` of phirt's repository; the app's side is in "
-        f"`{profile.host}`).",
-        "- Put this folder into the app's files; `phirt_model_open` takes its path. The weights are mapped "
-        "from the files, so they must not lie compressed inside of an archive.",
+        f"driven by {profile.driver}.",
+        f"- {profile.guide}",
         f"- The longest conversation has {plan.context} tokens and takes about {mega(plan.total)}: "
         f"{mega(plan.weights)} for the decoder, {mega(plan.encoders)} for its encoders once they are in "
-        "use (`phirt_model_release_encoders` gives that back), "
+        "use (which releasing them gives back), "
         f"{plan.per_token / 1024:.0f} kB for each token.",
         f"- `golden.json` holds conversations ({cases}) and the ids that this model answers. Run them once "
         "on each kind of device that you ship to: the hosts' tests do it.",

@@ -5,7 +5,7 @@ products.
 
 from __future__ import annotations
 
-from phirt_export.mobile.profile import MobileProfile
+from phirt_export.mobile.profile import APP_DRIVER, APP_GUIDE, MobileProfile
 
 PROFILE = MobileProfile(
     name="android",
@@ -13,4 +13,6 @@ PROFILE = MobileProfile(
     memory_share=0.5,
     library="onnxruntime-android 1.29 or newer (the whole AAR, or one built with required_operators.config)",
     host="apps/android",
+    driver=APP_DRIVER.format(host="apps/android"),
+    guide=APP_GUIDE,
 )

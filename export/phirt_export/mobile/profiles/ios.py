@@ -4,7 +4,7 @@ bits from onnxruntime.
 
 from __future__ import annotations
 
-from phirt_export.mobile.profile import MobileProfile
+from phirt_export.mobile.profile import APP_DRIVER, APP_GUIDE, MobileProfile
 
 PROFILE = MobileProfile(
     name="ios",
@@ -13,4 +13,6 @@ PROFILE = MobileProfile(
     library="onnxruntime 1.29 or newer for iOS (onnxruntime.xcframework, or one built with "
     "required_operators.config)",
     host="apps/ios",
+    driver=APP_DRIVER.format(host="apps/ios"),
+    guide=APP_GUIDE,
 )

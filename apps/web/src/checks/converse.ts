@@ -1,0 +1,65 @@
+/**
+ * Answers conversations for tests: `node build/checks/converse.js PACKAGE` reads one on stdin, a JSON list of turns, and
+ * writes a JSON object for each turn, a line each.
+ *
+ * A turn has `text`, `settings`, and may have `image` and `audio` (paths of PPM and WAV files), `stopAfter` and
+ * `leaveAfter` (pieces, after which its signal is given, or the loop left), `meanwhile` (text of a question that is
+ * asked while this one is answered). A turn `{"reset": true}` forgets all before it.
+ */
+import { readFileSync } from "node:fs";
+import * as ort from "onnxruntime-node";
+import type { Chat, SendOptions } from "../host/chat.js";
+import { readPpm, readWav } from "../host/media_files.js";
+import { openFolder } from "../node/index.js";
+
+interface Turn {
+  readonly text: string;
+  readonly settings?: SendOptions;
+  readonly image?: string;
+  readonly audio?: string;
+  readonly stopAfter?: number;
+  readonly leaveAfter?: number;
+  readonly meanwhile?: string;
+  readonly reset?: boolean;
+}
+
+async function answered(chat: Chat, turn: Turn): Promise<unknown> {
+  const stopping = new AbortController();
+  const read = (path: string) => new Uint8Array(readFileSync(path));
+  if (turn.stopAfter === 0) stopping.abort();
+  const reply = chat.send(turn.text, {
+    ...turn.settings,
+    images: turn.image ? [readPpm(read(turn.image))] : [],
+    audio: turn.audio ? [readWav(read(turn.audio))] : [],
+    signal: stopping.signal,
+  });
+  const pieces: string[] = [];
+  let refused: unknown;
+  for await (const piece of reply) {
+    pieces.push(piece);
+    if (turn.meanwhile !== undefined && pieces.length === 1) {
+      refused = await chat.send(turn.meanwhile).finish().catch(errorOf);
+    }
+    if (pieces.length === turn.stopAfter) stopping.abort();
+    if (pieces.length === turn.leaveAfter) break;
+  }
+  return { ...(await reply.finish()), pieces, refused };
+}
+
+function errorOf(error: unknown): { error: string; message: string } {
+  return { error: (error as Error).name, message: (error as Error).message };
+}
+
+const [folder] = process.argv.slice(2);
+try {
+  const model = await openFolder(ort, folder ?? "", { threads: 1 });
+  const chat = model.chat();
+  for (const turn of JSON.parse(readFileSync(0, "utf8")) as Turn[]) {
+    if (turn.reset) chat.reset();
+    else console.log(JSON.stringify(await answered(chat, turn).catch(errorOf)));
+  }
+  await model.close();
+} catch (error) {
+  console.log(JSON.stringify(errorOf(error)));
+  process.exitCode = 1;
+}

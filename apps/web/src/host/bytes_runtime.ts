@@ -1,0 +1,36 @@
+/**
+ * Sessions of graphs that are handed over as bytes, weights beside them: onnxruntime-web, by WebAssembly or WebGPU.
+ */
+import type { InferenceSession } from "onnxruntime-common";
+import { asPhirtError } from "./errors.js";
+import type { Onnxruntime, Runtime } from "./runtime.js";
+
+export interface BytesRuntimeOptions {
+  readonly provider: "wasm" | "webgpu";
+  /** For each session, beside what follows from the provider. */
+  readonly session?: InferenceSession.SessionOptions;
+}
+
+export function bytesRuntime(ort: Onnxruntime, options: BytesRuntimeOptions): Runtime {
+  return {
+    ort,
+    cache: "returned",
+    async open(graph, files, resident) {
+      const onGpu = options.provider === "webgpu" && resident.length > 0;
+      try {
+        const externalData = [];
+        for (const path of graph.data) externalData.push({ path, data: await files.read(path) });
+        return await ort.InferenceSession.create(await files.read(graph.file), {
+          ...options.session,
+          executionProviders: [options.provider],
+          externalData,
+          ...(onGpu
+            ? { preferredOutputLocation: Object.fromEntries(resident.map((name) => [name, "gpu-buffer"])) }
+            : {}),
+        });
+      } catch (error) {
+        throw asPhirtError(error, `opening ${graph.file}`);
+      }
+    },
+  };
+}
