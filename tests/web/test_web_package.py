@@ -20,8 +20,10 @@ from phirt.bundle.files import require_intact
 _CASES = 7
 
 
-def test_every_golden_conversation_in_node(host: Host, nano_package: Path) -> None:
-    done = host.node("golden", nano_package, 1)
+@pytest.mark.parametrize("runtime", ["node", "wasm"])
+def test_every_golden_conversation(host: Host, nano_package: Path, runtime: str) -> None:
+    """The same code on onnxruntime-node and on onnxruntime-web's WebAssembly, here outside of a browser."""
+    done = host.node("golden", nano_package, 1, runtime)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{_CASES} of {_CASES} identical" in done.stdout
 

@@ -2,7 +2,8 @@
 
 It is handed the weights as whole arrays, one for each data file, and finds those of the main graph alone in
 them: weights that belong to a branch become the main graph's, where both branches still see them. No file may
-be larger than an array of a browser can be, so that weights lie in as many files as that takes.
+be larger than an array of a browser can be, so that weights lie in as many files as that takes. Masks of keys
+are added to scores, as WebGPU's attention wants them; other processors take them like this as well.
 
 Knows graphs and files. Knows nothing of what a graph computes.
 """
@@ -20,6 +21,8 @@ import onnx_ir as ir
 from phirt.bundle.manifest import FileEntry, GraphSpec
 from phirt.errors import ConfigError
 from phirt_export.graphs.data_file import DataFile
+from phirt_export.targets.passes import key_masks
+from phirt_export.variants.rewriter import rewritten
 
 # Smaller weights stay in the graph itself.
 _INLINE_BYTES = 1024
@@ -44,7 +47,7 @@ def write_page_graphs(
     """
     written, files = {}, {}
     for part, spec in graphs.items():
-        model = ir.load(source / spec.file)
+        model = rewritten(ir.load(source / spec.file), key_masks.RULES)
         hoist_weights(model)
         with _Parts(folder, Path(spec.file).stem, max_file_bytes) as parts:
             for value in model.graph.initializers.values():

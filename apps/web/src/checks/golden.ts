@@ -1,21 +1,33 @@
 /**
- * Answers a package's golden conversations in Node: `node build/checks/golden.js PACKAGE [THREADS [CASE]]`.
+ * Answers a package's golden conversations in Node: `node build/checks/golden.js PACKAGE [THREADS [RUNTIME [CASE]]]`,
+ * where RUNTIME is `node` (default) or `wasm`, which is onnxruntime-web outside of a browser.
  *
  * Prints a line for each conversation, and one with times and peak memory. The exit status is 0 where every prompt and
  * every answer has the ids of golden.json.
  */
-import * as ort from "onnxruntime-node";
+import * as ortNode from "onnxruntime-node";
+import * as ortWeb from "onnxruntime-web";
+import { bytesRuntime } from "../host/bytes_runtime.js";
 import { checkGolden } from "../host/golden.js";
+import { Model } from "../host/model.js";
 import { folderFiles, openFolder } from "../node/index.js";
 
-const [folder, threads, only] = process.argv.slice(2);
-if (folder === undefined) {
-  console.error("usage: golden.js PACKAGE [THREADS [CASE]]");
+const [folder, threads, runtime = "node", only] = process.argv.slice(2);
+if (folder === undefined || !["node", "wasm"].includes(runtime)) {
+  console.error("usage: golden.js PACKAGE [THREADS [node|wasm [CASE]]]");
   process.exit(2);
 }
+
+function open(folder: string): Promise<Model> {
+  if (runtime === "node") return openFolder(ortNode, folder, { threads: Number(threads ?? 0) });
+  ortWeb.env.wasm.numThreads = Number(threads ?? 1);
+  const session = { logSeverityLevel: 3 } as const;
+  return Model.open(folderFiles(folder), bytesRuntime(ortWeb, { provider: "wasm", session }));
+}
+
 try {
   const begin = performance.now();
-  const model = await openFolder(ort, folder, { threads: Number(threads ?? 0) });
+  const model = await open(folder);
   const opened = performance.now();
   const totals = { right: 0, all: 0, promptTokens: 0, newTokens: 0 };
   for await (const report of checkGolden(model, folderFiles(folder), only)) {

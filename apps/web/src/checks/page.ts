@@ -13,6 +13,8 @@ import { servePage } from "../node/serve.js";
 interface Options {
   readonly chromium: string;
   readonly provider: "wasm" | "webgpu";
+  /** 0 for as many as the page finds good. */
+  readonly threads: number;
   /** Beside those that a container needs. */
   readonly flags: readonly string[];
   readonly steps: readonly string[];
@@ -24,6 +26,7 @@ interface Options {
 const DEFAULTS: Options = {
   chromium: "/usr/bin/chromium",
   provider: "wasm",
+  threads: 0,
   flags: [],
   steps: ["golden", "text", "stop", "image", "drop", "clip", "record", "policy", "again"],
   question: "Tell me about the sea.",
@@ -84,25 +87,24 @@ class Visit {
   /** Asks, and tells how the answer grew. */
   async ask(question: string): Promise<Seen> {
     await this.page.getByLabel("Question", { exact: true }).fill(question);
+    await this.page.evaluate(countPieces);
     const begin = performance.now();
     await this.page.getByRole("button", { name: "Send" }).click();
     const answer = this.page.locator("article.assistant").last();
-    const growth: number[] = [];
     let first = 0;
     for (;;) {
-      const length = (await textOf(answer.locator("span"))).length;
-      if (length && !first) first = seconds(begin);
-      if (length !== growth.at(-1)) growth.push(length);
+      if (!first && (await textOf(answer.locator("span")))) first = seconds(begin);
       if (await answer.locator("small").count()) break;
       if (await this.page.locator("article.wrong").count()) throw new Error(await textOf(answer));
       await this.page.waitForTimeout(20);
     }
     const [text, note] = [await textOf(answer.locator("span")), await textOf(answer.locator("small"))];
-    return { text, note, growth: growth.length, first, seconds: seconds(begin) };
+    const pieces = await this.page.evaluate(() => Number(document.body.dataset.pieces));
+    return { text, note, pieces, first, seconds: seconds(begin) };
   }
 
   async stop(): Promise<Seen> {
-    await this.temperature("2");
+    await this.temperature("100"); // any token as soon as another, so that the answer has no end of its own
     await this.page.getByLabel("Question", { exact: true }).fill("Count to a thousand.");
     await this.page.getByRole("button", { name: "Send" }).click();
     const answer = this.page.locator("article.assistant").last();
@@ -173,6 +175,16 @@ class Visit {
 
 async function textOf(element: Locator): Promise<string> {
   return (await element.textContent()) ?? "";
+}
+
+/** In the page: counts what is added to its answers from now on. */
+function countPieces(): void {
+  let pieces = 0;
+  new MutationObserver((records) => {
+    for (const { target } of records)
+      pieces += Number((target as Element).matches("article.assistant > span"));
+    document.body.dataset.pieces = String(pieces);
+  }).observe(document.getElementById("conversation") as HTMLElement, { childList: true, subtree: true });
 }
 
 function seconds(begin: number): number {
@@ -246,7 +258,7 @@ async function main(model: string, options: Options): Promise<Seen> {
     });
   const open = async (context: BrowserContext): Promise<Visit> => {
     const visited = new Visit(context.pages()[0] ?? (await context.newPage()), options, link);
-    await visited.page.goto(`${origin}/?provider=${options.provider}`);
+    await visited.page.goto(`${origin}/?provider=${options.provider}&threads=${options.threads}`);
     return visited;
   };
   let context = await launch();

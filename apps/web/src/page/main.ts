@@ -21,6 +21,8 @@ interface Attached {
   readonly clip?: Clip;
 }
 
+const MOST_THREADS = 4;
+
 const host = new HostWorker();
 const transcript = new Transcript(byId("conversation"));
 const question = byId<HTMLTextAreaElement>("question");
@@ -49,6 +51,11 @@ function setBusy(isBusy: boolean): void {
   question.disabled = model === null;
 }
 
+/** Half of what the machine has, since others want to run, too; more than four make no answer faster. */
+function defaultThreads(): number {
+  return Math.min(Math.max(Math.trunc(navigator.hardwareConcurrency / 2), 1), MOST_THREADS);
+}
+
 async function open(source: Source): Promise<void> {
   const progress = byId<HTMLProgressElement>("progress");
   model = null;
@@ -57,7 +64,7 @@ async function open(source: Source): Promise<void> {
   say("The model is being loaded …");
   try {
     const provider = byId<HTMLSelectElement>("provider").value as Provider;
-    const threads = Math.min(navigator.hardwareConcurrency, 4);
+    const threads = Number(new URLSearchParams(location.search).get("threads")) || defaultThreads();
     model = await host.open({ source, provider, threads }, ({ file, loaded, total, isFetched }) => {
       progress.value = total ? loaded / total : 0;
       const share = `${(loaded / 1e6).toFixed(0)} of ${(total / 1e6).toFixed(0)} MB`;
