@@ -192,7 +192,7 @@ def test_every_key_of_the_settings_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"phirt config ([a-z_]+)", text)) <= set(KEYS)
     known = {*map(variable, KEYS), "PHIRT_CONFIG", "PHIRT_CACHE", "PHIRT_DEBUG", "PHIRT_API_KEY"}
-    known |= {"PHIRT_ONNXRUNTIME", "PHIRT_LIBFUZZER"}  # of tests of the library for apps
+    known |= {"PHIRT_ONNXRUNTIME", "PHIRT_LIBFUZZER", "PHIRT_WEB_MODULES"}  # of tests of hosts for apps
     assert set(re.findall(r"\bPHIRT_[A-Z_]+\b", text)) <= known
 
 
