@@ -58,3 +58,8 @@ def test_a_second_start_needs_no_server(seen: Any, nano_package: Path) -> None:
         wanted = model.chat().send("Tell me about the sea.").text()
     assert seen["again"]["answer"] == seen["text"]["text"]
     assert seen["text"]["text"].split()[:3] == wanted.split()[:3]
+
+
+def test_a_folder_can_be_picked(seen: Any) -> None:
+    """What the browser keeps already is not read again."""
+    assert seen["picked"]["text"] == seen["text"]["text"]

@@ -6,35 +6,18 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import pre_tokenizers
-from web_host import NANO, ROOT, Host
+from web_host import NANO, Host, native_tests
 
 from phirt.prompt.content_encoder import ContentEncoder
 from phirt.prompt.tokenizer import StreamDecoder
 from phirt.prompt.tokenizer import Tokenizer as PhirtTokenizer
 
-
-def _native_tests() -> Any:
-    """The module with texts and ways to cut them, which is no package."""
-    import importlib.util
-
-    loaded = {}
-    for name in ("native_host", "test_native_tokenizer"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "native" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        loaded[name] = sys.modules.get(name) or importlib.util.module_from_spec(spec)
-        if name not in sys.modules:
-            sys.modules[name] = loaded[name]
-            spec.loader.exec_module(loaded[name])
-    return loaded["test_native_tokenizer"]
-
-
-native = _native_tests()
+native = native_tests("test_native_tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +47,7 @@ def test_every_way_to_cut_text(host: Host, corpus: list[str], tmp_path: Path, na
     path = tmp_path / "tokenizer.json"
     document = native.document_of(native.PRE_TOKENIZERS[name])
     path.write_text(json.dumps(document, ensure_ascii=False), "utf-8")
-    _compare(host, path, corpus[::4])
+    _compare(host, path, corpus[::8])
 
 
 def test_words_that_are_tokens_as_a_whole(host: Host, corpus: list[str], tmp_path: Path) -> None:

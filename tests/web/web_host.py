@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,18 @@ def compiled(folder: Path) -> Host:
             assert done.returncode == 0, done.stdout + done.stderr
             (folder / "done").touch()
     return Host(folder)
+
+
+def native_tests(name: str) -> Any:
+    """A module of the tests of the library for apps, which are no package: all hosts have the same cases."""
+    for one in ("native_host", name):
+        if one not in sys.modules:
+            path = ROOT / "tests" / "native" / f"{one}.py"
+            spec = importlib.util.spec_from_file_location(one, path)
+            assert spec is not None and spec.loader is not None
+            sys.modules[one] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[one])
+    return sys.modules[name]
 
 
 def encoded(array: npt.NDArray[Any]) -> str:

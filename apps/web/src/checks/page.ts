@@ -4,7 +4,7 @@
  * Writes one JSON object: what was seen at each step, times, memory. Steps that need what the model does not take are
  * left out. Knows the page's elements as a person does: by their names.
  */
-import { mkdtemp, readdir, readFile, rm, symlink, unlink } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, realpath, rm, symlink, unlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type BrowserContext, chromium, type Locator, type Page } from "playwright-core";
@@ -28,7 +28,7 @@ const DEFAULTS: Options = {
   provider: "wasm",
   threads: 0,
   flags: [],
-  steps: ["golden", "text", "stop", "image", "drop", "clip", "record", "policy", "again"],
+  steps: ["golden", "text", "stop", "image", "drop", "clip", "record", "picked", "policy", "again"],
   question: "Tell me about the sea.",
   screenshots: null,
   timeout: 120_000,
@@ -208,8 +208,6 @@ async function visit(visited: Visit, options: Options, model: string): Promise<S
   const seen: Seen = {};
   const has = (step: string) => options.steps.includes(step);
   seen.ready = await visited.ready();
-  const takes = await visited.page.evaluate(() => document.title);
-  seen.title = takes;
   if (has("golden")) seen.golden = await visited.check();
   if (has("text")) {
     seen.text = await visited.ask(options.question);
@@ -237,6 +235,10 @@ async function visit(visited: Visit, options: Options, model: string): Promise<S
   if (has("record") && clip) {
     seen.recorded = await visited.record();
     seen.record = await visited.ask("What do you hear?");
+  }
+  if (has("picked")) {
+    await visited.page.locator("#folder").setInputFiles(await realpath(model));
+    seen.picked = { ...(await visited.ready()), ...(await visited.ask(options.question)) };
   }
   if (has("policy")) seen.policy = await visited.policy();
   return seen;
