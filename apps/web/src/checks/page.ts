@@ -109,6 +109,8 @@ class Visit {
     await this.page.getByRole("button", { name: "Send" }).click();
     const answer = this.page.locator("article.assistant").last();
     await answer.locator("span:not(:empty)").waitFor();
+    await this.page.dispatchEvent("form#open", "submit");
+    await this.page.locator("#status.wrong").waitFor(); // a model is not opened in the midst of an answer
     const begin = performance.now();
     await this.page.getByRole("button", { name: "Stop", exact: true }).click();
     const note = await textOf(answer.locator("small"));

@@ -32,7 +32,10 @@ export class Transcript {
       const shown = document.createElement(isImage ? "img" : "audio");
       shown.src = url;
       if (shown instanceof HTMLAudioElement) shown.controls = true;
-      else shown.alt = "";
+      else {
+        shown.alt = "";
+        shown.onerror = () => shown.remove(); // a PPM, which the host reads and no browser shows
+      }
       article.append(shown);
     }
     const said = document.createElement("span");

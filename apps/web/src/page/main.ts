@@ -30,6 +30,7 @@ const status = byId("status");
 let model: ModelInfo | null = null;
 let attached: Attached[] = [];
 let recording: Recording | null = null;
+let isAtWork = false;
 
 function say(text: string, isWrong = false): void {
   status.textContent = text;
@@ -44,6 +45,7 @@ function doing(work: () => Promise<void>): () => void {
 }
 
 function setBusy(isBusy: boolean): void {
+  isAtWork = isBusy;
   const isReady = model !== null && !isBusy;
   byId<HTMLButtonElement>("send").disabled = !isReady;
   byId("stop").hidden = !isBusy || model === null;
@@ -57,6 +59,7 @@ function defaultThreads(): number {
 }
 
 async function open(source: Source): Promise<void> {
+  if (isAtWork) throw new Error("the page is at work; wait for the model, or stop the answer");
   const progress = byId<HTMLProgressElement>("progress");
   model = null;
   setBusy(true);
