@@ -185,7 +185,7 @@ def _draw(
         assert first is not None
         with out.busy(label) as display:
             on_layer = functools.partial(display.advance, label)
-            by_layer = layer_divergences(reference.model, candidate.manifest, first, on_layer)
+            by_layer = layer_divergences(reference.whole_model(), candidate.manifest, first, on_layer)
     routes = {route: result.divergences for route, result in report.results.items()}
     names = f"{report.bundle.name} beside {report.against.name}"
     draw(Divergences(f"KL of {one_line(names)}", routes, by_layer), plot)

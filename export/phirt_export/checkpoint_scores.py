@@ -1,7 +1,7 @@
 """A checkpoint as a reference for `phirt_quant.evaluation`: the reference model in float32.
 
-Knows how a checkpoint becomes a torch model, what memory that takes, and how media reach it. The processors'
-constants come from the bundle that is compared with it; weights, encoders and decoder are the checkpoint's.
+Knows what memory the model takes and how media reach it. The processors' constants come from the bundle that
+is compared with it; weights, encoders and decoder are the checkpoint's.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from phirt.generate.sequence import Prompt
 from phirt.prompt.messages import Inputs
 from phirt_export.chat_files import pruned_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.model_weights import LAYERS, load_model, streamed_model
 from phirt_export.reference import Model, ModelConfig
-from phirt_export.reference.decoder import rope_tables
 from phirt_export.reference.model import Route
 from phirt_quant.evaluation import STEPS, Case, Logits
 
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
 _ROOM = 1 << 30
 _LOGITS_BYTES = 64 << 20
+# A model up to this size is held as a whole.
+_HELD_BYTES = 2 << 30
 _KINDS = {"phi4mm_image", "phi4mm_audio"}  # of the reference model's towers
 
 
@@ -53,19 +55,26 @@ class CheckpointReference:
                 f"{checkpoint} has another tokenizer than the bundle {manifest.name!r}, so their predictions "
                 "cannot be compared; name the checkpoint that the bundle was exported from"
             )
-        require_memory(opened, sum(entry.size for entry in manifest.files.values()))
+        self._checkpoint, self._bundle_bytes = opened, sum(entry.size for entry in manifest.files.values())
+        self._is_whole = _float_bytes(opened.config) <= _HELD_BYTES
+        needed = needed_memory(opened.config) if self._is_whole else streamed_memory(opened.config)
+        require_memory(opened, needed + self._bundle_bytes)
         self._manifest, self._encoders = manifest, open_encoders(manifest)
         if strange := sorted({spec.kind for spec in manifest.encoders.values()} - _KINDS):
             raise ConfigError(
                 f"encoders of the kind {', '.join(strange)} are not computed from a checkpoint; compare with "
                 "an unquantized bundle: phirt export CHECKPOINT -o REFERENCE --bits 32"
             )
-        self._model = load_model(opened)
+        self._model = load_model(opened) if self._is_whole else streamed_model(opened)
 
-    @property
-    def model(self) -> Model:
-        """The reference model."""
-        return self._model
+    def whole_model(self) -> Model:
+        """The reference model with all of its weights in memory. Raises ConfigError where that is too
+        little.
+        """
+        if self._is_whole:
+            return self._model
+        require_memory(self._checkpoint, needed_memory(self._checkpoint.config) + self._bundle_bytes)
+        return load_model(self._checkpoint)
 
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """Logits along a text; see `phirt_quant.evaluation.Scorer`."""
@@ -140,23 +149,9 @@ def media_rows(model: Model, modality: Modality, inputs: Inputs, projector: str)
     return features
 
 
-def load_model(checkpoint: Checkpoint) -> Model:
-    """The reference model with the checkpoint's weights, float32; one tensor at a time is held twice."""
-    with torch.device("meta"):
-        model = Model(checkpoint.config)
-    model.to_empty(device="cpu").eval()
-    rope = checkpoint.config.decoder.rope
-    model.model.rope_cos, model.model.rope_sin = rope_tables(rope, rope.original_context)
-    state = model.state_dict()
-    with torch.no_grad():
-        for name in expected_shapes(checkpoint.config):
-            state[name].copy_(torch.from_numpy(checkpoint.tensor(name)))
-    return model
-
-
-def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
-    """Raise ConfigError unless the reference model and a bundle of this size fit into memory together."""
-    needed, there = needed_memory(checkpoint.config) + bundle_bytes, available_memory()
+def require_memory(checkpoint: Checkpoint, needed: int) -> None:
+    """Raise ConfigError unless so many bytes, for the reference model and a bundle, are there."""
+    there = available_memory()
     if needed > there:
         raise ConfigError(
             f"the checkpoint {checkpoint.path} in float32 beside the bundle needs about "
@@ -168,8 +163,22 @@ def require_memory(checkpoint: Checkpoint, bundle_bytes: int) -> None:
 
 def needed_memory(config: ModelConfig) -> int:
     """Bytes of the float32 model, its largest tensor once more, and room to work."""
-    sizes = [math.prod(shape) for shape in expected_shapes(config).values()]
-    return 4 * (sum(sizes) + max(sizes)) + _ROOM
+    return _float_bytes(config) + 4 * max(_sizes(config).values()) + _ROOM
+
+
+def streamed_memory(config: ModelConfig) -> int:
+    """The same where one layer is held at a time."""
+    layers = sum(4 * size for name, size in _sizes(config).items() if name.startswith(LAYERS))
+    return needed_memory(config) - layers + layers // config.decoder.num_layers
+
+
+def _float_bytes(config: ModelConfig) -> int:
+    """Bytes of all weights in float32."""
+    return 4 * sum(_sizes(config).values())
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    return {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
 
 
 def _left_in_container() -> float:

@@ -18,7 +18,8 @@ from phirt.errors import ConfigError
 from phirt.runtime.atomic_file import write_text
 from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.checkpoint import Checkpoint, expected_shapes
-from phirt_export.checkpoint_scores import available_memory, load_model
+from phirt_export.checkpoint_scores import available_memory
+from phirt_export.model_weights import load_model
 from phirt_export.reference import Model, initialize
 from phirt_export.reference.config import CONFIG_NAME
 from phirt_train.loop import save_tensors, trained_names

@@ -26,11 +26,11 @@ from phirt_export import calibration as calibrating
 from phirt_export.bit_budget import BitBudget
 from phirt_export.calibration import Costs, MatrixRows
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import export_bundle
 from phirt_export.formats import default_method
 from phirt_export.graphs import data_file
 from phirt_export.graphs.weight_format import WeightFormat
+from phirt_export.model_weights import load_model
 from phirt_quant.allocation import allocate
 from phirt_quant.blockwise import dequantize, quantize
 from phirt_quant.sizes import bundle_sizes

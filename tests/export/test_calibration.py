@@ -27,10 +27,10 @@ from phirt_export import calibration as calibrating
 from phirt_export import encoders
 from phirt_export.calibration import sequences as sequencing
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import export_bundle
 from phirt_export.graphs import data_file
 from phirt_export.layer_divergence import StoredMatrices
+from phirt_export.model_weights import load_model
 from phirt_export.reference import ROUTES
 from phirt_quant import samples
 

@@ -24,9 +24,15 @@ from phirt.errors import ConfigError
 from phirt_apps.cli import app
 from phirt_export import checkpoint_scores
 from phirt_export.checkpoint import Checkpoint, expected_shapes
-from phirt_export.checkpoint_scores import CheckpointReference, available_memory, load_model, needed_memory
+from phirt_export.checkpoint_scores import (
+    CheckpointReference,
+    available_memory,
+    needed_memory,
+    streamed_memory,
+)
 from phirt_export.exporter import export_bundle
 from phirt_export.layer_divergence import layer_divergences
+from phirt_export.model_weights import load_model
 from phirt_quant import samples
 from phirt_quant.blockwise import dequantize, quantize
 from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
@@ -309,3 +315,20 @@ class _Uniform:
     def score(self, ids, first):
         for _ in ids[first:]:
             yield np.zeros(self._vocab, np.float32)
+
+
+def test_a_model_whose_layers_come_from_the_checkpoint_computes_the_same(checkpoint, full, monkeypatch):
+    """To the last bit, with one layer at a time in memory; for pictures of single layers it is loaded."""
+    candidate = phirt.load(full).manifest
+    whole = CheckpointReference(checkpoint, candidate)
+    monkeypatch.setattr(checkpoint_scores, "_HELD_BYTES", 0)
+    streamed = CheckpointReference(checkpoint, candidate)
+    ids = [5, 6, 7, 8, 9]
+    np.testing.assert_array_equal(list(streamed.score(ids, 1)), list(whole.score(ids, 1)))
+    np.testing.assert_array_equal(list(streamed.score(ids, 3)), list(whole.score(ids, 3)))
+    layers = streamed._model.model.layers
+    assert len(layers) and {p.device.type for p in layers.parameters()} == {"meta"}
+    assert whole.whole_model() is whole._model
+    assert {p.device.type for p in streamed.whole_model().parameters()} == {"cpu"}
+    sizes = streamed_memory(Checkpoint(checkpoint).config), needed_memory(Checkpoint(checkpoint).config)
+    assert sizes[0] < sizes[1]

@@ -22,10 +22,10 @@ from phirt.errors import ConfigError
 from phirt.prompt.tokenizer import Tokenizer
 from phirt_export.chat_files import TOKENIZER_NAME, read_template
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import export_bundle
 from phirt_export.gguf_files.pre_tokenizers import PRE_TOKENIZERS
 from phirt_export.layer_divergence import layer_divergences
+from phirt_export.model_weights import load_model
 from phirt_quant import samples
 from phirt_quant.blockwise import dequantize
 

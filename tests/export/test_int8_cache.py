@@ -27,10 +27,10 @@ from phirt.runtime.device import CPU
 from phirt_apps.cli import app
 from phirt_export import calibration as calibrating
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.checkpoint_scores import load_model
 from phirt_export.exporter import Calibrated, export_bundle, write_graphs
 from phirt_export.formats import choose_formats
 from phirt_export.graphs.decoder import KVScales
+from phirt_export.model_weights import load_model
 from phirt_export.reference import decoder
 from phirt_quant import samples
 

@@ -87,7 +87,7 @@ def source(tmp_path_factory) -> Path:
 def torch_model(source) -> Model:
     """The same in torch."""
     from phirt_export.checkpoint import Checkpoint
-    from phirt_export.checkpoint_scores import load_model
+    from phirt_export.model_weights import load_model
 
     return load_model(Checkpoint(source))
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from phirt_export.bundle import model_limits
 from phirt_export.calibration.samples import OWN_TEXT, Sample, read_samples
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.checkpoint_scores import media_rows
+from phirt_export.model_weights import load_tensors
 from phirt_export.reference import ROUTES, Model, Route
 from phirt_export.text_files import open_tokenizer, read_text_files
 
@@ -234,13 +234,3 @@ def _with_tower(checkpoint: Checkpoint, config: ModelConfig, tower: str) -> Mode
     names = [name for name in expected_shapes(config) if name.startswith(prefix)]
     load_tensors(module, checkpoint.tensor, names, prefix)
     return model.eval()
-
-
-def load_tensors(
-    module: torch.nn.Module, tensor: Callable[[str], np.ndarray], names: Items[str], prefix: str
-) -> None:
-    """Copy the tensors `names`, which begin with `prefix`, into a module that lies there."""
-    state = module.state_dict()
-    with torch.no_grad():
-        for name in names:
-            state[name[len(prefix) :]].copy_(torch.from_numpy(tensor(name)))

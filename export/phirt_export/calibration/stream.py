@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phirt_export.calibration.sequences import Sequence, load_tensors
+from phirt_export.calibration.sequences import Sequence
 from phirt_export.checkpoint import expected_shapes
 from phirt_export.graphs.linear import StoredRows, WeightSource
+from phirt_export.model_weights import load_tensors
 from phirt_export.reference import ROUTES, Model, ModelConfig, Route
 from phirt_export.reference.decoder import Layer, RoutedLinear, rope_tables
 
@@ -72,7 +73,7 @@ class LayerStream:
     original weights. Layers asked for out of order are right too, and take a pass from the start.
 
     Args:
-        products: what layers multiply matrices in; everything between two products is float32.
+        products: what layers multiply matrices in; norms and the stream between layers are float32.
     """
 
     def __init__(

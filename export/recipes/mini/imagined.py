@@ -21,8 +21,8 @@ from phirt.encoders.fixed_image import process
 from phirt.encoders.image_file import decode_picture, open_image
 from phirt_export.bundle import model_limits
 from phirt_export.checkpoint import Checkpoint
-from phirt_export.checkpoint_scores import load_model
 from phirt_export.encoders import photo_constants
+from phirt_export.model_weights import load_model
 from phirt_export.precision import autocast
 from phirt_export.reference import Model
 
