@@ -41,8 +41,8 @@ from phirt_quant.blockwise import (
 
 DAMPING = 0.01
 # Measured on the nano model in blocks of 128, three passes and six: mean KL 0.0113 and 0.0112 on text, 0.0050
-# and 0.0039 on images, 0.0069 and 0.0066 on speech. Wide matrices, whose passes take most of an export, are
-# contented with three.
+# and 0.0039 on images, 0.0069 and 0.0066 on speech. Wide matrices, whose passes take most of an export, make
+# do with three; what that costs a wide model is not measured.
 _PASSES, _WIDE_PASSES, _WIDE = 6, 3, 2048
 
 Floats = npt.NDArray[np.float32]
@@ -50,10 +50,11 @@ Floats = npt.NDArray[np.float32]
 
 class ErrorCompensation:
     """Quantizes matrices [n, K] that multiply inputs with the second moments `hessian`; memory for K² float32
-    four times while it is made, and twice then.
+    twice, the given ones among it, and once more while it is made.
 
     Args:
-        hessian: float32 [K, K], E[x xᵀ] up to a factor; only directions that occur need to be in it.
+        hessian: float32 [K, K], E[x xᵀ] up to a factor; only directions that occur need to be in it. It is
+            taken over and changed.
         damping: added to its diagonal, as a share of the diagonal's mean. It bounds what is done to
             directions that calibration has not seen; an input that is always zero is rounded to nearest.
 
@@ -62,19 +63,22 @@ class ErrorCompensation:
     """
 
     def __init__(self, hessian: Floats, damping: float = DAMPING) -> None:
-        if not np.isfinite(hessian).all():
+        # An input that is not finite shows on the diagonal, too.
+        if not np.isfinite(hessian.diagonal()).all():
             raise ConfigError(
                 "the model's activations on the calibration data are not finite; the checkpoint is damaged"
             )
         count = len(hessian)
         mean = float(np.trace(hessian, dtype=np.float64)) / count
-        damped = (hessian / np.float32(mean or 1.0)).astype(np.float32, copy=False)
+        damped = hessian.astype(np.float32, copy=False)
+        damped /= np.float32(mean or 1.0)
         damped.flat[:: count + 1] += np.float32(damping if mean else 1.0)
         root = _upper_root(damped)
         pivots: Floats = root.diagonal().copy()
         self._importance = np.square(pivots)
         self._hessian: Floats = damped
-        self._feedback: Floats = root / pivots
+        root /= pivots
+        self._feedback: Floats = root
 
     @property
     def remaining(self) -> Floats:

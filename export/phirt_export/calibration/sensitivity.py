@@ -279,8 +279,8 @@ class _GroupMoments:
 
     def remaining(self) -> Tensor:
         """See `ErrorCompensation.remaining`; float32 [columns]."""
-        shares = [ErrorCompensation(total.double().numpy()).remaining for total in self._sums]
-        return torch.from_numpy(np.concatenate(shares)).float()
+        shares = [ErrorCompensation(total.numpy().copy()).remaining for total in self._sums]
+        return torch.from_numpy(np.concatenate(shares))
 
 
 def _through_embedding(stream: LayerStream, gradients: Items[Tensor], costs: _Costs) -> None:

@@ -123,7 +123,7 @@ class WeightStore:
         self._dense: dict[tuple[Matrix, bool], Stored] = {}
         self._blocks: dict[tuple[Matrix, WeightFormat], StoredBlocks] = {}
         # What is known about the inputs of the tensor asked for last: all of its rows have the same.
-        self._compensation: tuple[str, tuple[DriftCorrection, ErrorCompensation] | None] | None = None
+        self._compensation: tuple[str, tuple[np.ndarray | None, ErrorCompensation] | None] | None = None
 
     def onto(self, g: GraphBuilder) -> WeightStore:
         """The same weights for another graph over the same data file; what is stored is not stored again."""
@@ -266,22 +266,42 @@ class WeightStore:
         known = self._compensated(weight.name)
         if known is None:
             return lambda slab, _: quantize(slab, form.bits, block, "mse", form.scale_type)
-        correction, compensation = known
-        return lambda slab, start: compensation.quantize(
-            correction.moved(slab, weight.first + start), form.bits, block, form.scale_type
-        )
+        moved, compensation = known
 
-    def _compensated(self, tensor: str) -> tuple[DriftCorrection, ErrorCompensation] | None:
-        """What makes errors of a tensor's rows good; None where nothing is known of its inputs."""
+        def rounded(slab: np.ndarray, start: int) -> BlockQuantized:
+            if moved is not None:
+                first = weight.first + start
+                slab = moved[first : first + len(slab)] * np.float32(weight.factor)
+            return compensation.quantize(slab, form.bits, block, form.scale_type)
+
+        return rounded
+
+    def _compensated(self, tensor: str) -> tuple[np.ndarray | None, ErrorCompensation] | None:
+        """The rows that a tensor's are to be rounded for, where these are others, and what makes errors good;
+        None where nothing is known of its inputs. Nothing but these stays in memory.
+        """
         if self._compensation is None or self._compensation[0] != tensor:
             assert self._hessians is not None, "a calibrated method needs calibration data"
             self._compensation = None  # one at a time
             moments, known = self._hessians.moments(tensor, self.read_back), None
             if moments is not None:
                 damping = self._hessians.damping(tensor) or DAMPING
-                known = DriftCorrection(moments, damping), ErrorCompensation(moments.inputs, damping)
+                moved, inputs = self._moved(tensor, moments, damping), moments.inputs
+                del moments
+                known = moved, ErrorCompensation(inputs, damping)
             self._compensation = tensor, known
         return self._compensation[1]
+
+    def _moved(self, tensor: str, moments: InputMoments, damping: float) -> np.ndarray | None:
+        """All rows of a tensor, moved by what its inputs drift; None where they are not known to."""
+        if moments.drift is None:
+            return None
+        correction, matrix = DriftCorrection(moments, damping), Matrix(self.source, tensor)
+        moved, start = np.empty(matrix.shape, np.float32), 0
+        for slab in matrix.slabs():
+            moved[start : start + len(slab)] = correction.moved(slab, start)
+            start += len(slab)
+        return moved
 
     def read_back(self, tensor: str, start: int, stop: int) -> np.ndarray | None:
         """Rows of a stored matrix; see `StoredRows`."""
