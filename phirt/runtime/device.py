@@ -19,7 +19,7 @@ import numpy.typing as npt
 from phirt.errors import ConfigError, ProviderError
 from phirt.runtime import plugins
 from phirt.runtime.cpus import default_threads, thread_count
-from phirt.runtime.ort import ort
+from phirt.runtime.ort import load_cuda_libraries, ort
 from phirt.runtime.tensor import DeviceTensor, HostTensor, Tensor, empty_array
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -113,6 +113,8 @@ class Device:
         if strict:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         plugin = plugins.plugin_of(self.provider)
+        if self.provider == "CUDAExecutionProvider":
+            load_cuda_libraries()
         if plugin is None:
             return ort.InferenceSession(
                 path, sess_options=options, providers=list(self.providers), enable_fallback=0

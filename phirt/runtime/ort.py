@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 
 # onnxruntime reads this while it is imported; whoever has already decided keeps their choice.
@@ -11,4 +14,13 @@ import onnxruntime as ort
 
 ort.disable_telemetry_events()
 
-__all__ = ["ort"]
+__all__ = ["load_cuda_libraries", "ort"]
+
+
+@functools.cache
+def load_cuda_libraries() -> None:
+    """Loads NVIDIA's libraries out of Python packages, where the system's loader does not look for them. What
+    is missing there may be the system's own, so only the session that needs it can say that it is not.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it has not found
+        ort.preload_dlls(msvc=False)
