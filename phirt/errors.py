@@ -68,6 +68,11 @@ _LACKING = (
 _WINDOWS = (8, 14, 1455)  # ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line: onnxruntime's have many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def out_of_memory(error: BaseException, doing: str = "go on") -> OutOfMemoryError | None:
     """The error to raise in the place of `error`, where that, or what it came from, tells that memory is
     lacking; None where it tells something else. `doing` completes "not enough memory to …".

@@ -117,8 +117,9 @@ def export_bundle(
     calibrates again, goes on from there and ends with the same bytes.
 
     Memory is bounded by a few slabs of one tensor (`bits=32`: by the largest projection; `gptq`: by two
-    layers in float32, twice the activations between two layers, those inside one, and nine times the square
-    of the longest input in float64, 8 GB at a width of 3072 with 8192 inside; chosen bits: by 2 GB there).
+    layers in float32, twice the activations between two layers, those inside one, and eight times the square
+    of the longest input in float32, 4.5 GB in all at a width of 3072 with 8192 inside; chosen bits: by 2 GB
+    there).
 
     Args:
         checkpoint: the folder in any layout of `layouts`, with its tokenizer.json and its chat template; a
@@ -128,8 +129,7 @@ def export_bundle(
         output: the bundle's folder; an existing bundle is replaced once the new one is complete.
         base: the folder of that base; None for the one that the adapter names.
         targets: what the graphs are for, names of `phirt_export.targets`. The graphs for others than `cpu`
-        are
-            made from those for it, which are left out of the bundle where it is not among them.
+            are made from those for it, which are left out of the bundle where it is not among them.
         bits: 4, 6, 8 or 32 (everything unquantized) for the base projections, all alike. None: blocks of 4
             and 8 bits that the checkpoint itself holds are kept bit for bit, and what it holds in 5 or 6 bits
             has 8; where it is not quantized, each projection and each part of the table take 4, 6 or 8 bits,

@@ -22,7 +22,7 @@ from phirt_quant.weight_error import StoredSize
 _WIDE = 1024
 _WIDE_BLOCK, _NARROW_BLOCK = 128, 32
 # Layers of more weights take too long to calibrate unasked: SmolLM2's 106 million need 3 minutes on two
-# cores, 805 million of width 3072 some 15.
+# cores, 805 million of width 3072 some 17, by their processor time.
 _MOST_CALIBRATED_WEIGHTS = 1_000_000_000
 # With 8 bits for adapters and encoders, they and the rounding of activations together cost the nano model
 # 0.0002 nats at most: nothing is left for calibration to win.

@@ -129,7 +129,7 @@ def _take_lock(partial: Path, output: Path) -> BinaryIO:
         try:
             partial.mkdir(exist_ok=True, mode=0o700)
             file = (partial / _LOCK).open("ab")
-        except FileNotFoundError:
+        except FileNotFoundError:  # another export has removed the folder meanwhile
             continue
         try:
             _lock(file)

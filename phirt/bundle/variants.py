@@ -56,10 +56,11 @@ def variant_for(manifest: Manifest, provider: str, options: Mapping[str, str] | 
         return None
     made_for = ["cpu"] * bool(manifest.graphs) + sorted(manifest.variants)
     target = _PARTICULAR.get(provider, "cpu")
+    # Graphs for others are made from those for the CPU.
+    start = manifest.folder if manifest.graphs else "CHECKPOINT"
     raise BundleError(
         f"the bundle {manifest.name!r} has no graphs for {provider}, only for: {', '.join(made_for)}; "
-        f"name another --provider, or add them with 'phirt export {manifest.folder} -o FOLDER --target "
-        f"{target}'"
+        f"name another --provider, or add them with 'phirt export {start} -o FOLDER --target {target}'"
     )
 
 

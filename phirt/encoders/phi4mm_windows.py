@@ -46,7 +46,6 @@ class Encoder:
         self.inputs: InputSpecs = {"audio_embeds": ("float32", (1, None, spec.num_mels))}
         taken = {one.name: one for one in graph.inputs}
         given = {one.name: one for one in graph.outputs}
-        self._outputs = tuple(given)
         problems = [
             misfit(taken, "audio_embeds", ("float32",), (1, frames, spec.num_mels)),
             misfit(taken, "frames_mask", ("float32",), (1, 1, frames, 1)),

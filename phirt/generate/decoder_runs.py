@@ -70,10 +70,10 @@ class DynamicRuns:
     chunk: int | None = None
     longest = LONGEST_RUN
 
-    def __init__(self, session: Session, manifest: Manifest, loras: LoraInputs | None) -> None:
+    def __init__(self, session: Session, manifest: Manifest, loras: LoraInputs) -> None:
         geometry = manifest.geometry
         self._session, self._manifest = session, manifest
-        self._loras = loras or LoraInputs(session.spec, geometry)
+        self._loras = loras
         self.cache = KVCache.of_graph(session.spec.inputs, geometry, session)
         media = next(one for one in session.spec.inputs if one.name == "media_features")
         least = int(media.shape[0] == SOME_ROWS)

@@ -77,6 +77,8 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         run_costs: RunCosts | None = None,
     ) -> None:
+        if loras is None and isinstance(session, Session):
+            loras = LoraInputs(session.spec, manifest.geometry)  # forks share it
         runs = _runs(session, manifest, loras)
         self._session, self._loras = session, loras
         self._manifest = manifest
@@ -420,4 +422,5 @@ class Engine:
 def _runs(session: Session | StaticGraphs, manifest: Manifest, loras: LoraInputs | None) -> DecoderRuns:
     if isinstance(session, StaticGraphs):
         return StaticRuns(session, manifest)
+    assert loras is not None
     return DynamicRuns(session, manifest, loras)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phirt.errors import ProviderError
+from phirt.errors import ProviderError, first_line
 from phirt.runtime.ort import ort
 
 
@@ -136,10 +136,10 @@ def _register(plugin: Plugin, name: str) -> Sequence[PluginDevice]:
             library = importlib.import_module(plugin.module).get_library_path()
             ort.register_execution_provider_library(name, str(library))
         except Exception as error:  # onnxruntime's types derive from Exception alone
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ProviderError(
-                f"{plugin.distribution} cannot be used with onnxruntime {ort.__version__}: {cause}; update "
-                f"it with 'pip install -U {plugin.distribution}', or choose another provider"
+                f"{plugin.distribution} cannot be used with onnxruntime {ort.__version__}: "
+                f"{first_line(error)}; update it with 'pip install -U {plugin.distribution}', or choose "
+                f"another provider"
             ) from error
         _registered.add(name)
     return [

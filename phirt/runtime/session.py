@@ -19,7 +19,7 @@ import numpy.typing as npt
 from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
 from phirt.bundle.manifest import CPU_TARGET, Contents, GraphSpec, Manifest
-from phirt.errors import BundleError, PhirtError, ProviderError, not_enough_memory, out_of_memory
+from phirt.errors import BundleError, PhirtError, ProviderError, first_line, not_enough_memory, out_of_memory
 from phirt.runtime import prepared, system
 from phirt.runtime.device import CPU, Device
 from phirt.runtime.native_calls import native_calls
@@ -123,7 +123,7 @@ class Session:
         except Exception as error:  # a damaged entry: the bundle itself is the way that always works
             if lacking := out_of_memory(error, f"open the {self.graph} graph"):
                 raise lacking from error
-            _log.info("the prepared %s graph cannot be opened: %s", self.graph, _first_line(error))
+            _log.info("the prepared %s graph cannot be opened: %s", self.graph, first_line(error))
             entry.discard()
             check_graph(manifest, self.spec)
             return None
@@ -166,7 +166,7 @@ class Session:
 
     def _failure(self, error: Exception) -> PhirtError:
         return out_of_memory(error, f"run the {self.graph} graph") or BundleError(
-            f"the {self.graph} graph failed while running: {_first_line(error)}; run 'phirt verify' on the "
+            f"the {self.graph} graph failed while running: {first_line(error)}; run 'phirt verify' on the "
             "bundle"
         )
 
@@ -187,7 +187,7 @@ def _not_opened(path: Path, graph: str, config: SessionConfig, error: Exception)
     """Why a graph was not opened, with what can be done about it."""
     if config.strict:
         return ProviderError(
-            f"{config.device.provider} does not run the {graph} graph as a whole: {_first_line(error)}; "
+            f"{config.device.provider} does not run the {graph} graph as a whole: {first_line(error)}; "
             "leave --provider out to run on the CPU, or export the bundle again for this device"
         )
     if "multiple hard links" in str(error):  # as package managers make them that share files with a cache
@@ -196,7 +196,7 @@ def _not_opened(path: Path, graph: str, config: SessionConfig, error: Exception)
             "several names; copy the bundle's folder, or install phirt with copies (uv: --link-mode copy)"
         )
     return BundleError(
-        f"{path} cannot be opened as the {graph} graph: {_first_line(error)}; the graph or its weights are "
+        f"{path} cannot be opened as the {graph} graph: {first_line(error)}; the graph or its weights are "
         "damaged: run 'phirt verify', then export the bundle again or fetch a fresh copy"
     )
 
@@ -259,7 +259,7 @@ def _prepare(manifest: Contents, graph: str, config: SessionConfig, entry: prepa
     except BundleError:
         raise
     except Exception as error:  # a full disk, a folder that cannot be renamed: all as before
-        _log.warning("the %s graph was not prepared for this machine: %s", graph, _first_line(error))
+        _log.warning("the %s graph was not prepared for this machine: %s", graph, first_line(error))
         _log.debug("where preparing it failed", exc_info=error)
     finally:
         system.trim_heap()
@@ -276,11 +276,6 @@ def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
         options.add_session_config_entry(f"session.{key}", value)
     with native_calls:
         ort.InferenceSession(str(path), sess_options=options, providers=list(config.device.providers))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 class LazySession:

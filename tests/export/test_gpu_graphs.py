@@ -24,6 +24,7 @@ from phirt_export.graphs.builder import OPSET
 from phirt_export.targets import known_targets, read_target
 from phirt_export.targets.passes import float_weights, gathered_rows, plain_products
 from phirt_export.targets.passes.float16 import to_float16
+from phirt_export.variants.adding import add_targets
 from phirt_export.variants.emitter import Emitter
 from phirt_export.variants.kernels import KERNELS, objections, weights_in_branches
 from phirt_export.variants.ranges import open_plain
@@ -44,7 +45,7 @@ def bundle(request, talking_checkpoint: Path, tmp_path_factory) -> Path:
 def test_there_is_a_target_for_every_provider_whose_kernels_are_known() -> None:
     providers = {read_target(name).providers[0] for name in known_targets()}
     assert set(KERNELS) <= providers
-    assert {read_target(name).shapes for name in GPUS} == {"dynamic"}
+    assert all(read_target(name).static is None for name in GPUS)
 
 
 @pytest.mark.parametrize("target", GPUS)
@@ -259,8 +260,6 @@ def test_inputs_are_bound_anew_where_they_are_copied(bundle: Path, monkeypatch: 
 
 def test_unquantized_bundles_have_variants_too(plain) -> None:
     """MatMul and a Gemm over the table; in float16 there is nothing to share."""
-    from phirt_export.variants.adding import add_targets
-
     folder = add_targets(plain.bundle, plain.bundle.parent / "halves", ["cpu", "webgpu"])
     view = as_variant(load_manifest(folder), "webgpu")
     found = Engine(Session(view, DECODER, SessionConfig()), view).prefill([20, 21, 22])
@@ -269,3 +268,19 @@ def test_unquantized_bundles_have_variants_too(plain) -> None:
     )
     expected = runner.run([20, 21, 22])[-1]
     np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_targets_that_are_dropped_leave_no_files(plain, tmp_path: Path) -> None:
+    """Of the CPU's graphs and of a variant that the bundle had; nothing more can be made from the rest."""
+    both = add_targets(plain.bundle, tmp_path / "both", ["cpu", "webgpu"])
+    had = load_manifest(both)
+    alone = add_targets(both, tmp_path / "alone", ["cuda"])
+    manifest = load_manifest(alone)
+    assert {said for _, said in verify_bundle(alone)} == {"ok"}
+    assert set(manifest.variants) == {"cuda"} and not manifest.graphs
+    used = {spec.file for spec in manifest.variants["cuda"].graphs.values()}
+    assert {path.name for path in alone.glob("**/*.onnx")} == {Path(name).name for name in used}
+    dropped = {spec.file for spec in (*had.graphs.values(), *had.variants["webgpu"].graphs.values())}
+    assert not any((alone / name).exists() for name in dropped)
+    with pytest.raises(ConfigError, match="has no graphs for the CPU, from which others are made"):
+        add_targets(alone, tmp_path / "more", ["webgpu"])

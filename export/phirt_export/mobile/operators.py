@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -26,7 +26,7 @@ def required_operators(graphs: Iterable[Path]) -> Operators:
     found: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
     for graph in graphs:
         for model in (ir.load(graph), _optimized(graph)):
-            for node in _nodes(model.graph):
+            for node in ir.traversal.RecursiveGraphIterator(model.graph):
                 domain = node.domain or _DOMAIN
                 version = model.opset_imports.get(node.domain)
                 if version is not None:
@@ -54,12 +54,3 @@ def _optimized(path: Path) -> ir.Model:
         )
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return ir.load(Path(folder) / "optimized.onnx")
-
-
-def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    """All nodes, those of branches with them."""
-    for node in graph:
-        yield node
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _nodes(attribute.as_graph())

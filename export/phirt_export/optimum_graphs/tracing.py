@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
-from phirt.errors import ConfigError, out_of_memory
+from phirt.errors import ConfigError, first_line, out_of_memory
 from phirt_export.graphs.builder import OPSET
 
 Task = Literal["text-generation-with-past", "feature-extraction"]
@@ -112,10 +112,6 @@ def _refused(folder: Path, doing: str) -> Iterator[None]:
         yield
     except Exception as error:  # the libraries raise whatever a configuration leads them to
         raise out_of_memory(error, f"{doing} {folder}") or ConfigError(
-            f"optimum cannot {doing} {folder}: {_first_line(error)}; accepted are models whose class "
+            f"optimum cannot {doing} {folder}: {first_line(error)}; accepted are models whose class "
             "transformers itself has, and whose family optimum-onnx lists"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

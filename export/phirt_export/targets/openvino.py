@@ -11,9 +11,6 @@ from phirt_export.variants.sizes import StaticDefaults
 PROFILE = TargetProfile(
     "Intel NPUs, GPUs and CPUs by OpenVINO: 8 or 4 bit weights, graphs of one size",
     providers=("OpenVINOExecutionProvider",),
-    operators="standard",
-    shapes="static",
-    weights="channels",
     passes=(elementary.RULES,),
     static=StaticDefaults(),
 )

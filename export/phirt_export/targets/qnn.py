@@ -19,9 +19,6 @@ def _chip(architecture: int, model: int) -> dict[str, str]:
 PROFILE = TargetProfile(
     "Qualcomm NPUs: 8 or 4 bit weights, 16 bit activations, graphs of one size",
     providers=("QNNExecutionProvider",),
-    operators="standard",
-    shapes="static",
-    weights="channels",
     activations=16,
     static=StaticDefaults(),
     compiles_for={

@@ -7,13 +7,15 @@ know.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from phirt.bundle.files import load_manifest
-from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, GraphSpec, Manifest, Variant
+from phirt.bundle.lora import DECODER
+from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, Manifest, Variant
 from phirt.errors import ConfigError
 from phirt.generator import Generator
 from phirt.runtime.session import SessionConfig
@@ -62,6 +64,11 @@ def add_targets(
     require_chips(targets, chips)
     require_replaceable(output)
     manifest = load_manifest(bundle)
+    if DECODER not in manifest.graphs:
+        raise ConfigError(
+            f"the bundle {manifest.name!r} has no graphs for the CPU, from which others are made; export its "
+            f"checkpoint with '--target {CPU_TARGET}' and the targets wanted"
+        )
     samples = read_samples(list(calibration) or [OWN_TEXT])
     if output.absolute() == bundle.absolute():
         raise ConfigError(f"{output} is the bundle itself; name another folder for the one with more targets")
@@ -89,23 +96,23 @@ def write_variants(
     note = note or (lambda line: None)
     manifest = load_manifest(folder)
     keeps = CPU_TARGET in targets
-    generator: Generator | None = None
     variants = dict(manifest.variants) if keeps else {}
-    for target in targets:
-        if target == CPU_TARGET:
-            continue
-        note(f"making the graphs for {target}")
-        profile = read_target(target)
-        builder: StaticVariant | DynamicVariant
-        if profile.shapes == "static":
-            builder = StaticVariant(manifest, target, profile, options, note)
-        else:
-            builder = DynamicVariant(manifest, target, profile, note)
-        if generator is None and profile.activations is not None:
-            generator = Generator(manifest, SessionConfig())
-        variants[target] = builder.write(generator, samples, own_files=not keeps)
-    if generator is not None:
-        generator.close()
+    with contextlib.ExitStack() as opened:
+        generator: Generator | None = None
+        for target in targets:
+            if target == CPU_TARGET:
+                continue
+            note(f"making the graphs for {target}")
+            profile = read_target(target)
+            builder: StaticVariant | DynamicVariant
+            if profile.static is not None:
+                builder = StaticVariant(manifest, target, profile, options, note)
+            else:
+                builder = DynamicVariant(manifest, target, profile, note)
+            if generator is None and profile.activations is not None:
+                generator = Generator(manifest, SessionConfig())
+                opened.callback(generator.close)
+            variants[target] = builder.write(generator, samples, own_files=not keeps)
     for chip in chips:
         for target in _compiled_for(targets, chip):
             built = dataclasses.replace(manifest, variants=variants)
@@ -133,12 +140,13 @@ def _store(folder: Path, manifest: Manifest, variants: Mapping[str, Variant], ke
     """The manifest with these variants, and no file that nothing uses."""
     graphs = manifest.graphs if keeps else {}
     listed = dataclasses.replace(manifest, graphs=graphs, variants=variants)
-    used = {manifest.chat_template, manifest.tokenizer}
-    specs: list[GraphSpec] = [*graphs.values(), *(g for v in variants.values() for g in v.graphs.values())]
-    for graph in specs:
-        used |= {graph.file, *graph.data}
-    before = {name for graph in manifest.graphs.values() for name in (graph.file, *graph.data)}
-    for name in before - used:
+    for name in _graph_files(manifest) - _graph_files(listed):
         (folder / name).unlink()
     files = listed_files(folder, {})
     store_manifest(dataclasses.replace(listed, files=files, folder=folder))
+
+
+def _graph_files(manifest: Manifest) -> set[str]:
+    """The files of all graphs, those of variants among them."""
+    sets = [manifest.graphs, *(variant.graphs for variant in manifest.variants.values())]
+    return {name for graphs in sets for graph in graphs.values() for name in (graph.file, *graph.data)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from phirt.bundle.manifest import CPU_TARGET, GraphSpec, Manifest, Variant
-from phirt.errors import ConfigError, ProviderError
+from phirt.errors import ConfigError, ProviderError, first_line
 from phirt.runtime.device import Device
 from phirt_export.targets.profile import TargetProfile
 
@@ -68,8 +68,9 @@ def _compiled(folder: Path, spec: GraphSpec, file: str, device: Device) -> Graph
     except ProviderError:
         raise
     except Exception as error:  # onnxruntime's types derive from Exception alone
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ProviderError(f"{spec.file} cannot be compiled by {device.provider}: {cause}") from error
+        raise ProviderError(
+            f"{spec.file} cannot be compiled by {device.provider}: {first_line(error)}"
+        ) from error
     made = sorted(path.name for path in set(folder.iterdir()) - before if path.name != file)
     if not (folder / file).is_file() or not made:
         raise ProviderError(f"{device.provider} has compiled {spec.file} to nothing; update its package")

@@ -28,8 +28,6 @@ class DynamicVariant:
     """Builds the variant from the bundle in the manifest's folder, and writes its files there."""
 
     def __init__(self, manifest: Manifest, target: str, profile: TargetProfile, note: Note) -> None:
-        if DECODER not in manifest.graphs:
-            raise ConfigError(f"the bundle {manifest.name!r} has no decoder graph to start from")
         self._manifest, self._target, self._profile, self._note = manifest, target, profile, note
 
     def write(self, generator: object, samples: Sequence[Sample], *, own_files: bool) -> Variant:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phirt.errors import ConfigError, PhirtError
+from phirt.errors import BundleError, ConfigError
 from phirt.generate.sequence import Adapter, Prompt
 from phirt.generator import Generator
 from phirt.prompt.messages import Message
@@ -74,10 +74,10 @@ def _turns(generator: Generator, samples: Sequence[Sample], shown: Shown) -> Ite
     for sample in turns[::step]:
         try:
             yield _turn(generator, sample, sample.images, sample.audio, shown)
-        except PhirtError as error:
-            if sample.images or sample.audio:
+        except BundleError:
+            # A template may take no system message: the text of phirt's own serves all models.
+            if sample.images or sample.audio or not sample.system:
                 raise
-            del error  # a template that takes no system message: the text of phirt's own serves all models
     for modality, media in (("image", made.pictures()), ("audio", made.clips())):
         if modality in generator.manifest.modalities and not _has(generator, shown, modality):
             for one in media:

@@ -128,6 +128,12 @@ def name_of(node: ir.Node) -> str:
     return node.name or node.op_type.lower()
 
 
+def producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node of this kind that gives a value; None where another does, or none."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind else None
+
+
 def is_called(node: ir.Node, ending: str) -> bool:
     """Whether a node's name ends so, whichever of several it is."""
     return re.search(rf"{re.escape(ending)}(_\d+)?$", name_of(node)) is not None

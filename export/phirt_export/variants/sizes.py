@@ -14,7 +14,8 @@ from phirt.errors import ConfigError
 @dataclasses.dataclass(frozen=True)
 class StaticOptions:
     """What an export asks for; None for what the target says: bits of weights, tokens of one run of a
-    prefill, positions of keys and values, tokens of one window of a recording.
+    prefill, positions of keys and values; and tokens of one window of a recording, None for as many as
+    attend to each other.
     """
 
     bits: int = 8
@@ -25,11 +26,10 @@ class StaticOptions:
 
 @dataclasses.dataclass(frozen=True)
 class StaticDefaults:
-    """What a target says. `audio_tokens` None: as many as attend to each other."""
+    """What a target says."""
 
     prefill: int = 64
     window: int = 1024
-    audio_tokens: int | None = None
 
     def shapes(self, options: StaticOptions, original_context: int) -> StaticShapes:
         """The sizes, within the context that the decoder's rotary tables are made for.

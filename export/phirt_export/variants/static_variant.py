@@ -57,8 +57,6 @@ class StaticVariant:
     def __init__(
         self, manifest: Manifest, target: str, profile: TargetProfile, options: StaticOptions, note: Note
     ) -> None:
-        if DECODER not in manifest.graphs:
-            raise ConfigError(f"the bundle {manifest.name!r} has no decoder graph to start from")
         self._manifest, self._target, self._profile = manifest, target, profile
         self._folder, self._note, self._options = manifest.folder, note, options
         self._static = profile.shapes_for(options, manifest.geometry.original_context)
@@ -147,7 +145,7 @@ class StaticVariant:
     def _windows(self, spec: EncoderSpec, model: ir.Model) -> _Built:
         own = read_dataclass(AudioConstants, _constants(spec.constants))
         assert self._profile.static is not None
-        tokens = self._options.audio_tokens or self._profile.static.audio_tokens or own.window_tokens
+        tokens = self._options.audio_tokens or own.window_tokens
         if not 0 < tokens <= own.window_tokens:
             raise ConfigError(
                 f"{tokens} tokens are no window of a recording; the model's own has {own.window_tokens}"

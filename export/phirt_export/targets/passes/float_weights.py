@@ -7,14 +7,12 @@ several formats, 6 bits as 4 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
 from phirt.errors import ConfigError
 from phirt_export.variants.constants import constant_of
-from phirt_export.variants.rewriter import Rewriter, Values, integer, is_called, name_of
+from phirt_export.variants.rewriter import Rewriter, Values, integer, is_called, name_of, producer
 
 
 def _multiplied(r: Rewriter, node: ir.Node, inputs: Values) -> Values:
@@ -24,7 +22,7 @@ def _multiplied(r: Rewriter, node: ir.Node, inputs: Values) -> Values:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         raise ConfigError(f"{node.name} has zero points of its own, which no target but cpu takes")
     weight = lazy_matrix(codes, scales, node)
-    matrix = r.g.keep(_once(r, codes, weight), f"{_stem(codes)}.weight")
+    matrix = r.g.keep(_once(r, codes, weight), f"{stem(codes)}.weight")
     x = inputs[0]
     y = r.g.MatMul(x, matrix, name=node.name or "product")
     bias = node.inputs[5] if len(node.inputs) > 5 else None
@@ -109,20 +107,23 @@ def _rounded_twice(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
     if product is None or not is_called(node, ".whole"):
         return None
     pair, weight = product
-    steps = _producers(pair, ("Reshape", "Concat"))
-    if steps is None:
+    if (x := twice_rounded(pair)) is None:
         return None
-    rest = _producer(steps[1].inputs[1], "Sub")
-    blocks = None if rest is None else _producer(rest.inputs[0], "Reshape")
-    if blocks is None:
-        return None
-    matrix = r.g.keep(weight, f"{node.name}.weight")
-    return [r.g.MatMul(blocks.inputs[0], matrix, name=name_of(node))]
+    return [r.g.MatMul(x, r.g.keep(weight, f"{node.name}.weight"), name=name_of(node))]
+
+
+def twice_rounded(value: ir.Value | None) -> ir.Value | None:
+    """What was rounded, of a pair of what rounding keeps and what it leaves; None for any other value."""
+    pair = producer(value, "Reshape")
+    both = None if pair is None else producer(pair.inputs[0], "Concat")
+    rest = None if both is None else producer(both.inputs[1], "Sub")
+    blocks = None if rest is None else producer(rest.inputs[0], "Reshape")
+    return None if blocks is None else blocks.inputs[0]
 
 
 def _product(value: ir.Value | None) -> tuple[ir.Value, ir.TensorProtocol] | None:
     """Of a product by a weight what is multiplied, and the weight."""
-    node = _producer(value, "MatMul")
+    node = producer(value, "MatMul")
     if node is None or node.inputs[1] is None or node.inputs[1].const_value is None:
         return None
     x = node.inputs[0]
@@ -130,29 +131,13 @@ def _product(value: ir.Value | None) -> tuple[ir.Value, ir.TensorProtocol] | Non
     return x, node.inputs[1].const_value
 
 
-def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == kind else None
-
-
-def _producers(value: ir.Value | None, kinds: Sequence[str]) -> list[ir.Node] | None:
-    """The chain of nodes of these kinds, each the first input of the one before, that gives a value."""
-    found: list[ir.Node] = []
-    for kind in kinds:
-        node = _producer(value, kind)
-        if node is None:
-            return None
-        found.append(node)
-        value = node.inputs[0]
-    return found
-
-
 def _once(r: Rewriter, codes: ir.Value, weight: ir.LazyTensor) -> ir.TensorProtocol:
     """The same tensor for all products by the same codes."""
     return r.shared.setdefault(("float", codes.name), weight)
 
 
-def _stem(codes: ir.Value) -> str:
+def stem(codes: ir.Value) -> str:
+    """The name of the matrix that has these codes."""
     return (codes.name or "matrix").removesuffix(".codes")
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from phirt_export.targets.passes.float_weights import unpacked
+from phirt_export.targets.passes.float_weights import stem, twice_rounded, unpacked
 from phirt_export.variants.constants import constant_of
-from phirt_export.variants.rewriter import Rewriter, Values, integer, is_called, name_of
+from phirt_export.variants.rewriter import Rewriter, Values, integer, is_called, name_of, producer
 
 _LOW_BITS = 2
 
@@ -76,9 +76,8 @@ def _joined(r: Rewriter, upper: ir.Node, lower: ir.Node, place: int, shape: tupl
         values = (1 << bits[1]) * parts[0] + parts[1] + 128
         return ir.tensor(values.astype(np.uint8).reshape(shape))
 
-    stem = (high.name or "matrix").removesuffix(".codes")
     tensor = ir.LazyTensor(computed, ir.DataType.UINT8, ir.Shape(shape))
-    return r.g.keep(r.shared.setdefault(("joined", high.name), tensor), f"{stem}.eight")
+    return r.g.keep(r.shared.setdefault(("joined", high.name), tensor), f"{stem(high)}.eight")
 
 
 def _sizes(node: ir.Node) -> tuple[int, int, int]:
@@ -90,23 +89,9 @@ def _as_they_are(r: Rewriter, node: ir.Node, inputs: Values) -> Values | None:
     """The product of the inputs themselves, where their two roundings were multiplied and summed."""
     if not is_called(node, ".whole"):
         return None
-    product = _product(inputs[0])
-    pair = None if product is None else _made_by(product.inputs[0], "Reshape")
-    both = None if pair is None else _made_by(pair.inputs[0], "Concat")
-    rest = None if both is None else _made_by(both.inputs[1], "Sub")
-    blocks = None if rest is None else _made_by(rest.inputs[0], "Reshape")
-    if product is None or blocks is None:
-        return None
-    return _plain(r, product, [blocks.inputs[0], *product.inputs[1:]])
-
-
-def _product(value: ir.Value | None) -> ir.Node | None:
-    return _made_by(value, "MatMulNBits")
-
-
-def _made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == kind else None
+    product = producer(inputs[0], "MatMulNBits")
+    x = None if product is None else twice_rounded(product.inputs[0])
+    return None if product is None or x is None else _plain(r, product, [x, *product.inputs[1:]])
 
 
 RULES = {"MatMulNBits": _plain, "Add": _together, "ReduceSum": _as_they_are}

@@ -345,7 +345,7 @@ class _Quantizer:
 
 
 class _Lazy:
-    """Arrays that are made together, when one of them is first asked for, and forgotten once all were."""
+    """Arrays that are made together, when one of them is first asked for."""
 
     def __init__(self, make: Callable[[], tuple[np.ndarray, ...]]) -> None:
         self._make = make
@@ -413,7 +413,7 @@ def _with_scales(
     blocks: np.ndarray, scales: np.ndarray, needed: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes and steps of blocks [blocks, block, N] under scales [N], and the squared error of each column.
-    The step that a block needs, and the two below: outliers are cut where that serves the others.
+    The step that a block needs, and the three below: outliers are cut where that serves the others.
     """
     least = np.full(needed.shape, np.inf, np.float32)
     steps, codes = np.ones(needed.shape, np.uint8), np.zeros(blocks.shape, np.int8)
