@@ -42,8 +42,8 @@ def _warm(r, node, inputs):
 
 
 PROFILE = TargetProfile(
-    "toasters", providers=("ToasterExecutionProvider",), operators="standard", shapes="static",
-    weights="channels", passes=({"Sigmoid": _warm},), static=StaticDefaults(8, 64, 10),
+    "toasters", providers=("ToasterExecutionProvider",), passes=({"Sigmoid": _warm},),
+    static=StaticDefaults(8, 64),
 )
 '''
 
