@@ -19,6 +19,7 @@ _EXTRAS = {
     **dict.fromkeys(_EXPORT, "export"),
     **dict.fromkeys(_SERVE, "serve"),
     "llguidance": "schema",
+    "pypdfium2": "pdf",
     "matplotlib": "plot",
 }
 

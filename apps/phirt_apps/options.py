@@ -148,6 +148,25 @@ Conversation = Annotated[
         help="Go on with the conversation in FILE, saved after each answer; new if there is no FILE.",
     ),
 ]
+Docs = Annotated[
+    Path | None,
+    typer.Option(
+        "--docs",
+        metavar="FOLDER",
+        help="Answer from the text, Markdown and PDF files in FOLDER, and say where it stands.",
+    ),
+]
+Embedder = Annotated[
+    Path | None,
+    typer.Option(
+        "--embedder",
+        autocompletion=names,
+        envvar=variable("embedder"),
+        show_envvar=False,
+        metavar="MODEL",
+        help="An embedding model, by which --docs finds what is said in other words, too.",
+    ),
+]
 MaxNewTokens = Annotated[
     int,
     typer.Option(

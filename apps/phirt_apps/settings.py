@@ -53,6 +53,7 @@ class Settings:
     image_detail: Literal["low", "auto", "high"] | None = None
     plain: bool | None = None
     history: bool | None = None
+    embedder: str | None = None
     models: Mapping[str, Annotated[str, Matching(".+", "a folder")]] = dataclasses.field(default_factory=dict)
 
 

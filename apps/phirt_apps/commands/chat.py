@@ -6,7 +6,8 @@ Knows its options and how a request is put together from them. The answer is `an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import phirt
     from phirt_apps.answer import Answer, Request
     from phirt_apps.arguments import Inputs
+    from phirt_apps.documents.library import Library
+    from phirt_apps.documents.prompt import Citation
 
 SUMMARY = "Answer a prompt, or start an interactive session."
 SECTION = "Use a model"
@@ -38,6 +41,8 @@ def command(
     image_detail: options.ImageDetail = "auto",
     adapter: options.Adapter = None,
     conversation: options.Conversation = None,
+    docs: options.Docs = None,
+    embedder: options.Embedder = None,
     system: options.System = None,
     tools: options.Tools = None,
     schema: options.Schema = None,
@@ -73,6 +78,7 @@ def command(
       phirt chat -- "-5 + 3 = ?"                     a prompt that begins with a dash
       phirt chat --conversation trip.phirt "And the second day?"
       phirt chat -m bundle --adapter my-lora "And in your own words?"
+      phirt chat --docs ~/manuals "How is the filter cleaned?"
       phirt chat --schema person.schema.json "Who wrote this?" < letter.txt
       phirt chat --system "Answer briefly."          interactive; /help lists its commands
     """
@@ -105,6 +111,8 @@ def command(
     system = None if system is None else valid_text(system)
     inputs = gather(prompt, image, audio, out)
     _require_something(inputs, json)
+    if docs is None and inputs.text is not None and options.is_given(context, "embedder"):
+        raise UsageError("--embedder finds passages in documents; name their folder with --docs")
 
     def open_one() -> tuple[phirt.Model, phirt.Chat]:
         begun = conversation is not None and conversation.exists()
@@ -118,14 +126,34 @@ def command(
             from phirt_apps.interactive.session import Setup
             from phirt_apps.interactive.start import run_session
 
-            setup = Setup(settings, conversation, image_detail, stats)
-            run_session(open_one, setup, out, images=image or (), audio=audio or (), history=history)
+            setup = Setup(settings, conversation, image_detail, stats, embedder)
+            media = {"images": image or (), "audio": audio or ()}
+            run_session(open_one, setup, out, **media, history=history, docs=docs)
             return
-        _, chat = open_one()
         request = Request(inputs.text, settings, inputs.images, inputs.audio, image_detail)
-        interrupted = _answer(chat, request, out, as_json=json, stats=stats, kept_in=conversation)
+        with _library(docs, embedder, out) as library:
+            _, chat = open_one()
+            found = _Found(request, None) if library is None else _Found(*library.ask(request, chat))
+        interrupted = _answer(chat, found, out, as_json=json, stats=stats, kept_in=conversation)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+class _Found(NamedTuple):
+    """A request, and the passages in it; None where no documents were named."""
+
+    request: Request
+    citations: tuple[Citation, ...] | None
+
+
+def _library(
+    docs: Path | None, embedder: Path | None, out: Output
+) -> contextlib.AbstractContextManager[Library | None]:
+    if docs is None:
+        return contextlib.nullcontext()
+    from phirt_apps.documents.library import Library  # its database and what reads files take a moment
+
+    return Library(docs, embedder, out)
 
 
 def _require_something(inputs: Inputs, json: bool) -> None:
@@ -138,17 +166,21 @@ def _require_something(inputs: Inputs, json: bool) -> None:
 
 
 def _answer(
-    chat: phirt.Chat, request: Request, out: Output, *, as_json: bool, stats: bool, kept_in: Path | None
+    chat: phirt.Chat, found: _Found, out: Output, *, as_json: bool, stats: bool, kept_in: Path | None
 ) -> bool:
     """Answers and saves. Returns whether a signal stopped the answer."""
     from phirt_apps.answer import as_object, figures, stream_answer
     from phirt_apps.remarks import remarks
     from phirt_apps.rendering.display import NoDisplay
 
-    answer = stream_answer(chat, request, out, NoDisplay() if as_json else out.answer_display())
-    value, cut = _value(answer, request, chat)
+    answer = stream_answer(chat, found.request, out, NoDisplay() if as_json else out.answer_display())
+    value, cut = _value(answer, found.request, chat)
     if as_json:
-        out.json(as_object(answer.result, **value))
+        out.json(as_object(answer.result, **value, **_citations(answer, found)))
+    elif found.citations:
+        from phirt_apps.documents.prompt import source_lines
+
+        out.hint(source_lines(answer.result.text, found.citations))
     for line in remarks(answer.result, chat) if cut is None else ():
         out.hint(line)
     if stats:
@@ -159,6 +191,15 @@ def _answer(
     if cut is not None:
         raise cut
     return answer.interrupted
+
+
+def _citations(answer: Answer, found: _Found) -> dict[str, Any]:
+    """The passages that the answer was given, for the one object; nothing where no documents were named."""
+    if found.citations is None:
+        return {}
+    from phirt_apps.documents.prompt import as_objects
+
+    return {"citations": as_objects(answer.result.text, found.citations)}
 
 
 def _value(answer: Answer, request: Request, chat: phirt.Chat) -> tuple[dict[str, Any], SchemaError | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ARGUMENTS = {"F": "a file name", "JSON": "a JSON value"}
+ARGUMENTS = {"F": "a file name", "FOLDER": "a folder, or off", "JSON": "a JSON value"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Command:
 COMMANDS = (
     Command("/image", "F", "attach a picture to the next message"),
     Command("/audio", "F", "attach a recording to the next message"),
+    Command("/docs", "FOLDER", "answer from the documents in a folder; /docs off no more"),
     Command("/result", "JSON", "give what the called tools returned"),
     Command("/detach", "", "forget what is attached"),
     Command("/reset", "", "start the conversation again", ("/clear",)),
@@ -36,7 +37,7 @@ COMMANDS = (
 BY_NAME = {command.name: command for command in COMMANDS}
 NAMES = {spelling: command.name for command in COMMANDS for spelling in (command.name, *command.aliases)}
 WORDS = tuple(spelling for spelling in NAMES if spelling.startswith("/"))
-WITH_PATH = tuple(command.name for command in COMMANDS if command.argument == "F")
+WITH_PATH = tuple(command.name for command in COMMANDS if command.argument in ("F", "FOLDER"))
 
 _KEYS = (
     ("a file dropped here", "is attached, alone or within a message"),

@@ -28,6 +28,8 @@ from .reader import Reader
 if TYPE_CHECKING:
     import phirt
     from phirt.encoders.encoder import ImageDetail
+    from phirt_apps.documents.library import Library
+    from phirt_apps.documents.prompt import Citation
     from phirt_apps.rendering.display import AnswerDisplay
 
 LEAVE_HINT = "Ctrl-D or /quit leaves."
@@ -41,6 +43,7 @@ class Setup:
     kept_in: Path | None = None  # saved there after each answer
     image_detail: ImageDetail = "auto"
     stats: bool = False
+    embedder: Path | None = None  # finds passages of documents
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,11 @@ class Session:
         self._open = True
         self._chat = chat
         self._kept_in = setup.kept_in
+        self._library: Library | None = None
         self._actions: dict[str, Callable[[str], None]] = {
             "/image": lambda argument: self.attach(image=typed_path(argument)),
             "/audio": lambda argument: self.attach(audio=typed_path(argument)),
+            "/docs": self._change_documents,
             "/detach": self._detach,
             "/reset": self._reset,
             "/save": self._save,
@@ -89,10 +94,13 @@ class Session:
         )
         if self._chat.messages:
             self._out.hint(f"{len(self._chat.messages)} messages from {self._kept_in}")
-        while self._open:
-            # Ctrl-C may come again while the first one is being answered.
-            with contextlib.suppress(KeyboardInterrupt):
-                self._turn(reader)
+        try:
+            while self._open:
+                # Ctrl-C may come again while the first one is being answered.
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._turn(reader)
+        finally:
+            self._close_library()
 
     def attach(self, *, image: Path | None = None, audio: Path | None = None) -> None:
         """Reads the file as a request would, so that a bad one shows at once, and attaches it."""
@@ -100,6 +108,21 @@ class Session:
             self._attach([(image, "image")])
         if audio is not None:
             self._attach([(audio, "audio")])
+
+    def use_documents(self, folder: Path) -> None:
+        """Answers from the documents in the folder from now on. What was answered from stays so should they
+        not be usable.
+        """
+        from phirt_apps.documents.library import Library  # its database and what reads files take a moment
+
+        library = Library(folder, self._setup.embedder, self._out)
+        try:
+            library.refresh()
+        except BaseException:
+            library.close()
+            raise
+        self._close_library()
+        self._library = library
 
     def _turn(self, reader: Reader) -> None:
         """Reads an entry and does what it says."""
@@ -154,12 +177,16 @@ class Session:
             )
         if text or self._attached:
             attached, setup = self._attached, self._setup
-            self._ask(
-                Request(text, setup.settings, attached.images, attached.audio, setup.image_detail), reader
-            )
+            request = Request(text, setup.settings, attached.images, attached.audio, setup.image_detail)
+            citations: tuple[Citation, ...] = ()
+            if self._library is not None:
+                request, citations = self._library.ask(request, self._chat)
+            self._ask(request, reader, citations)
             self._attached = Attachments()
 
-    def _ask(self, request: Request | ToolResults, reader: Reader) -> None:
+    def _ask(
+        self, request: Request | ToolResults, reader: Reader, citations: tuple[Citation, ...] = ()
+    ) -> None:
         display = _Watched(self._out.answer_display(), reader)
         answer = stream_answer(self._chat, request, self._out, display)
         self._last = answer.result
@@ -170,6 +197,10 @@ class Session:
             self._out.hint("the context is full: /reset starts again")
         elif cut := why_cut(answer.result, self._model.manifest.geometry.context):
             self._out.hint(cut)
+        if citations:
+            from phirt_apps.documents.prompt import source_lines
+
+            self._out.hint(source_lines(answer.result.text, citations))
         if answer.result.tool_calls:
             names = ", ".join(one_line(call.name) for call in answer.result.tool_calls)
             self._out.hint(f"calls {names}: /result gives what came back")
@@ -218,6 +249,17 @@ class Session:
             )
             return
         self._ask(ToolResults([value] if one else value, self._setup.settings), reader)
+
+    def _change_documents(self, argument: str) -> None:
+        if argument == "off":
+            self._close_library()
+        else:
+            self.use_documents(typed_path(argument))
+
+    def _close_library(self) -> None:
+        library, self._library = self._library, None
+        if library is not None:
+            library.close()
 
     def _detach(self, argument: str) -> None:
         self._attached = Attachments()

@@ -30,14 +30,18 @@ def run_session(
     images: Sequence[Path] = (),
     audio: Sequence[Path] = (),
     history: bool = False,
+    docs: Path | None = None,
 ) -> None:
     """Holds a conversation; the media belong to its first message. `history` keeps what is typed in a file.
+    `docs` is the folder of documents that is answered from.
 
     The terminal is quiet from the beginning: what is typed while the model loads stands at the first prompt.
     """
     terminal = session_terminal()
     with terminal or contextlib.nullcontext():
         session = Session(*open_chat(), setup, out)
+        if docs is not None:
+            session.use_documents(docs)
         for path in images:
             session.attach(image=path)
         for path in audio:
