@@ -94,7 +94,7 @@ def effective() -> dict[str, tuple[Any, str]]:
 
 
 def _change(key: str, value: str | None, out: Output) -> None:
-    if value is not None and key == "model":
+    if value is not None and key in ("model", "embedder"):
         value = _model(value)
 
     def change(document: Any) -> None:

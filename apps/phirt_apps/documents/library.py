@@ -32,7 +32,7 @@ from .updating import Update, update
 _Done = TypeVar("_Done")
 
 _MOST_LINES = 12
-_MOST_TOKENS = 1_600  # of passages and question: what a small model still reads with care, in a few seconds
+_MOST_TOKENS = 1_600  # of passages: what a small model still reads with care, in a few seconds
 _ANSWER_SHARE = 4  # at least one token of so many is kept for the answer
 
 
@@ -67,6 +67,10 @@ class Library:
         if self._embedder is not None:
             self._embedder.close()
 
+    def begin_again(self) -> None:
+        """The next question has nothing to do with the last one."""
+        self._former = None
+
     def refresh(self) -> None:
         """Brings the index up to date, and says what was done and what could not be read."""
         done = self._indexed(self._update)
@@ -96,8 +100,9 @@ class Library:
         if not entries:
             self._out.hint(f"nothing in {one_line(self.root.name)} fits the question; answered without it")
             return request, ()
-        room = _room(chat, request)
-        found = grounded(request.text, entries, room, lambda text: chat.generator.count_tokens(text).total)
+        found = grounded(
+            request.text, entries, _room(chat, request), lambda text: chat.generator.count_tokens(text).text
+        )
         return replace(request, text=found.text), found.citations
 
     def _tell(self, line: str) -> None:
@@ -127,8 +132,9 @@ class Library:
         if self._place is None or isinstance(error, sqlite3.OperationalError | OSError):
             raise ConfigError(f"the index of the documents cannot be kept: {error}") from error
         try:
-            discard(self._place)
-            return Index(self._place)
+            with locked(self._place, lambda: None):
+                discard(self._place)
+                return Index(self._place)
         except (sqlite3.Error, OSError) as again:
             raise ConfigError(
                 f"the index {self._place} is damaged, and cannot be removed: {again}"
@@ -167,12 +173,16 @@ def _named(names: list[str]) -> str:
 
 
 def _room(chat: phirt.Chat, request: Request) -> int:
-    """Tokens that the message may have, in what the conversation has left beside an answer."""
-    context = chat.generator.manifest.geometry.context
+    """Tokens that the text of the message may have, in what the conversation has left beside an answer."""
+    generator = chat.generator
+    context = generator.manifest.geometry.context
     said: list[Message] = list(chat.messages)
-    used = sum(chat.generator.count_tokens(one.content).total for one in said)
+    used = sum(generator.count_tokens(one.content).total for one in said)
     used += sum(item.num_tokens for one in said for item in one.media)
     if chat.system is not None:
-        used += chat.generator.count_tokens(chat.system).total
+        used += generator.count_tokens(chat.system).total
     answer = min(int(request.settings.get("max_new_tokens", 512)), context // _ANSWER_SHARE)
-    return min(_MOST_TOKENS, context - used - answer)
+    asked = generator.count_tokens(
+        request.text, request.images, request.audio, image_detail=request.image_detail
+    )
+    return asked.text + min(_MOST_TOKENS, context - used - answer - asked.total)

@@ -69,12 +69,13 @@ def _pieces(section: Section) -> Iterator[tuple[int | None, str]]:
 def _parts(paragraph: str) -> Iterator[tuple[int, str]]:
     """Parts no longer than a passage, each with the lines that come before it in the paragraph."""
     text = paragraph.strip()
-    begin = 0
+    begin = lines = 0
     while begin < len(text):
         stop = len(text) if len(text) - begin <= MOST else _last_break(text, begin)
         piece = text[begin:stop].strip()
         if piece:
-            yield text.count("\n", 0, begin), piece
+            yield lines, piece
+        lines += text.count("\n", begin, stop)
         begin = stop
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -40,7 +41,8 @@ class Pages:
 
 def require_reader() -> None:
     """Raises NoPdfError where no PDF can be read."""
-    if importlib.util.find_spec("pypdfium2") is None or not _WORKER.is_file():
+    frozen = getattr(sys, "frozen", False)  # there the executable is the application, which reads no files
+    if frozen or not sys.executable or importlib.util.find_spec("pypdfium2") is None:
         raise NoPdfError("is a PDF, which this installation cannot read")
 
 
@@ -72,7 +74,7 @@ def read_pages(file: BinaryIO, limits: Limits) -> Pages:
 
 def _run(file: BinaryIO, limits: Limits) -> tuple[bytes, int | None]:
     """What the process wrote, and its exit status; None where its time was up."""
-    file.seek(0)
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the file itself, whatever is buffered of it here
     arguments = [str(limits.pdf_pages), str(limits.characters), str(limits.pdf_memory)]
     process = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER), *arguments],  # -P: what lies in the folder is not imported
@@ -101,5 +103,6 @@ def _parse(written: bytes) -> tuple[list[tuple[int, str]], dict[str, Any] | None
             continue
         if "end" in said:
             return pages, said
-        pages.append((said["page"], said["text"]))
+        text = said["text"].encode("utf-8", "replace").decode()  # halves of pairs, as PDFs can hold them
+        pages.append((said["page"], text))
     return pages, None

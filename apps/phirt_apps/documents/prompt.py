@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phirt.errors import ContextError
@@ -17,7 +17,6 @@ from .index import Entry
 
 MOST_PASSAGES = 4
 _LEAST_TOKENS = 48  # of a passage that is worth quoting
-_TRIES = 8  # to cut a passage to what there is room for
 _INSTRUCTION = (
     "Answer the question from the numbered passages below, which are quotations from my documents. Cite the "
     "passages that you use by their numbers, such as [1]. If they do not hold the answer, say so."
@@ -62,19 +61,18 @@ def grounded(question: str, entries: Sequence[Entry], room: int, count: Callable
     one. `count` tells the tokens of a text. Raises ContextError where not even that fits.
     """
     citations = tuple(_citation(number, entry) for number, entry in enumerate(entries[:MOST_PASSAGES], 1))
+    if not citations:
+        return Grounded(question, ())
     for most in range(len(citations), 0, -1):
         text = _message(question, citations[:most])
         if count(text) <= room:
             return Grounded(text, citations[:most])
-    if not citations:
-        return Grounded(question, ())
     only = citations[0]
-    for _ in range(_TRIES):
-        shorter = only.text[: len(only.text) * 2 // 3]
-        only = Citation(only.number, only.file, only.page, only.heading, only.line, f"{shorter.rstrip()} …")
+    kept = only.text
+    while count(kept) >= _LEAST_TOKENS:
+        kept = kept[: len(kept) * 2 // 3]
+        only = replace(only, text=f"{kept.rstrip()} …")
         text = _message(question, (only,))
-        if count(only.text) < _LEAST_TOKENS:
-            break
         if count(text) <= room:
             return Grounded(text, (only,))
     raise ContextError(
@@ -103,7 +101,7 @@ def source_lines(answer: str, citations: Sequence[Citation]) -> str:
     """A line for each passage that the answer cites; where it cites none, for each that it was given."""
     named = named_in(answer, citations)
     shown = [one for one in citations if one.number in named] or citations
-    head = "cited:" if named else "given, and not cited:"
+    head = "from:" if named else "from, though the answer names none of them:"
     return "\n".join([head, *(f"  [{one.number}] {one.place}" for one in shown)])
 
 

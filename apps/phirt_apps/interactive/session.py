@@ -266,6 +266,8 @@ class Session:
 
     def _reset(self, argument: str) -> None:
         self._chat.reset()
+        if self._library is not None:
+            self._library.begin_again()
         self._attached = Attachments()
         self._last = None
         kept, self._kept_in = self._kept_in, None
