@@ -22,11 +22,13 @@ def _words(text: str) -> int:
 
 def test_the_passages_are_numbered_and_named() -> None:
     found = grounded("Which colour?", ENTRIES[:2], 1000, _words)
-    assert found.text.endswith(
+    assert found.text.startswith(
+        "Passages from my documents:"
         "\n\n[1] guide.pdf, page 3\nWash the filter."
         "\n\n[2] notes/pump.md, “Pump › Colour”, line 12\nThe pump is blue."
-        "\n\nQuestion: Which colour?"
+        "\n\nAnswer this question"
     )
+    assert found.text.endswith("\n\nWhich colour?")
     assert [one.number for one in found.citations] == [1, 2]
 
 

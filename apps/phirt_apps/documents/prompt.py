@@ -15,11 +15,11 @@ from phirt_apps.output import one_line
 
 from .index import Entry
 
-MOST_PASSAGES = 4
+MOST_PASSAGES = 3  # more mislead small models
 _LEAST_TOKENS = 48  # of a passage that is worth quoting
-_INSTRUCTION = (
-    "Answer the question from the numbered passages below, which are quotations from my documents. Cite the "
-    "passages that you use by their numbers, such as [1]. If they do not hold the answer, say so."
+_INSTRUCTION = (  # before the question and behind the passages: small models forget what stands far above
+    "Answer this question from the passages above, and cite their numbers, such as [1]. If they do not hold "
+    "the answer, say so."
 )
 _CITED = re.compile(r"\[(\d{1,2}(?:\s*[,;]\s*\d{1,2})*)\]")
 
@@ -88,7 +88,7 @@ def _citation(number: int, entry: Entry) -> Citation:
 
 def _message(question: str, citations: Sequence[Citation]) -> str:
     quoted = "\n\n".join(f"[{one.number}] {one.place}\n{one.text}" for one in citations)
-    return f"{_INSTRUCTION}\n\n{quoted}\n\nQuestion: {question}"
+    return f"Passages from my documents:\n\n{quoted}\n\n{_INSTRUCTION}\n\n{question}"
 
 
 def named_in(answer: str, citations: Sequence[Citation]) -> set[int]:
