@@ -20,6 +20,7 @@ _EXTRAS = {
     **dict.fromkeys(_SERVE, "serve"),
     "llguidance": "schema",
     "pypdfium2": "pdf",
+    "PySide6": "desktop",
     "matplotlib": "plot",
 }
 

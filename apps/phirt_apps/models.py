@@ -52,6 +52,14 @@ def resolve(model: Path | None) -> Path | None:
     raise BundleError(f"{one_line(name)} is not a folder, nor the name of a model; names: {known}")
 
 
+def named_models() -> list[tuple[str, Path]]:
+    """The models that have names, with their folders: the embedded one, then the user's by name."""
+    from phirt.model import embedded_bundle
+
+    models = load_settings().models
+    return [(EMBEDDED, embedded_bundle()), *((name, expand_home(models[name])) for name in sorted(models))]
+
+
 def bundle_folder(model: Path | None) -> Path:
     """The same, with the folder of the embedded bundle for None."""
     folder = resolve(model)

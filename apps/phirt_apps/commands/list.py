@@ -11,7 +11,7 @@ from typing import Any
 
 from phirt.errors import PhirtError
 from phirt_apps import options
-from phirt_apps.home import expand_home
+from phirt_apps.models import named_models
 from phirt_apps.output import Output, one_line, plain_table, size
 from phirt_apps.settings import EMBEDDED, load_settings, variable
 
@@ -31,7 +31,7 @@ def command(json: options.Json = False) -> None:
     out = Output()
     settings = load_settings()
     default = os.environ.get(variable("model")) or settings.model or EMBEDDED
-    rows = [_row(name, folder, default) for name, folder in _folders(settings.models)]
+    rows = [_row(name, folder, default) for name, folder in named_models()]
     if json:
         out.json({"models": rows})
         return
@@ -43,12 +43,6 @@ def command(json: options.Json = False) -> None:
     for row in rows:
         if row["error"] is not None:
             out.notice(f"{row['name']}: {one_line(row['error'])}")
-
-
-def _folders(models: Any) -> list[tuple[str, Path]]:
-    from phirt.model import embedded_bundle
-
-    return [(EMBEDDED, embedded_bundle()), *((name, expand_home(models[name])) for name in sorted(models))]
 
 
 def _row(name: str, folder: Path, default: str) -> dict[str, Any]:
