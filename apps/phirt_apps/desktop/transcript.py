@@ -21,6 +21,7 @@ from PySide6.QtGui import (
     QTextCursor,
     QTextFormat,
     QTextLength,
+    QTextListFormat,
 )
 from PySide6.QtWidgets import QTextBrowser, QWidget
 
@@ -41,6 +42,12 @@ blockquote {{ margin-left: {_QUOTED}px; margin-right: 0px; }}
 table {{ border-collapse: collapse; margin-top: {_SPACE}px; margin-bottom: {_SPACE}px; }}
 th, td {{ border: 1px solid gray; padding: 3px 8px; }}
 """
+_RULE = QTextFormat.Property.BlockTrailingHorizontalRulerWidth
+_BULLETS = (
+    QTextListFormat.Style.ListDisc,
+    QTextListFormat.Style.ListCircle,
+    QTextListFormat.Style.ListSquare,
+)
 _HEADING = '<p style="color: gray"><b>'
 _WHO = {"user": "You", "assistant": "phirt", "system": "System", "tool": "Tool"}
 
@@ -148,11 +155,19 @@ class Transcript(QTextBrowser):
         cursor = QTextCursor(self.document())
         cursor.beginEditBlock()
         cursor.movePosition(QTextCursor.MoveOperation.End)
-        if cursor.block().length() > 1 or cursor.currentList() is not None:
+        block, items = cursor.block(), cursor.currentList()
+        is_taken = block.length() > 1 or items is not None
+        begins_list = piece.startswith(("<ul", "<ol"))
+        goes_on = items is not None and piece.startswith("<ul") and items.format().style() in _BULLETS
+        if is_taken and (goes_on or not begins_list or items is not None):
             cursor.insertBlock()
-        cursor.setBlockFormat(_first_block(piece))
+        # A list begins a block of its own by itself, and one that was cut goes on in the old one.
+        if not goes_on and not (begins_list and is_taken and items is None):
+            cursor.setBlockFormat(_first_block(piece))
         cursor.setCharFormat(QTextCharFormat())
-        if not piece.startswith("<hr"):
+        if piece.startswith("<hr"):
+            cursor.insertText("\u200b")  # the format of an empty block may go when what follows it is removed
+        else:
             cursor.insertHtml(piece)
         cursor.endEditBlock()
 
@@ -172,7 +187,7 @@ def _first_block(piece: str) -> QTextBlockFormat:
         block.setLeftMargin(_QUOTED)
     if piece.startswith("<hr"):
         width = QTextLength(QTextLength.Type.PercentageLength, 100)
-        block.setProperty(QTextFormat.Property.BlockTrailingHorizontalRulerWidth, width)
+        block.setProperty(_RULE, width)
     if piece.startswith(_HEADING):
         block.setTopMargin(3 * _SPACE)
     return block

@@ -62,6 +62,7 @@ class Window(QWidget):
         self.setAcceptDrops(True)
         self.question: Question | None = None  # the one that is being answered
         self._busy = self._closing = False
+        self._model: Choice | None = None
         self.sidebar = Sidebar()
         self.models = QComboBox(sizeAdjustPolicy=_FITTING)
         self.transcript = Transcript()
@@ -236,31 +237,37 @@ class Window(QWidget):
         self.sidebar.setEnabled(not self._busy)
 
     def _show_models(self, choices: list[Choice]) -> None:
+        shown = self._model
         self.models.clear()
         for choice in choices:
-            self.models.addItem(choice.label, choice.folder)
+            self.models.addItem(choice.label, str(choice.folder))
         self.models.addItem(_OTHER_FOLDER, None)
         self.models.setCurrentIndex(-1)
+        if shown is not None:
+            self._show_model(shown)
 
-    def _show_model(self, choice: Choice) -> None:
-        known = [
-            index for index in range(self.models.count()) if self.models.itemData(index) == choice.folder
-        ]
-        if not known:
-            self._add_model(choice)
-            known = [self.models.count() - 2]
-        self.models.setCurrentIndex(known[0])
+    def _show_model(self, choice: Choice | None) -> None:
+        self._model = choice
+        if choice is None:
+            self.models.setCurrentIndex(-1)
+            self.setWindowTitle("phirt")
+            return
+        index = self.models.findData(str(choice.folder))
+        if index < 0:
+            index = self.models.count() - 1  # before the last, which asks for a folder
+            self.models.insertItem(index, choice.label, str(choice.folder))
+        self.models.setCurrentIndex(index)
         self.setWindowTitle(f"phirt: {choice.label}")
 
     def _choose_model(self, index: int) -> None:
         folder = self.models.itemData(index)
+        self._show_model(self._model)  # until another one is loaded
         if folder is None:
-            self.models.setCurrentIndex(-1)
             chosen = QFileDialog.getExistingDirectory(self, "The folder of a model")
             if not chosen:
                 return
-            folder = Path(chosen)
-        self.load(folder)
+            folder = chosen
+        self.load(Path(folder))
 
     def _show_turns(self, turns: list[Turn]) -> None:
         self.transcript.restart(turns)

@@ -83,7 +83,7 @@ class Runtime(QObject):
     listed = Signal(object)  # list[Choice]
     kept = Signal(object, object)  # list[Saved], the path of the conversation that is open
     status = Signal(str)
-    loaded = Signal(object)  # Choice
+    loaded = Signal(object)  # Choice; None where the one before is gone and no other has come
     opened = Signal(object)  # list[Turn]
     written = Signal(object, str)  # list of settled HTML, open HTML
     speed = Signal(float)  # pieces a second so far
@@ -200,6 +200,7 @@ class Runtime(QObject):
         if self._model is not None:
             self._model.close()
             self._model = None
+        self.loaded.emit(None)
         import phirt
 
         self._model = phirt.load(
