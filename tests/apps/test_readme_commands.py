@@ -40,7 +40,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in lines if re.search(r"(^|\| )phirt ", line)]
 
 
-_OF_THEIR_OWN = ("phirt train ", "phirt bench ", "phirt serve")  # tests below
+_OF_THEIR_OWN = ("phirt train ", "phirt bench ", "phirt serve", "phirt desktop")  # tests below; tests/desktop
 COMMANDS = [line for line in _lines(TEXT) if line != "phirt chat" and not line.startswith(_OF_THEIR_OWN)]
 
 
