@@ -42,7 +42,7 @@ class AnswerMarkdown:
 
     def add(self, text: str) -> None:
         """Takes the next piece of the answer; long ones in several steps."""
-        text = printable(text)
+        text = printable(text).replace("\r", "")
         for start in range(0, len(text), MOST_OPEN):
             self._source += text[start : start + MOST_OPEN]
             self._settle()
@@ -61,16 +61,18 @@ class AnswerMarkdown:
     def _settle(self) -> None:
         tokens = _PARSER.parse(self._source)
         blocks = _blocks(tokens)
+        complete = self._source.count("\n")
+        # What a line is can change until it ends: `1` may yet become an item of the list before it.
+        while len(blocks) > 1 and _first_line(tokens[blocks[-1]]) >= complete:
+            blocks.pop()
         if len(blocks) > 1:
-            lines = self._source.splitlines(keepends=True)
-            first = tokens[blocks[-1]]
-            assert first.map is not None  # every block has its lines
+            lines = _lines(self._source)
             for begin, end in itertools.pairwise(blocks):
                 self._keep(_html(tokens[begin:end]))
-            self._source = "".join(lines[first.map[0] :])
+            self._source = "".join(lines[_first_line(tokens[blocks[-1]]) :])
             tokens = tokens[blocks[-1] :]
         if len(self._source) > MOST_OPEN and tokens:
-            before, self._source = _cut(self._source, tokens[0].type)
+            before, self._source = _cut(self._source, tokens[0].type if len(_blocks(tokens)) == 1 else "")
             self._keep(_html(_PARSER.parse(before)))
             tokens = _PARSER.parse(self._source)
         self.open = _html(tokens)
@@ -85,6 +87,16 @@ def _blocks(tokens: list[Token]) -> list[int]:
     return [index for index, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
 
 
+def _lines(source: str) -> list[str]:
+    """As Markdown counts them, with their ends; other characters than this one end none."""
+    return re.findall(r"[^\n]*\n|[^\n]+", source)
+
+
+def _first_line(token: Token) -> int:
+    assert token.map is not None  # every block has its lines
+    return int(token.map[0])
+
+
 def _html(tokens: list[Token]) -> str:
     rendered = str(_PARSER.renderer.render(tokens, _PARSER.options, {}))
     return rendered.replace("\n</code></pre>", "</code></pre>")  # the last line's end is no line of its own
@@ -92,7 +104,7 @@ def _html(tokens: list[Token]) -> str:
 
 def _cut(source: str, kind: str) -> tuple[str, str]:
     """One long block as two, the second of which may go on."""
-    lines = source.splitlines(keepends=True)
+    lines = _lines(source)
     done, last = lines[:-1], lines[-1]
     if kind == "fence" and len(done) > 1 and (fence := _FENCE.match(source)):
         return "".join([*done, fence[1], "\n"]), lines[0] + last
