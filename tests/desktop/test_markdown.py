@@ -17,7 +17,7 @@ BLOCKS = [
     "# Heading\n\n", "Some **bold** and `code`.\n\n", "- a\n- b\n  - c\n\n", "1. one\n2. two\n\n",
     "> quoted\n\n",
     "```python\nx = 1\n\ny = 2\n```\n\n", "| a | b |\n|---|---|\n| 1 | 2 |\n\n", "---\n\n", "Setext\n===\n\n",
-    "    indented\n\n", "lazy\ncontinuation\n", "sep\u2028arated\u0085 lines\n\n",
+    "    indented\n\n", "lazy\ncontinuation\n", "sep\u2028arated lines\n\n",
 ]  # fmt: skip
 
 
