@@ -36,7 +36,6 @@ class Desktop:
 def run(setup: Setup, model: Path | None) -> None:
     """Shows the window until it is closed. Ctrl-C closes it, as a click does."""
     application = QApplication(["phirt"])
-    application.setApplicationDisplayName("phirt")
     application.setQuitOnLastWindowClosed(False)  # what is under way comes to its end first
     desktop = Desktop(setup, model)
     desktop.window.ended.connect(application.quit)
