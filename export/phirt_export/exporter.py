@@ -53,7 +53,7 @@ from phirt_export.reference import ModelConfig
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import known_targets, read_target
 from phirt_export.text_files import TextFiles, read_text_files
-from phirt_export.variants.adding import add_targets, require_chips, write_variants
+from phirt_export.variants.adding import add_targets, refuse_settings, require_chips, write_variants
 from phirt_export.variants.sizes import StaticOptions
 from phirt_quant.weight_error import PartError, StoredSize, part_errors, part_sizes
 
@@ -178,6 +178,13 @@ def export_bundle(
         raise ConfigError(f"keys and values cannot be kept as {kv!r}; choose from {', '.join(_CACHE_TYPES)}")
     require_chips(targets, chips)
     if (checkpoint / MANIFEST_NAME).is_file():
+        refuse_settings({
+            "block_size": block_size is not None, "embedding_bits": embedding_bits is not None,
+            "adapter_bits": adapter_bits != 8, "encoder_bits": encoder_bits != 8,
+            "method": method is not None, "bits_per_weight": bits_per_weight is not None,
+            "kv": kv != "float32", "limits": limits not in (None, LimitOptions()),
+            "name": name is not None, "base": base is not None,
+        })  # fmt: skip
         told = functools.partial(announce, progress)
         options = static or StaticOptions(bits=8 if bits is None else bits)
         return add_targets(

@@ -284,3 +284,10 @@ def test_targets_that_are_dropped_leave_no_files(plain, tmp_path: Path) -> None:
     assert not any((alone / name).exists() for name in dropped)
     with pytest.raises(ConfigError, match="has no graphs for the CPU, from which others are made"):
         add_targets(alone, tmp_path / "more", ["webgpu"])
+
+
+def test_settings_of_weights_are_refused_for_a_bundle(plain, tmp_path: Path) -> None:
+    for settings in ({"kv": "int8"}, {"name": "other"}, {"adapter_bits": 4}, {"bits_per_weight": 5.0}):
+        (name,) = settings
+        with pytest.raises(ConfigError, match=f"^{name} cannot be set for a bundle"):
+            export_bundle(plain.bundle, tmp_path / "out", targets=["cpu", "cuda"], **settings)

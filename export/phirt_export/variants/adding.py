@@ -121,6 +121,15 @@ def write_variants(
     _store(folder, manifest, variants, keeps)
 
 
+def refuse_settings(asked: Mapping[str, bool]) -> None:
+    """Raises ConfigError where anything is asked for that a finished bundle cannot be given."""
+    if refused := [name for name, is_asked in asked.items() if is_asked]:
+        raise ConfigError(
+            f"{', '.join(refused)} cannot be set for a bundle, whose weights are quantized already; accepted "
+            "are targets, their sizes and bits, and calibration data; or export the bundle's checkpoint"
+        )
+
+
 def require_chips(targets: Sequence[str], chips: Sequence[str]) -> None:
     """Raises ConfigError where none of the targets is compiled for one of the chips."""
     for chip in chips:
