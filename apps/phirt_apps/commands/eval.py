@@ -78,9 +78,9 @@ def command(
 
     Each token of the text is predicted; after an image or a recording the reference's answer is. KL is in
     nats, of the reference's distribution to the bundle's. Bits a weight count codes, scales and padding. A
-    checkpoint runs in float32 and needs four bytes of memory a weight; when that is too much, compare with an
-    export of --bits 32. What is not given of text, images and recordings is the program's own: sentences,
-    rendered pictures, synthesised clips; with --task, nothing.
+    checkpoint runs in float32, from half a billion weights on with its layers read from disk at every pass;
+    an export of --bits 32 is faster there. What is not given of text, images and recordings is the program's
+    own: sentences, rendered pictures, synthesised clips; with --task, nothing.
 
     Tasks are scored as lm-evaluation-harness does: log-likelihoods of continuations, or exact match of what
     the model writes. Differences have the standard error of pairs.
