@@ -1,19 +1,22 @@
 """The files of a folder that may be documents, and one of them opened.
 
-Knows file systems: links, pipes, names that are no text. Does not know what is in a file.
+Knows file systems: links, pipes, names that are no text, what takes another's place. Does not know what is in
+a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from phirt.errors import PhirtError
+from phirt.errors import ConfigError, PhirtError
+from phirt_apps.output import one_line
 
 from .limits import Limits
 
@@ -22,17 +25,22 @@ from .limits import Limits
 SUFFIXES = frozenset(
     {"", ".txt", ".text", ".md", ".markdown", ".mdown", ".mkd", ".rst", ".org", ".adoc", ".log", ".pdf"}
 )
-_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_NO_LINK = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_FILE = _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_FOLDER = _NO_LINK | getattr(os, "O_DIRECTORY", 0)
+# Names are looked up in the open folder where the system can; Windows looks them up by path.
+_BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat} and os.scandir in os.supports_fd
+_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
+
+Identity = tuple[int, int]  # of a file: its device, and its number there
 
 
 class DocumentError(PhirtError):
     """A file cannot be read as a document. The text completes "FILE …"."""
+
+
+class TransientError(DocumentError):
+    """It may be readable the next time: not what is in it was in the way, but the system."""
 
 
 @dataclass(frozen=True)
@@ -43,73 +51,132 @@ class Found:
     name: str
     stamp: str
     changed_ns: int
+    identity: Identity
 
 
 @dataclass
 class Listing:
-    """What lies in a folder: files that may be documents, and lines about what is not looked at."""
+    """What lies in a folder: files that may be documents, and lines about what is not looked at. `unseen` are
+    names of which nothing is known now; those of folders end with a slash.
+    """
 
     found: list[Found] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    is_full: bool = False
+
+    def is_gone(self, name: str) -> bool:
+        """Whether a file that is not among those found is in the folder no more."""
+        return not any(
+            name.startswith(one) if one.endswith("/") else name == one or name.startswith(f"{one}/")
+            for one in self.unseen
+        )
 
 
 def list_files(root: Path, limits: Limits) -> Listing:
     """The documents of a folder, by name; of a file it alone. Hidden ones are left out, links not followed:
-    what they lead to may lie elsewhere, or around them.
+    what they lead to may lie elsewhere, or around them. `root` itself may be a link. Raises ConfigError for a
+    folder that cannot be listed, of which it is not known that it is empty.
     """
     listing = Listing()
-    if root.is_file():
-        _take(root, root.name, root.stat(), listing)
-    else:
-        _walk(root, "", 0, listing, limits)
+    try:
+        real = root.resolve(strict=True)
+        if real.is_file():
+            _take(real, _shown(root.name), real.stat(), listing, limits)
+        else:
+            with _held(real, None) as (folder, names):
+                _walk(folder, real, "", names, listing, limits)
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{one_line(str(root))} cannot be listed: {why}; name a folder that can, or ask again later"
+        ) from error
     return listing
 
 
-def _walk(folder: Path, prefix: str, depth: int, listing: Listing, limits: Limits) -> None:
-    try:
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        listing.left_out.append(f"{prefix or folder} cannot be listed: {error.strerror}")
+@contextlib.contextmanager
+def _held(path: Path, within: int | None) -> Iterator[tuple[int | None, list[str]]]:
+    """A folder and the names in it. It is held open where the system can do that: whatever takes its path
+    meanwhile, names are looked up in this one.
+    """
+    if not _BY_DESCRIPTOR:
+        yield None, _names(path)
         return
-    for entry in ordered:
-        if entry.name.startswith("."):
-            continue
-        name = prefix + _shown(entry.name)
-        if len(listing.found) >= limits.files:
-            listing.left_out.append(
-                f"{limits.files:,} files are read at most; {name} and what follows is not"
-            )
+    descriptor = os.open(path if within is None else path.name, _FOLDER, dir_fd=within)
+    try:
+        yield descriptor, _names(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _names(folder: int | Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
+
+
+def _walk(
+    folder: int | None, path: Path, prefix: str, names: list[str], listing: Listing, limits: Limits
+) -> None:
+    for plain in names:
+        if listing.is_full:
             return
+        if plain.startswith("."):
+            continue
+        name = prefix + _shown(plain)
         try:
-            state = entry.stat(follow_symlinks=False)
-        except OSError as error:  # gone meanwhile
+            place = path / plain if folder is None else plain
+            state = os.stat(place, dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
             listing.left_out.append(f"{name} cannot be looked at: {error.strerror}")
+            listing.unseen.append(name)
             continue
         if stat.S_ISLNK(state.st_mode):
             if _suffix(name) in SUFFIXES:
                 listing.left_out.append(f"{name} is a link, which is not followed")
         elif stat.S_ISDIR(state.st_mode):
-            if depth + 1 >= limits.depth:
-                listing.left_out.append(f"{name} lies deeper than {limits.depth} folders")
-            else:
-                _walk(folder / entry.name, f"{name}/", depth + 1, listing, limits)
+            _enter(folder, path / plain, f"{name}/", listing, limits)
         elif _suffix(name) in SUFFIXES:
-            _take(folder / entry.name, name, state, listing)
+            _take(path / plain, name, state, listing, limits)
 
 
-def _take(path: Path, name: str, state: os.stat_result, listing: Listing) -> None:
-    if stat.S_ISREG(state.st_mode):
+def _enter(within: int | None, path: Path, prefix: str, listing: Listing, limits: Limits) -> None:
+    """Walks through a folder in a folder, if it lies not too deep."""
+    if prefix.count("/") >= limits.depth:
+        listing.left_out.append(f"{prefix[:-1]} lies deeper than {limits.depth} folders")
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            folder, names = stack.enter_context(_held(path, within))
+        except OSError as error:
+            listing.left_out.append(f"{prefix} cannot be listed: {error.strerror}")
+            listing.unseen.append(prefix)
+            return
+        _walk(folder, path, prefix, names, listing, limits)
+
+
+def _take(path: Path, name: str, state: os.stat_result, listing: Listing, limits: Limits) -> None:
+    if not stat.S_ISREG(state.st_mode):
+        listing.left_out.append(f"{name} is no plain file")
+    elif len(listing.found) >= limits.files:
+        listing.left_out.append(f"{limits.files:,} files are read at most; {name} and what follows is not")
+        listing.is_full = True
+    else:
         changed = max(state.st_mtime_ns, state.st_ctime_ns)
         stamp = f"{state.st_size}:{state.st_mtime_ns}:{state.st_ctime_ns}:{state.st_ino}"
-        listing.found.append(Found(path, name, stamp, changed))
-    else:
-        listing.left_out.append(f"{name} is no plain file")
+        listing.found.append(Found(path, name, stamp, changed, _identity(state)))
+
+
+def _identity(state: os.stat_result) -> Identity:
+    return state.st_dev, state.st_ino
 
 
 def _shown(name: str) -> str:
-    """The name as text, whatever bytes it has."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    r"""The name as text, whatever bytes it has, and another one for each name: bytes that are no text become
+    \xff, and where that is in the name itself, its backslashes are doubled.
+    """
+    data = os.fsencode(name)
+    text = data.decode("utf-8", "backslashreplace")
+    return data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace") if _ESCAPED.search(text) else text
 
 
 def _suffix(name: str) -> str:
@@ -117,16 +184,22 @@ def _suffix(name: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, if it is still a plain one: a pipe in its place is not waited for. Raises DocumentError."""
+def opened(path: Path, identity: Identity | None = None) -> Iterator[BinaryIO]:
+    """The file, if it is still a plain one, and the one of this `identity`: a pipe in its place is not waited
+    for, and where a folder above it has become a link, what lies behind that is not read. Raises
+    DocumentError.
+    """
     try:
-        descriptor = os.open(path, _FLAGS)
-    except (OSError, ValueError) as error:
-        raise DocumentError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        descriptor = os.open(path, _FILE)
+    except OSError as error:
+        raise TransientError(f"cannot be read: {error.strerror or error}") from error
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
             raise DocumentError("is no plain file")
+        if identity not in (None, _identity(state)):
+            raise TransientError("was replaced by another file while the folder was looked through")
         try:
             yield file
         except OSError as error:
-            raise DocumentError(f"cannot be read: {error.strerror or error}") from error
+            raise TransientError(f"cannot be read: {error.strerror or error}") from error
