@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from pdf_file import pdf
 
@@ -178,3 +182,89 @@ def test_what_is_no_index_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.DatabaseError):
         Index(tmp_path / "i.sqlite")
     assert (tmp_path / "i.sqlite").read_bytes() == b"something else entirely" * 100
+
+
+def test_a_question_that_does_not_go_on_finds_nothing_of_the_last_one(
+    index: Index, folder: Path, meanings
+) -> None:
+    former = "How is the filter of the pump washed?"
+    _update(index, folder, meanings)
+    for embedder in (None, meanings):
+        assert _files(index, "Thanks! Now tell me a joke.", embedder, former) == []
+        assert _files(index, "How is green tea made?", embedder, former) == ["tea.txt"]
+
+
+def test_the_last_question_has_a_say_in_what_the_new_one_finds(index: Index, folder: Path) -> None:
+    """By words alone all rank as their names do; the one that is last with both questions loses its place."""
+    for name in "abcdefg":
+        thing = "lamp" if name == "a" else "oven"
+        (folder / f"{name}.txt").write_text(f"The price of the {thing} is four euros.")
+    _update(index, folder)
+    assert _files(index, "And the price?") == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert _files(index, "And the price?", former="Who makes the oven?")[0] == "b.txt"
+
+
+def test_a_question_that_refers_to_the_last_one(index: Index, folder: Path) -> None:
+    _update(index, folder)
+    assert _files(index, "How expensive is it?", former="Which filter has the pump?") == ["pump.md"]
+
+
+def test_small_words_of_a_question_that_goes_on_find_nothing_by_themselves(
+    index: Index, folder: Path
+) -> None:
+    (folder / "why.txt").write_text("And why not? And why, and why, and why?")
+    _update(index, folder)
+    assert _files(index, "And why?", former="How is the filter washed?") == ["pump.md"]
+
+
+def test_a_long_question_before_does_not_hide_the_new_one(index: Index, folder: Path) -> None:
+    _update(index, folder)
+    former = " ".join(f"word{number}" for number in range(500))
+    (folder / "words.txt").write_text("word1 word2")
+    _update(index, folder)
+    assert _files(index, "Is it washed?", former=former)[0] == "pump.md"
+    query = fts_query(f"And is it washed? {former}")
+    assert query.startswith('"washed" OR "word0"')
+
+
+def test_vectors_are_read_once_and_not_copied(
+    index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width, count = 256, 4_000
+    index.put("a.txt", "", "", [Passage(f"text {number}", None, None, None) for number in range(count)])
+    ids = [entry.id for entry in index.without_vector(count)]
+    kept = np.random.default_rng(0).standard_normal((count, width), np.float32)
+    index.put_vectors(ids, kept)
+    read = []
+
+    def counted(width: int) -> object:
+        read.append(width)
+        return real(width)
+
+    class Fixed:
+        """Finds the passages 7 and 11 with its two texts."""
+
+        manifest = SimpleNamespace(prompts={})
+
+        def __init__(self) -> None:
+            self.width = width
+
+        def embed(self, texts: list[str], prompt: str | None) -> npt.NDArray[np.float32]:
+            """Vectors near those."""
+            assert len(texts) == 2
+            return 3 * kept[[7, 11]]
+
+    real = index.vectors
+    monkeypatch.setattr(index, "vectors", counted)
+    tracemalloc.start()
+    try:
+        found = search(index, Fixed(), "Is it 7?", "Is it 11?", 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found[0].id == ids[7]
+    assert read == [width]
+    assert peak < 1.3 * kept.nbytes
+    got_ids, got = real(width)
+    assert got_ids.tolist() == ids and np.array_equal(got, kept)
+    assert real(3)[1].shape == (0, 3)

@@ -21,7 +21,7 @@ from .passages import Passage
 
 Vectors = npt.NDArray[np.float32]
 
-_VERSION = 1  # of the tables, and of how documents become passages and words; another one is made anew
+_VERSION = 2  # of the tables, and of how documents become passages and words; another one is made anew
 _WAIT_SECONDS = 30.0  # for a change of another process, which takes as long as one file
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -69,6 +69,7 @@ class Index:
     """An open index; `place` None keeps it in memory. Raises sqlite3.Error, as all of its methods do."""
 
     def __init__(self, place: Path | None) -> None:
+        self.is_open = True
         if place is not None:  # SQLite would make it readable for others
             os.close(os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600))
         self._connection = sqlite3.connect(
@@ -85,6 +86,7 @@ class Index:
     def close(self) -> None:
         """Gives the file back."""
         self._connection.close()
+        self.is_open = False
 
     def files(self) -> dict[str, File]:
         """All files by name."""
@@ -95,6 +97,11 @@ class Index:
         """How many passages there are."""
         (count,) = self._connection.execute("SELECT count(*) FROM passages").fetchone()
         return int(count)
+
+    def count_of(self, name: str) -> int:
+        """How many of them a file has."""
+        query = "SELECT count(*) FROM passages WHERE file = (SELECT id FROM files WHERE name = ?)"
+        return int(self._connection.execute(query, (name,)).fetchone()[0])
 
     def put(
         self, name: str, stamp: str, digest: str, passages: Iterable[Passage], remark: str | None = None
@@ -126,6 +133,16 @@ class Index:
         with self._change():
             self._forget(name)
 
+    def erase(self) -> None:
+        """Overwrites the words of what was taken out: FTS5 notes only that they are gone, until it merges
+        what it has. An update that was stopped before it came to this leaves it to the next one.
+        """
+        if self._connection.execute("SELECT 1 FROM about WHERE key = 'taken out'").fetchone() is None:
+            return
+        with self._change():
+            self._connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self._connection.execute("DELETE FROM about WHERE key = 'taken out'")
+
     def use_encoder(self, fingerprint: str) -> None:
         """From now on vectors are those of this encoder; another one's are dropped."""
         with self._change():
@@ -151,12 +168,15 @@ class Index:
 
     def vectors(self, width: int) -> tuple[npt.NDArray[np.int64], Vectors]:
         """The ids of the passages that have vectors of this width, and the vectors [n, width]."""
-        rows = self._connection.execute(
-            "SELECT id, vector FROM passages WHERE length(vector) = ?", (4 * width,)
-        ).fetchall()
-        ids = np.array([id for id, _ in rows], np.int64)
-        joined = b"".join(vector for _, vector in rows)
-        return ids, np.frombuffer(joined, "<f4").reshape(len(rows), width).astype(np.float32, copy=False)
+        which = "FROM passages WHERE length(vector) = ?"
+        (most,) = self._connection.execute(f"SELECT count(*) {which}", (4 * width,)).fetchone()
+        rows = self._connection.execute(f"SELECT id, vector {which} LIMIT ?", (4 * width, most))
+        ids, vectors = np.empty(most, np.int64), np.empty((most, width), np.float32)
+        number = 0  # of rows read: another process may have taken some out meanwhile
+        for number, (id, vector) in enumerate(rows, 1):
+            ids[number - 1] = id
+            vectors[number - 1] = np.frombuffer(vector, "<f4")
+        return ids[:number], vectors[:number]
 
     def matching(self, query: str, most: int) -> list[int]:
         """Ids of the passages that match a query of FTS5, the best first; names and headings count more."""
@@ -181,7 +201,10 @@ class Index:
         return [Entry(id, name, Passage(*rest)) for id, name, *rest in rows]
 
     def _forget(self, name: str) -> None:
-        for entry in self._entries("WHERE files.name = ?", (name,)):
+        entries = self._entries("WHERE files.name = ?", (name,))
+        if entries:
+            self._connection.execute("REPLACE INTO about VALUES ('taken out', '')")
+        for entry in entries:
             self._connection.execute(
                 "INSERT INTO words (words, rowid, name, heading, text) VALUES ('delete', ?, ?, ?, ?)",
                 (entry.id, *_words(name, entry.passage.heading, entry.passage.text)),
@@ -191,13 +214,15 @@ class Index:
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+        # Ctrl-C may come while either of them waits for another process, and each may fail.
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def _require_schema(self) -> None:
         """Makes the tables in an empty file. Raises DatabaseError for what is another version's."""
