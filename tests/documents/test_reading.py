@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pdf_file import locked_pdf, pdf
 
 from phirt_apps.documents import pdf as pdf_module
+from phirt_apps.documents import reading
 from phirt_apps.documents.files import DocumentError, opened
 from phirt_apps.documents.limits import LIMITS, Limits
-from phirt_apps.documents.pdf import read_pages
-from phirt_apps.documents.reading import Document, read_document, require_readable
+from phirt_apps.documents.passages import cut
+from phirt_apps.documents.pdf import TimeUpError, read_pages
+from phirt_apps.documents.reading import Document, Section, read_document, require_readable
 
 
 def _read(tmp_path: Path, name: str, data: bytes, limits: Limits = LIMITS) -> Document:
     path = tmp_path / name
     path.write_bytes(data)
     with opened(path) as file:
-        require_readable(file, limits)
+        require_readable(file, name, limits)
         return read_document(file, name, limits)
 
 
@@ -153,3 +159,82 @@ def test_pages_are_read_from_the_beginning(tmp_path: Path) -> None:
     with opened(path) as file:
         file.seek(0, io.SEEK_END)
         assert read_pages(file, LIMITS).texts == ((1, "one"),)
+
+
+def test_a_text_about_pdf_is_no_pdf(tmp_path: Path) -> None:
+    """It names the five bytes with which one begins; a PDF with something before them says so in its name."""
+    text = "Each file begins with %PDF- and its version.\n"
+    for name in ("a.txt", "a.md", "README"):
+        assert [section.text.strip() for section in _read(tmp_path, name, text.encode()).sections] == [
+            text.strip()
+        ]
+    junk = b"HTTP/1.1 200 OK\r\n\r\n" + pdf([["one"]])
+    assert [section.page for section in _read(tmp_path, "A.PDF", junk).sections] == [1]
+    assert [section.page for section in _read(tmp_path, "a", b"\xef\xbb\xbf\n" + junk[19:]).sections] == [1]
+
+
+def test_the_first_part_of_a_page_that_is_too_long(tmp_path: Path) -> None:
+    data = pdf([["0123456789"], ["abc"]])
+    document = _read(tmp_path, "a.pdf", data, Limits(characters=4))
+    assert [(section.page, section.text) for section in document.sections] == [(1, "0123")]
+    assert document.remark == "is read up to page 1 of 2, as it is very long"
+    whole = _read(tmp_path, "a.pdf", data, Limits(characters=10))  # nothing of the second page fits
+    assert [section.text for section in whole.sections] == ["0123456789"]
+    assert whole.remark == "is read up to page 1 of 2, as it is very long"
+
+
+def test_pictures_of_pages_that_were_not_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether what is left holds text is not known: of a reader that failed, a late one, a long file."""
+    data = pdf([[""], [""], [""]])
+    with pytest.raises(DocumentError) as caught:
+        _read(tmp_path, "a.pdf", data, Limits(pdf_pages=2))
+    assert str(caught.value) == (
+        "holds no text on the pages that were read; it is read up to page 2 of 3, as it is very long"
+    )
+    page = b'{"page": 1, "text": ""}\n{'
+    monkeypatch.setattr(pdf_module, "_run", lambda file, limits: (page, 1))
+    with pytest.raises(DocumentError, match=r"were read; it is read up to page 1: it made its reader fail"):
+        _read(tmp_path, "a.pdf", data)
+    monkeypatch.setattr(pdf_module, "_run", lambda file, limits: (page, None))
+    with pytest.raises(TimeUpError, match=r"were read; it is read up to page 1: it took longer than 60 s"):
+        _read(tmp_path, "a.pdf", data)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nothing bounds a process there")
+def test_the_reader_of_a_pdf_bounds_itself(tmp_path: Path) -> None:
+    """It would go on where phirt is killed. What stands for PDFium writes the bounds that it finds."""
+    (tmp_path / "pypdfium2.py").write_text(
+        "import resource as r; print([r.getrlimit(one) for one in (r.RLIMIT_CPU, r.RLIMIT_CORE)]); exit(0)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", str(pdf_module._WORKER), "1", "1", str(1 << 40), "7"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert run.stdout == "[(7, 7), (0, 0)]\n"
+
+
+def test_the_bound_of_the_reader_is_that_of_phirt_and_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text("import json, sys; print(json.dumps({'page': 1, 'text': ' '.join(sys.argv[1:])}))")
+    monkeypatch.setattr(pdf_module, "_WORKER", worker)
+    document = _read(tmp_path, "a.pdf", pdf([["one"]]), Limits(2, 2, 9999, 9999, 3, 59.5, 5, 4))
+    assert [section.text for section in document.sections] == ["3 4 5 61"]
+
+
+def test_sections_of_markdown_are_made_as_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million headings in one file, of which a few passages are kept."""
+    made = []
+    monkeypatch.setattr(
+        reading, "Section", lambda *place, **rest: made.append(rest) or Section(*place, **rest)
+    )
+    document = _read(tmp_path, "a.md", b"# a\nb\n" * 1_000)
+    assert [passage.text for passage in itertools.islice(cut(document.sections), 3)] == ["b", "b", "b"]
+    assert len(made) == 3

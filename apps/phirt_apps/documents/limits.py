@@ -18,7 +18,7 @@ class Limits:
     pdf_bytes: int = 200_000_000
     pdf_pages: int = 5_000
     pdf_seconds: float = 60.0
-    pdf_memory: int = 2 << 30
+    pdf_memory: int = 2 << 30  # where the system keeps to it: Windows does not, macOS may not
     characters: int = 20_000_000  # of the text in one file
     passages: int = 200_000  # of all files: 300 MB of vectors at a width of 384
 

@@ -5,6 +5,7 @@ Knows paragraphs, sentences and words. Does not know files or models.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ def _passage(section: Section, pieces: list[str], line: int | None) -> Passage:
 def _pieces(section: Section) -> Iterator[tuple[int | None, str]]:
     """Paragraphs, or parts of long ones, none longer than a passage, each with its first line."""
     at, line = 0, section.line
-    ends = [(found.start(), found.end()) for found in _BLANK.finditer(section.text)]
-    for stop, following in [*ends, (len(section.text), len(section.text))]:
+    ends = (found.span() for found in _BLANK.finditer(section.text))
+    for stop, following in itertools.chain(ends, [(len(section.text), len(section.text))]):
         paragraph = section.text[at:stop]
         if line is not None:
             lead = len(paragraph) - len(paragraph.lstrip())

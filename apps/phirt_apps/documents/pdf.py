@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,12 +32,19 @@ class NoPdfError(DocumentError):
     """The package that reads PDF is not installed."""
 
 
+class TimeUpError(DocumentError):
+    """The file took too long, which may lie in it, or in a machine that was busy with something else."""
+
+
 @dataclass(frozen=True)
 class Pages:
-    """The pages with text, by number; `remark` says what is missing of a file that was not read whole."""
+    """The pages with text, by number; `remark` says what is missing of a file that was not read whole, and
+    `time_up` that it is so for lack of time.
+    """
 
     texts: tuple[tuple[int, str], ...]
     remark: str | None
+    time_up: bool = False
 
 
 def require_reader() -> None:
@@ -53,31 +61,49 @@ def read_pages(file: BinaryIO, limits: Limits) -> Pages:
     texts, end = _parse(written)
     if end is not None and end["end"] in _ENDS:
         raise DocumentError(_ENDS[end["end"]])
+    time_up = end is None and status is None
+    failure = TimeUpError if time_up else DocumentError
+    remark = _remark(texts, end, limits, time_up)
+    if remark is not None and end is None and not texts:
+        raise failure(remark)
+    with_text = tuple((number, clean) for number, text in texts if (clean := _HYPHENS.sub("", text)).strip())
+    if not with_text:
+        where = f"its {len(texts)} pages" if remark is None else "the pages that were read"
+        why = "pictures of pages cannot be searched" if remark is None else f"it {remark}"
+        raise failure(f"holds no text on {where}; {why}")
+    return Pages(with_text, remark, time_up)
+
+
+def _remark(
+    texts: list[tuple[int, str]], end: dict[str, Any] | None, limits: Limits, time_up: bool
+) -> str | None:
+    """What is missing of the file; None where it was read whole."""
+    last = texts[-1][0] if texts else 0
     if end is None:
         why = (
             f"took longer than {limits.pdf_seconds:g} s"
-            if status is None
+            if time_up
             else "made its reader fail, so it is damaged or made to do that"
         )
-        if not texts:
-            raise DocumentError(f"cannot be read: it {why}")
-        remark = f"is read up to page {texts[-1][0]}: it {why}"
-    elif end["end"] == "long":
-        remark = f"is read up to page {texts[-1][0] if texts else 0} of {end['pages']}, as it is very long"
-    else:
-        remark = None
-    with_text = tuple((number, clean) for number, text in texts if (clean := _HYPHENS.sub("", text)).strip())
-    if not with_text:
-        raise DocumentError(f"holds no text on its {len(texts)} pages; pictures of pages cannot be searched")
-    return Pages(with_text, remark)
+        return f"is read up to page {last}: it {why}" if texts else f"cannot be read: it {why}"
+    if end["end"] == "long":
+        return f"is read up to page {last} of {end['pages']}, as it is very long"
+    return None
 
 
 def _run(file: BinaryIO, limits: Limits) -> tuple[bytes, int | None]:
     """What the process wrote, and its exit status; None where its time was up."""
     os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the file itself, whatever is buffered of it here
-    arguments = [str(limits.pdf_pages), str(limits.characters), str(limits.pdf_memory)]
+    # Its own bound of time is for the case that this process ends before it; a second later, so as not to
+    # come before the one below, which tells that the time was up.
+    bounds = (limits.pdf_pages, limits.characters, limits.pdf_memory, math.ceil(limits.pdf_seconds) + 1)
     process = subprocess.Popen(
-        [sys.executable, "-P", str(_WORKER), *arguments],  # -P: what lies in the folder is not imported
+        [
+            sys.executable,
+            "-P",
+            str(_WORKER),
+            *map(str, bounds),
+        ],  # -P: what lies in the folder is not imported
         stdin=file,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -9,7 +9,8 @@ import codecs
 import hashlib
 import os
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from phirt_apps.output import size
@@ -18,6 +19,7 @@ from .files import DocumentError
 from .limits import Limits
 from .pdf import read_pages, require_reader
 
+_PDF = b"%PDF-"
 _HEAD = 1024  # bytes, within which a PDF says that it is one (PDF 32000-1, annex H.3.4.1)
 _CHUNK = 1 << 20
 _MARKS = (
@@ -48,23 +50,31 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """What was read of a file; `remark` says what of it was not, `guess` how it was understood."""
+    """What was read of a file; `remark` says what of it was not, `time_up` that this is for lack of time, and
+    `guess` how it was understood. Sections come one by one, once.
+    """
 
-    sections: tuple[Section, ...]
+    sections: Iterable[Section]
     remark: str | None = None
     guess: str | None = None
+    time_up: bool = False
 
 
-def is_pdf(file: BinaryIO) -> bool:
-    """Whether the file says that it is a PDF, whatever its name."""
+def is_pdf(file: BinaryIO, name: str) -> bool:
+    """Whether the file says that it is a PDF: at its beginning, whatever its name, as texts may mention how
+    PDFs begin; one that is called a PDF may have something before that.
+    """
     file.seek(0)
-    return b"%PDF-" in file.read(_HEAD)
+    head = file.read(_HEAD)
+    if name.lower().endswith(".pdf"):
+        return _PDF in head
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(_PDF)
 
 
-def require_readable(file: BinaryIO, limits: Limits) -> None:
+def require_readable(file: BinaryIO, name: str, limits: Limits) -> None:
     """Raises DocumentError for a file larger than what is read of its kind, or that cannot be read here."""
     kind, most = "text", limits.text_bytes
-    if is_pdf(file):
+    if is_pdf(file, name):
         require_reader()
         kind, most = "a PDF", limits.pdf_bytes
     nbytes = os.fstat(file.fileno()).st_size
@@ -83,16 +93,17 @@ def digest(file: BinaryIO) -> str:
 
 def read_document(file: BinaryIO, name: str, limits: Limits) -> Document:
     """Reads a file as what it is. Raises DocumentError."""
-    if is_pdf(file):
+    if is_pdf(file, name):
         pages = read_pages(file, limits)
-        return Document(tuple(Section(text, page=number) for number, text in pages.texts), pages.remark)
+        sections = tuple(Section(text, page=number) for number, text in pages.texts)
+        return Document(sections, pages.remark, time_up=pages.time_up)
     file.seek(0)
     text, guess = _decoded(file.read(limits.text_bytes))
     text = text[: limits.characters].replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise DocumentError("holds no text")
     if name.lower().endswith(_MARKDOWN):
-        return Document(tuple(_markdown(text)), guess=guess)
+        return Document(_markdown(text), guess=guess)
     return Document((Section(text, line=1),), guess=guess)
 
 
@@ -130,21 +141,17 @@ def _is_binary(text: str) -> bool:
     return len(_CONTROLS.findall(text)) > _BINARY_SHARE * len(text)
 
 
-def _markdown(text: str) -> list[Section]:
-    """A section for each heading, with the headings above it in front of its own."""
-    sections: list[Section] = []
+def _markdown(text: str) -> Iterator[Section]:
+    """A section for each heading, with the headings above it in front of its own; made as they are asked for,
+    as a file can have a million of them.
+    """
+    some = False
     trail: list[tuple[int, str]] = []  # level and words of the headings above
     body: list[str] = []
     begin = 1
     fence: str | None = None
 
-    def close() -> None:
-        if "".join(body).strip():
-            heading = " › ".join(words for _, words in trail)[:_MAX_HEADING] or None
-            sections.append(Section("\n".join(body), heading=heading, line=begin))
-
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(text), 1):
         opened = _FENCE.match(line)
         if fence is not None:
             fence = None if opened and opened[1].startswith(fence) else fence
@@ -158,15 +165,32 @@ def _markdown(text: str) -> list[Section]:
         under_line = _ATX.match(line) is None  # the words are the last line of what came before
         if under_line:
             body.pop()
-        close()
+        if section := _section(body, trail, begin):
+            some = True
+            yield section
         trail = [above for above in trail if above[0] < level]
         if words:
             trail.append((level, words))
         body, begin = [], number + 1
-    close()
-    if not sections:  # nothing but headings
-        return [Section(text, line=1)]
-    return [replace(section, text=section.text.rstrip()) for section in sections]
+    if section := _section(body, trail, begin):
+        yield section
+    elif not some:  # nothing but headings
+        yield Section(text, line=1)
+
+
+def _lines(text: str) -> Iterator[str]:
+    begin = 0
+    while (end := text.find("\n", begin)) >= 0:
+        yield text[begin:end]
+        begin = end + 1
+    yield text[begin:]
+
+
+def _section(body: list[str], trail: list[tuple[int, str]], begin: int) -> Section | None:
+    """The lines under a heading, unless they are empty."""
+    text = "\n".join(body).rstrip()
+    heading = " › ".join(words for _, words in trail)[:_MAX_HEADING] or None
+    return Section(text, heading=heading, line=begin) if text else None
 
 
 def _heading(line: str, before: list[str]) -> tuple[int, str]:

@@ -5,6 +5,7 @@ Knows in which order that is done, and what is said of it. Does not know how fil
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import phirt
 
-from .files import DocumentError, Found, list_files, opened
+from .files import DocumentError, Found, TransientError, list_files, opened
 from .index import Entry, File, Index
 from .limits import Limits
 from .passages import Passage, cut
-from .pdf import NoPdfError
+from .pdf import NoPdfError, TimeUpError
 from .reading import digest, read_document, require_readable
 
 OnProgress = Callable[[str, int, int], None]  # what is done, how many of it, of how many
@@ -24,6 +25,10 @@ OnProgress = Callable[[str, int, int], None]  # what is done, how many of it, of
 _BATCH = 32  # passages whose vectors are computed and kept at once: what is lost when it is stopped
 # A file that changes again within the clock's tick keeps its stamp; one this new is looked into once more.
 _TICK_NS = 2_000_000_000
+# In front of the stamp of a file that is looked into though it stays the same: of one that was cut for lack
+# of room, once there is room; of one that took too long, as it may at every question, after a while.
+_CUT, _LATER = "cut", "later:"
+_RETRY_SECONDS = 3600.0
 
 
 @dataclass
@@ -43,31 +48,68 @@ class Update:
 def update(
     index: Index, root: Path, embedder: phirt.Embedder | None, limits: Limits, on_progress: OnProgress
 ) -> Update:
-    """Reads what changed. Whoever stops it finds done what was done. Raises sqlite3.Error."""
+    """Reads what changed. Whoever stops it finds done what was done. Raises sqlite3.Error, and ConfigError
+    where the folder cannot be listed.
+    """
     done = Update()
     listing = list_files(root, limits)
     known = index.files()
     present = {found.name for found in listing.found}
-    for name in [name for name in known if name not in present]:
+    for name in [name for name in known if name not in present and listing.is_gone(name)]:
         index.forget(name)
         done.dropped += 1
     done.lines += listing.left_out
-    changed = []
-    for found in listing.found:
-        before = known.get(found.name)
-        if before is None or before.stamp != found.stamp:
-            changed.append(found)
-        elif before.remark is not None:
-            done.former.append(found.name)
     done.room = limits.passages - index.count()
-    for number, found in enumerate(changed):
-        on_progress("reading documents", number, len(changed))
-        _take_in(index, found, known.get(found.name), limits, done)
-    if changed:
-        on_progress("reading documents", len(changed), len(changed))
+    changed, cut_short = _to_read(listing.found, known, done)
+    _take_in_all(index, changed, known, limits, done, on_progress)
+    if done.room > 0:
+        _take_in_all(index, cut_short, known, limits, done, on_progress)
+    else:
+        done.former += [found.name for found in cut_short]
+    index.erase()
     if embedder is not None:
         _embed(index, embedder, on_progress)
     return done
+
+
+def _to_read(listed: list[Found], known: dict[str, File], done: Update) -> tuple[list[Found], list[Found]]:
+    """Files that are new, changed or to be tried again, and those of which room was lacking for more."""
+    changed, cut_short = [], []
+    for found in listed:
+        before = known.get(found.name)
+        state, _, stamp = before.stamp.rpartition(" ") if before is not None else ("", "", "")
+        if stamp != found.stamp or (state.startswith(_LATER) and _is_due(state)):
+            changed.append(found)
+        elif state == _CUT:
+            cut_short.append(found)
+        elif before is not None and before.remark is not None:
+            done.former.append(found.name)
+    return changed, cut_short
+
+
+def _later(found: Found) -> str:
+    """The stamp of a file that is tried again after a while, though it does not change."""
+    return f"{_LATER}{time.time() + _RETRY_SECONDS:.0f} {found.stamp}"
+
+
+def _is_due(state: str) -> bool:
+    left = float(state.removeprefix(_LATER)) - time.time()
+    return not 0 < left <= _RETRY_SECONDS  # more is left where the clock was set back
+
+
+def _take_in_all(
+    index: Index,
+    files: list[Found],
+    known: dict[str, File],
+    limits: Limits,
+    done: Update,
+    on_progress: OnProgress,
+) -> None:
+    for number, found in enumerate(files):
+        on_progress("reading documents", number, len(files))
+        _take_in(index, found, known.get(found.name), limits, done)
+    if files:
+        on_progress("reading documents", len(files), len(files))
 
 
 def _take_in(index: Index, found: Found, before: File | None, limits: Limits, done: Update) -> None:
@@ -76,9 +118,11 @@ def _take_in(index: Index, found: Found, before: File | None, limits: Limits, do
     stamp = "" if recent else found.stamp
     total = ""
     passages: list[Passage] = []
+    replaced = 0 if before is None else index.count_of(found.name)
+    room = max(0, done.room + replaced)
     try:
-        with opened(found.path) as file:
-            require_readable(file, limits)
+        with opened(found.path, found.identity) as file:
+            require_readable(file, found.name, limits)
             total = digest(file)
             if before is not None and total == before.digest:
                 index.restamp(found.name, stamp)
@@ -86,22 +130,30 @@ def _take_in(index: Index, found: Found, before: File | None, limits: Limits, do
                     done.former.append(found.name)
                 return
             document = read_document(file, found.name, limits)
-        passages = list(cut(document.sections))
+        passages = list(itertools.islice(cut(document.sections), room + 1))
         remark = document.remark
         if document.guess is not None:
             done.lines.append(f"{found.name} {document.guess}")
-        if len(passages) > done.room:
+        if document.time_up:
+            stamp, total = _later(found), ""
+        if len(passages) > room:
             remark = f"is read in part: {limits.passages:,} passages are kept of a folder at most"
-            del passages[max(0, done.room) :]
+            stamp, total = f"{_CUT} {stamp}", ""
+            del passages[room:]
     except NoPdfError:
         done.no_pdf.append(found.name)  # read as soon as it can be, so nothing of it is noted
         if before is not None:
             index.forget(found.name)
+            done.room += replaced
         return
+    except TimeUpError as error:
+        stamp, total, remark = _later(found), "", str(error)
+    except TransientError as error:
+        stamp, total, remark = "", "", str(error)
     except DocumentError as error:
         remark = str(error)
     index.put(found.name, stamp, total, passages, remark)
-    done.room -= len(passages)
+    done.room += replaced - len(passages)
     done.read += bool(passages)
     if remark is not None:
         done.lines.append(f"{found.name} {remark}")
