@@ -73,7 +73,9 @@ class Library:
 
     def refresh(self) -> None:
         """Brings the index up to date, and says what was done and what could not be read."""
-        done = self._indexed(self._update)
+        if not self._index.is_open:  # a damaged one, in whose place none could be made then
+            self._index = self._open_index()
+        done = self._indexed(self._update, lambda: None)
         lines = [line for line in done.lines if line not in self._told]
         for line in lines[:_MOST_LINES]:
             self._out.hint(one_line(line))
@@ -95,7 +97,7 @@ class Library:
         if not request.text.strip():
             return request, ()
         self.refresh()
-        entries = self._indexed(lambda: self._search(request.text))
+        entries = self._indexed(lambda: self._search(request.text), self.refresh)
         self._former = request.text
         if not entries:
             self._out.hint(f"nothing in {one_line(self.root.name)} fits the question; answered without it")
@@ -129,8 +131,8 @@ class Library:
 
     def _begin_anew(self, error: Exception) -> Index:
         """A new index in the place of one that is damaged, or of another version."""
-        if self._place is None or isinstance(error, sqlite3.OperationalError | OSError):
-            raise ConfigError(f"the index of the documents cannot be kept: {error}") from error
+        if self._place is None or not _is_damage(error):
+            raise _cannot_use(error) from error
         try:
             with locked(self._place, lambda: None):
                 discard(self._place)
@@ -140,15 +142,33 @@ class Library:
                 f"the index {self._place} is damaged, and cannot be removed: {again}"
             ) from again
 
-    def _indexed(self, work: Callable[[], _Done]) -> _Done:
-        """Does the work, a second time with a new index where the old one turns out to be damaged."""
+    def _indexed(self, work: Callable[[], _Done], fill: Callable[[], None]) -> _Done:
+        """Does the work, a second time with a new index where the old one turns out to be damaged; `fill`
+        reads the documents into that before. An index that is only locked, or on a full disk, stays. Raises
+        ConfigError.
+        """
         try:
             return work()
         except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise _cannot_use(error) from error
             self._index.close()
             self._index = self._begin_anew(error)
-            self._update()
+        try:
+            fill()
             return work()
+        except sqlite3.Error as again:
+            raise _cannot_use(again) from again
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an index is of no use any more, not merely out of reach or used wrongly."""
+    passing = sqlite3.OperationalError | sqlite3.ProgrammingError
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, passing)
+
+
+def _cannot_use(error: Exception) -> ConfigError:
+    return ConfigError(f"the index of the documents cannot be used: {error}")
 
 
 def _place(root: Path, out: Output) -> Path | None:
