@@ -1,7 +1,7 @@
 """Where the index of a folder lies: in the user's cache, for this user alone, one process at a time writing.
 
 Knows the cache folder. Does not know what is in an index. An index holds the text of the documents, so it is
-readable for its user only, and goes after 30 days without use.
+readable for its user only, and goes when another index is used, once it was not for 30 days.
 """
 
 from __future__ import annotations
