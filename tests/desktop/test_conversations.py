@@ -46,8 +46,25 @@ def test_only_a_conversation_is_deleted(tmp_path: Path) -> None:
     conversations.delete(tmp_path / "a.phirt")
     assert not (tmp_path / "a.phirt").exists()
     (tmp_path / "b.phirt").write_text("something else")
-    conversations.delete(tmp_path / "b.phirt")
+    with pytest.raises(ConversationError, match="is no saved conversation"):
+        conversations.delete(tmp_path / "b.phirt")
     assert (tmp_path / "b.phirt").exists()
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_file_or_a_link_to_nowhere_hides_no_other(tmp_path: Path, packing: int) -> None:
+    document = {"bundle": "b", "messages": [{"role": "user", "content": "Hello"}]}
+    write(tmp_path / "good.phirt", document, 10)
+    damaged = tmp_path / "damaged.phirt"
+    with zipfile.ZipFile(damaged, "w", packing) as archive:
+        archive.writestr("conversation.json", json.dumps(document) * 50)
+    data = bytearray(damaged.read_bytes())
+    begin = data.find(b"conversation.json") + len("conversation.json")
+    data[begin : begin + 12] = bytes(byte ^ 0xFF for byte in data[begin : begin + 12])
+    damaged.write_bytes(data)
+    if os.name == "posix":
+        (tmp_path / "link.phirt").symlink_to(tmp_path / "nowhere")
+    assert [one.path.name for one in conversations.saved_in(tmp_path)] == ["good.phirt"]
 
 
 def test_the_model_of_a_conversation_is_found_by_its_fingerprint(nano: Path, tmp_path: Path) -> None:

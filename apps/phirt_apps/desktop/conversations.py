@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import lzma
 import secrets
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phirt.chat.place import DAMAGED, DOCUMENT, BoundedFile, may_replace
+from phirt.chat.place import DAMAGED, DOCUMENT, BoundedFile, reserve
 from phirt.errors import ConversationError, PhirtError
 from phirt_apps.models import named_models
 from phirt_apps.output import one_line
@@ -25,6 +27,10 @@ ENDING = ".phirt"
 _MOST_LISTED = 500
 _MOST_BYTES = 32 << 20  # of texts; beyond, the file is no conversation that phirt has saved
 _TITLE = 60
+# What a file raises that is damaged, packed wrongly, or another kind of document.
+_NONE_OF_OURS = (
+    *DAMAGED, EOFError, zlib.error, lzma.LZMAError, KeyError, TypeError, AttributeError, RecursionError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,27 @@ def new_place(folder: Path) -> Path:
 
 def saved_in(folder: Path) -> list[Saved]:
     """The conversations of the folder, the latest first."""
-    found = []
+    paths: list[Path] = []
     with contextlib.suppress(OSError):  # it may be gone by now; then there are none
-        dated = sorted(((path.stat().st_mtime, path) for path in folder.glob(f"*{ENDING}")), reverse=True)
-        for changed, path in dated[:_MOST_LISTED]:
-            one = _summary(path, changed)
-            if one is not None:
-                found.append(one)
-    return found
+        paths.extend(folder.glob(f"*{ENDING}"))
+    dated = []
+    for path in paths:
+        with contextlib.suppress(OSError):  # deleted meanwhile, or a link to nowhere; the others are there
+            dated.append((path.stat().st_mtime, path))
+    dated.sort(reverse=True)
+    summaries = (_summary(path, changed) for changed, path in dated[:_MOST_LISTED])
+    return [one for one in summaries if one is not None]
 
 
 def delete(path: Path) -> None:
-    """Removes a kept conversation; nothing else. Raises ConversationError."""
-    if path.exists() and may_replace(path):
+    """Removes a kept conversation; nothing else, and none that another process has. Raises
+    ConversationError.
+    """
+    if not path.exists():
+        return
+    with reserve(path):
         try:
-            path.unlink()
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise ConversationError(f"{path.name} cannot be deleted: {error.strerror}") from error
 
@@ -121,7 +133,7 @@ def _summary(path: Path, changed: float) -> Saved | None:
             stream.limit = None  # its directory is read; from here on sizes are known
             document = json.loads(archive.read(DOCUMENT))
         return Saved(path, _title(document) or path.stem, str(document["bundle"]), changed)
-    except (*DAMAGED, KeyError, TypeError, AttributeError, RecursionError):
+    except _NONE_OF_OURS:
         return None
 
 
