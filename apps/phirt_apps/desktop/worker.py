@@ -117,19 +117,14 @@ class Runtime(QObject):
     def open(self, saved: conversations.Saved) -> None:
         """Goes on with a kept conversation, with the model that it was held with."""
         with self._job():
-            self._use_model_of(saved)
-            assert self._model is not None
-            if saved.path != self._path:
-                from phirt.chat.place import reserve
-
-                with contextlib.ExitStack() as place:
-                    place.enter_context(reserve(saved.path))
-                    chat = self._model.load_chat(saved.path)
-                    self._place.close()
-                    self._place = place.pop_all()
-                self._chat, self._path = chat, saved.path
-            assert self._chat is not None
-            self.opened.emit(_turns(self._chat))
+            try:
+                self._use_model_of(saved)
+                chat = self._chat_of(saved)
+            except Exception:
+                if self._model is not None and self._chat is None:
+                    self._begin()  # the model that was loaded for it can be asked
+                raise
+            self.opened.emit(_turns(chat))
             self._list()
 
     def delete(self, saved: conversations.Saved) -> None:
@@ -167,11 +162,16 @@ class Runtime(QObject):
 
     def close(self) -> None:
         """Gives everything back; the last job."""
-        self._place.close()
-        if self._model is not None:
-            self._model.close()
-        self._model = self._chat = None
-        self.closed.emit()
+        model, self._model, self._chat = self._model, None, None
+        try:
+            with contextlib.ExitStack() as ends:
+                if model is not None:
+                    ends.callback(model.close)
+                ends.callback(self._place.close)
+        except Exception as error:
+            self.failed.emit(line_of(error))
+        finally:
+            self.closed.emit()  # the window has gone; the program must too
 
     @contextlib.contextmanager
     def _job(self) -> Iterator[None]:
@@ -233,6 +233,22 @@ class Runtime(QObject):
                 f"“{saved.title}” was held with a model that has no name here; choose its folder above first"
             )
         self._load(choice.folder)
+
+    def _chat_of(self, saved: conversations.Saved) -> phirt.Chat:
+        """The kept conversation with its file for this process; the one that is open where it is that."""
+        assert self._model is not None
+        if saved.path == self._path:
+            assert self._chat is not None
+            return self._chat
+        from phirt.chat.place import reserve
+
+        with contextlib.ExitStack() as place:
+            place.enter_context(reserve(saved.path))
+            chat = self._model.load_chat(saved.path)
+            self._place.close()
+            self._place = place.pop_all()
+        self._chat, self._path = chat, saved.path
+        return chat
 
     def _answer(self, chat: phirt.Chat, question: Question) -> phirt.Result:
         if question.sources("audio") or question.sources("image"):
