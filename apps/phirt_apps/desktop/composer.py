@@ -41,8 +41,9 @@ class Editor(QPlainTextEdit):
         return source.hasImage() or source.hasUrls() or super().canInsertFromMimeData(source)
 
     def insertFromMimeData(self, source: QMimeData) -> None:  # noqa: N802  # Qt's name
-        """Text goes into the text; the rest becomes attachments."""
-        if source.hasUrls() or (source.hasImage() and not source.hasText()):
+        """Text goes into the text, and so does a copied address; files and pictures become attachments."""
+        is_text = source.hasText() and not any(url.isLocalFile() for url in source.urls())
+        if (source.hasUrls() or source.hasImage()) and not is_text:
             self.pasted.emit(source)
         else:
             super().insertFromMimeData(source)

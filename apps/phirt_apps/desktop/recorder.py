@@ -16,6 +16,7 @@ from PySide6.QtCore import QObject, Signal
 RATE = 16_000  # what speech encoders take
 _MOST_SECONDS = 600
 _MOST_BYTES = _MOST_SECONDS * RATE * 2
+_MOST_WAITED = 2.0  # seconds for a device at the end; the process goes without one that hangs
 
 
 class Recorder(QObject):
@@ -36,10 +37,11 @@ class Recorder(QObject):
         return self._thread is not None and self._thread.is_alive() and not self._stop.is_set()
 
     def start(self) -> None:
-        """Begins to record."""
-        self.wait()
+        """Begins to record; the one before must have given its result."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._record, args=(self._stop,), name="phirt-microphone")
+        self._thread = threading.Thread(
+            target=self._record, args=(self._stop,), name="phirt-microphone", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -47,10 +49,10 @@ class Recorder(QObject):
         self._stop.set()
 
     def wait(self) -> None:
-        """Waits until the device is closed."""
+        """Waits until the device is closed, but not for one that hangs."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_MOST_WAITED)
 
     def _record(self, stop: threading.Event) -> None:
         heard = bytearray()

@@ -14,6 +14,8 @@ from PySide6.QtWidgets import QListWidget, QListWidgetItem, QPushButton, QVBoxLa
 
 from phirt_apps.desktop.conversations import Saved
 
+_HERE = Qt.ShortcutContext.WidgetShortcut  # elsewhere the key deletes characters
+
 
 class Sidebar(QWidget):
     """Conversations, the latest first; the open one is marked."""
@@ -37,7 +39,9 @@ class Sidebar(QWidget):
         self.list.currentRowChanged.connect(lambda row: self.remove.setEnabled(row >= 0))
         self.remove.clicked.connect(self._unwant)
         self.remove.setEnabled(False)
-        QShortcut(QKeySequence(QKeySequence.StandardKey.Delete), self.list, self._unwant)
+        delete = QShortcut(QKeySequence(QKeySequence.StandardKey.Delete), self.list)
+        delete.setContext(_HERE)
+        delete.activated.connect(self._unwant)
 
     def show_saved(self, saved: list[Saved], current: Path | None) -> None:
         """Shows these, with the one of that path marked."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from PySide6.QtCore import QMimeData, Qt, QTimer, Signal
+from PySide6.QtCore import QMimeData, QSignalBlocker, Qt, QTimer, Signal
 from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import (
     QComboBox,
@@ -304,14 +304,21 @@ class Window(QWidget):
         if wanted:
             self.recorder.start()
         else:
+            self.record_button.setEnabled(False)  # until the device has given what it recorded
             self.recorder.stop()
 
+    def _end_recording(self) -> None:
+        with QSignalBlocker(self.record_button):  # it has ended by itself: nothing is to be stopped
+            self.record_button.setChecked(False)
+        self.record_button.setText("Record")
+        self.record_button.setEnabled(True)
+
     def _take_recording(self, samples: npt.NDArray[np.int16]) -> None:
-        self.record_button.setChecked(False)
+        self._end_recording()
         self.composer.attach(attachments.of_samples(samples, RATE))
 
     def _fail_recording(self, line: str) -> None:
-        self.record_button.setChecked(False)
+        self._end_recording()
         self.fail(line)
 
     def _start_new(self) -> None:
@@ -319,6 +326,8 @@ class Window(QWidget):
         self._wants_new.emit()
 
     def _open_saved(self, saved: Saved) -> None:
+        if self._busy:  # where one click activates, it says so twice
+            return
         self._begin_job("opening the conversation …")
         self._wants_saved.emit(saved)
 
