@@ -22,21 +22,32 @@ from phirt_apps.desktop.worker import Setup
 DEADLINE = 120_000  # milliseconds after which a test has failed; nothing is measured with it
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Runs the event loop until the condition holds; true already is true."""
+    late: list[bool] = []
+    guard = QTimer(singleShot=True)
+    guard.timeout.connect(lambda: late.append(True))
+    guard.start(DEADLINE)
+    while not condition():
+        assert not late, "the condition never held"
+        QApplication.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
+
+
+def wait_idle(desktop: Desktop) -> None:
+    """Until the window has seen the end of its job, and all that came before it."""
+    until(lambda: not desktop.window._busy)
+
+
 def wait_for(signal: Any) -> tuple[Any, ...]:
     """Runs the event loop until the signal comes; what came with it."""
-    loop, got = QEventLoop(), []
-    guard = QTimer(singleShot=True)
-    guard.timeout.connect(loop.quit)
+    got: list[tuple[Any, ...]] = []
 
     def arrive(*values: Any) -> None:
         got.append(values)
-        loop.quit()
 
     signal.connect(arrive)
-    guard.start(DEADLINE)
-    loop.exec()
+    until(lambda: bool(got))
     signal.disconnect(arrive)
-    assert got, "the signal never came"
     return got[0]
 
 
@@ -59,7 +70,7 @@ def open_desktop(application: QApplication, tmp_path: Path, nano: Path) -> Itera
         desktop = Desktop(setup, model)
         opened.append(desktop)
         desktop.window.show()
-        wait_for(desktop.runtime.idle)
+        wait_idle(desktop)
         return desktop
 
     yield open_one
@@ -73,8 +84,10 @@ def open_desktop(application: QApplication, tmp_path: Path, nano: Path) -> Itera
 
 def close(desktop: Desktop) -> None:
     """Closes a window and waits for its end."""
+    ended: list[bool] = []
+    desktop.window.ended.connect(lambda: ended.append(True))
     desktop.window.close()
-    wait_for(desktop.window.ended)
+    until(lambda: bool(ended))
     desktop.end()
 
 
@@ -82,7 +95,7 @@ def ask(desktop: Desktop, text: str) -> None:
     """Types and sends a question, and waits for its answer."""
     desktop.window.composer.editor.setPlainText(text)
     desktop.window.send()
-    wait_for(desktop.runtime.idle)
+    wait_idle(desktop)
 
 
 def drain(desktop: Desktop) -> None:

@@ -16,10 +16,13 @@ pytest.importorskip("PySide6.QtWidgets", reason="needs the extra desktop (PySide
 
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent, QImage
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 
 import phirt
+from phirt.errors import ConversationError
 from phirt.generate.sampling import Logits
+from phirt_apps.desktop import conversations
 from phirt_apps.desktop.attachments import of_file, of_samples
 
 EXAMPLES = Path(__file__).parents[2] / "apps" / "examples"
@@ -36,6 +39,7 @@ def _helpers() -> ModuleType:
 
 _HELPERS = _helpers()
 ask, close, drain, wait_for = _HELPERS.ask, _HELPERS.close, _HELPERS.drain, _HELPERS.wait_for
+until, wait_idle = _HELPERS.until, _HELPERS.wait_idle
 
 
 class Endless:
@@ -193,18 +197,18 @@ def test_a_conversation_goes_on_after_a_restart(open_desktop: Any) -> None:
     sidebar = second.window.sidebar
     assert sidebar.list.item(0).text().splitlines()[0] == "Hello, who are you?"
     sidebar.list.itemClicked.emit(sidebar.list.item(0))
-    wait_for(second.runtime.idle)
+    wait_idle(second)
     drain(second)
     assert second.window.transcript.toPlainText().strip() == shown
     ask(second, "Hello")
     assert len(second.runtime._chat.messages) == 4
     assert sidebar.list.count() == 1  # it went on in its own file
     sidebar.new.click()
-    wait_for(second.runtime.idle)
+    wait_idle(second)
     ask(second, "Play some jazz.")
     assert sidebar.list.count() == 2
     second.window.delete(sidebar._saved[0])
-    wait_for(second.runtime.idle)
+    wait_idle(second)
     assert sidebar.list.count() == 1 and second.runtime._chat.messages == ()
 
 
@@ -214,7 +218,7 @@ def test_two_windows_do_not_share_a_conversation(open_desktop: Any) -> None:
     second = open_desktop()
     sidebar = second.window.sidebar
     sidebar.list.itemClicked.emit(sidebar.list.item(0))
-    wait_for(second.runtime.idle)
+    wait_idle(second)
     assert "is being used by another phirt" in second.window.line.text()
     assert second.runtime._chat.messages == ()
 
@@ -224,7 +228,7 @@ def test_another_model_that_is_none_leaves_the_one_in_use(open_desktop: Any, tmp
     assert desktop.window.models.currentText() == "nano"
     assert [desktop.window.models.itemText(i) for i in range(3)] == ["mini", "nano", "Another folder …"]
     desktop.window.load(tmp_path)
-    wait_for(desktop.runtime.idle)
+    wait_idle(desktop)
     assert str(tmp_path) in desktop.window.line.text()
     assert desktop.window.models.currentText() == "nano"
     ask(desktop, "Hello")
@@ -260,3 +264,127 @@ def test_a_recording_by_a_device_that_there_is_not(
 
 def test_a_label_says_how_long_a_recording_is() -> None:
     assert of_samples(np.zeros(24_000, np.int16), 16_000).label == "recording, 1.5 s"
+
+
+class SlowDevice:
+    """A microphone that opens when it is told to, with a second of sound."""
+
+    opens = threading.Event()
+
+    def __init__(self, **_: Any) -> None:
+        assert self.opens.wait(60)
+
+    def __enter__(self) -> SlowDevice:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def start(self, collector: Any) -> None:
+        """Sends it at once."""
+        collector.send(b"\x01\x00" * 16_000)
+
+
+def test_recording_again_waits_for_the_one_before(open_desktop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import miniaudio
+
+    monkeypatch.setattr(miniaudio, "CaptureDevice", SlowDevice)
+    monkeypatch.setattr(SlowDevice, "opens", threading.Event())
+    desktop = open_desktop()
+    window = desktop.window
+    window.record_button.click()
+    first = window.recorder._thread
+    window.record_button.click()
+    assert not window.record_button.isEnabled()  # the device has not even opened
+    window.record_button.click()
+    assert window.recorder._thread is first
+    SlowDevice.opens.set()
+    until(window.record_button.isEnabled)
+    assert window.record_button.text() == "Record" and not window.record_button.isChecked()
+    window.record_button.click()
+    assert window.recorder.is_recording and window.record_button.isChecked()
+    window.record_button.click()
+    until(window.record_button.isEnabled)
+
+
+def test_a_conversation_that_cannot_be_opened_leaves_its_model_to_be_asked(
+    open_desktop: Any, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop = open_desktop(model=tmp_path)
+    monkeypatch.setattr(conversations, "choice_for", lambda *_: conversations.Choice("nano", nano))
+    damaged = conversations.Saved(tmp_path / "gone.phirt", "gone", "0" * 64, 0.0)
+    desktop.window._open_saved(damaged)
+    wait_idle(desktop)
+    assert "gone.phirt" in desktop.window.line.text()
+    ask(desktop, "Hello")
+    assert len(desktop.runtime._chat.messages) == 2
+
+
+def test_the_window_ends_though_its_model_does_not_close(
+    open_desktop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop = open_desktop()
+    model = desktop.runtime._model
+
+    def refuse() -> None:
+        raise OSError("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "close", refuse)
+        close(desktop)
+    model.close()
+    assert desktop.thread.isFinished()
+
+
+def test_a_copied_address_is_pasted_as_text(open_desktop: Any, tmp_path: Path) -> None:
+    desktop = open_desktop(model=tmp_path)
+    mime = files("https://example.org/page")
+    mime.setText("https://example.org/page")
+    desktop.window.composer.editor.insertFromMimeData(mime)
+    assert desktop.window.composer.text == "https://example.org/page"
+    assert desktop.window.line.text().find("is not on this machine") < 0
+    local = files(EXAMPLES / "shapes.png")
+    local.setText("shapes.png")
+    desktop.window.composer.editor.insertFromMimeData(local)
+    assert [one.label for one in desktop.window.composer.attached] == ["shapes.png"]
+
+
+def test_the_delete_key_means_a_conversation_only_in_the_list(open_desktop: Any, tmp_path: Path) -> None:
+    desktop = open_desktop(model=tmp_path)
+    window, meant = desktop.window, []
+    saved = conversations.Saved(tmp_path / "a.phirt", "a", "b", 0.0)
+    window.sidebar.show_saved([saved], saved.path)
+    window.sidebar.unwanted.disconnect(window._confirm_deletion)
+    window.sidebar.unwanted.connect(meant.append)
+    window.activateWindow()
+    until(window.isActiveWindow)
+    for widget, expected in (
+        (window.transcript, []),
+        (window.record_button, []),
+        (window.sidebar.list, [saved]),
+    ):
+        widget.setFocus()
+        QTest.keyClick(widget, Qt.Key.Key_Delete)
+        assert meant == expected
+
+
+def test_a_click_that_also_activates_opens_once(open_desktop: Any, tmp_path: Path) -> None:
+    desktop = open_desktop(model=tmp_path)
+    asked: list[Any] = []
+    desktop.window._wants_saved.connect(asked.append)
+    saved = conversations.Saved(tmp_path / "a.phirt", "a", "b", 0.0)
+    desktop.window.sidebar.show_saved([saved], None)
+    item = desktop.window.sidebar.list.item(0)
+    desktop.window.sidebar.list.itemClicked.emit(item)
+    desktop.window.sidebar.list.itemActivated.emit(item)
+    wait_idle(desktop)
+    assert len(asked) == 1
+
+
+def test_a_conversation_that_another_has_open_is_not_deleted(open_desktop: Any, tmp_path: Path) -> None:
+    desktop = open_desktop()
+    ask(desktop, "Hello")
+    (file,) = (tmp_path / "kept").glob("*.phirt")
+    with pytest.raises(ConversationError, match="is being used by another phirt"):
+        conversations.delete(file)
+    assert file.exists()
