@@ -100,5 +100,6 @@ def ask(desktop: Desktop, text: str) -> None:
 
 def drain(desktop: Desktop) -> None:
     """Lets the transcript insert all that waits."""
-    desktop.window.transcript._insert_all()
+    while desktop.window.transcript._settled:
+        desktop.window.transcript._insert_some()
     desktop.window.transcript._insert_some()

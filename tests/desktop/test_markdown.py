@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from phirt_apps.desktop.markdown import MOST_OPEN, AnswerMarkdown, whole
+from phirt_apps.desktop.markdown import MOST_CODE, MOST_OPEN, AnswerMarkdown, whole
 
 PARSER = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
 BLOCKS = [
@@ -77,3 +77,45 @@ def test_a_block_without_end_is_cut_and_loses_nothing(text: str) -> None:
 
     expected, got = words(PARSER.render(text)), words("".join(pieces))
     assert "".join(got) == "".join(expected)
+
+
+def code_in(html_text: str) -> str:
+    """What stands in all blocks of code, one after the other."""
+    return "\n".join(re.findall(r"<pre><code[^>]*>(.*?)</code></pre>", html_text, re.S))
+
+
+@pytest.mark.parametrize(
+    ("before", "indent", "behind"),
+    [
+        pytest.param("```python\n", "", "```\n\n", id="at the top"),
+        pytest.param("1. one\n\n   ```python\n", "   ", "   ```\n\n2. two\n\n", id="in an item"),
+        pytest.param("- one\n- two\n\n  ~~~\n", "  ", "  ~~~\n- three\n\n", id="in the second item"),
+        pytest.param("- ```\n", "  ", "  ```\n\n", id="in the line of its mark"),
+        pytest.param("10. - ```\n", "      ", "      ```\n\n", id="in an item of an item"),
+        pytest.param("> ```\n", "> ", "> ```\n\n", id="quoted"),
+    ],
+)
+@pytest.mark.parametrize("step", [6, 700, 10**6])
+@pytest.mark.parametrize("count", [150, 1500])
+def test_long_code_stays_code_and_what_follows_does_not(
+    before: str, indent: str, behind: str, step: int, count: int
+) -> None:
+    """Also where it is longer than a piece may be, and its lines look like items."""
+    code = [f"- x = {number}\n" if number % 7 else "\n" for number in range(count)]
+    text = before + "".join(indent + line for line in code) + behind + "after **bold**\n"
+    shown = streamed(text, step)
+    assert code_in(shown) == html.escape("".join(code).removesuffix("\n"))
+    assert shown.rpartition("</pre>")[2].endswith("<p>after <strong>bold</strong></p>\n")
+
+
+def test_a_line_of_code_without_end_is_cut_in_the_end() -> None:
+    text = "```\n" + "x" * 30_000 + "\n```\n\nafter **bold**\n"
+    answer, most, pieces = AnswerMarkdown(), 0, []
+    for start in range(0, len(text), 50):
+        answer.add(text[start : start + 50])
+        pieces += answer.settled()
+        most = max(most, len(answer.open))
+    shown = "".join(pieces + answer.end())
+    assert most < MOST_CODE + MOST_OPEN
+    assert code_in(shown).replace("\n", "") == "x" * 30_000
+    assert shown.endswith("<p>after <strong>bold</strong></p>\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -388,3 +389,20 @@ def test_a_conversation_that_another_has_open_is_not_deleted(open_desktop: Any, 
     with pytest.raises(ConversationError, match="is being used by another phirt"):
         conversations.delete(file)
     assert file.exists()
+
+
+def test_a_conversation_with_a_picture_opens_no_socket(open_desktop: Any) -> None:
+    opened: list[str] = []
+    watching = [True]
+
+    def hook(event: str, _: tuple[Any, ...]) -> None:  # it cannot be taken away again
+        if watching and event.startswith("socket."):
+            opened.append(event)
+
+    sys.addaudithook(hook)
+    desktop = open_desktop()
+    desktop.window.composer.attach(of_file(EXAMPLES / "shapes.png"))
+    ask(desktop, "What is this?")
+    close(desktop)
+    watching.clear()
+    assert opened == []

@@ -249,7 +249,7 @@ def test_every_command_is_in_the_test_above() -> None:
     from phirt_apps.commands import all_commands
 
     source = Path(__file__).read_text(encoding="utf-8")
-    # The server listens: tests/server has what it opens beyond.
+    # The server listens: tests/server has what it opens beyond; tests/desktop looks at the window.
     with_tests_of_their_own = {"serve", "train", "desktop"}
     missing = [name for name, _ in all_commands() if not re.search(rf'\[\s*"{name}"', source)]
     assert set(missing) <= with_tests_of_their_own

@@ -5,7 +5,8 @@ writes is text: HTML in it is shown, and pictures that it names are not looked f
 
 A block settles when another one begins behind it. One that goes on and on is cut at a line, so that what is
 rendered again with each piece stays small however long the answer gets: a table goes on under its header, a
-code block as a code block, a list at an item.
+code block as a code block, a list at an item. Code inside of a list or a quotation, and one long line of it,
+may get longer before they are cut, since that shows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from markdown_it.token import Token
 from phirt_apps.rendering.controls import printable
 
 MOST_OPEN = 1200  # characters that may be rendered again and again: a few milliseconds
+MOST_CODE = 8 * MOST_OPEN  # of those where code would not go on as it began
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])[ \t]")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+# What stands before a fence, list and quotation marks among it, and the fence.
+_FENCE = re.compile(r"((?:[ \t>]|[-*+](?=[ \t])|\d{1,9}[.)](?=[ \t]))*)(`{3,}|~{3,})")
 _PARSER = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
 _PARSER.disable("image")
 
@@ -72,7 +75,7 @@ class AnswerMarkdown:
             self._source = "".join(lines[_first_line(tokens[blocks[-1]]) :])
             tokens = tokens[blocks[-1] :]
         if len(self._source) > MOST_OPEN and tokens:
-            before, self._source = _cut(self._source, tokens[0].type if len(_blocks(tokens)) == 1 else "")
+            before, self._source = _cut(self._source)
             self._keep(_html(_PARSER.parse(before)))
             tokens = _PARSER.parse(self._source)
         self.open = _html(tokens)
@@ -102,19 +105,62 @@ def _html(tokens: list[Token]) -> str:
     return rendered.replace("\n</code></pre>", "</code></pre>")  # the last line's end is no line of its own
 
 
-def _cut(source: str, kind: str) -> tuple[str, str]:
-    """One long block as two, the second of which may go on."""
-    lines = _lines(source)
+def _cut(source: str) -> tuple[str, str]:
+    """One long block as two, the second of which may go on; the first is empty where it is not cut yet."""
+    tokens, lines = _PARSER.parse(source), _lines(source)
     done, last = lines[:-1], lines[-1]
-    if kind == "fence" and len(done) > 1 and (fence := _FENCE.match(source)):
-        return "".join([*done, fence[1], "\n"]), lines[0] + last
-    if kind == "table_open" and len(done) > 2:
-        return "".join(done), "".join(lines[:2]) + last
+    kind = tokens[0].type if len(_blocks(tokens)) == 1 else ""
     if kind in ("bullet_list_open", "ordered_list_open"):
-        items = [index for index, line in enumerate(lines) if index and _ITEM.match(line)]
+        code = {line for begin, end in _fences(tokens) for line in range(begin + 1, end)}
+        items = [i for i, line in enumerate(lines) if i and i not in code and _ITEM.match(line)]
         if items:
             return "".join(lines[: items[-1]]), "".join(lines[items[-1] :])
+    if (begin := _open_fence(lines, tokens)) is not None:
+        return _cut_code(lines, begin, len(source))
+    if kind == "table_open" and len(done) > 2:
+        return "".join(done), "".join(lines[:2]) + last
     if done:
         return "".join(done), last
     place = source.rfind(" ", 0, MOST_OPEN) + 1 or MOST_OPEN  # one long line
     return source[:place], source[place:]
+
+
+def _fences(tokens: list[Token]) -> list[tuple[int, int]]:
+    """The first line of each block of code in fences, and the one behind it."""
+    return [(token.map[0], token.map[1]) for token in tokens if token.type == "fence" and token.map]
+
+
+def _open_fence(lines: list[str], tokens: list[Token]) -> int | None:
+    """The line at which a block of code begins that has no end yet."""
+    fences = _fences(tokens)
+    filled = max((i for i, line in enumerate(lines) if line.strip(" \t>\n")), default=0)
+    if not fences or fences[-1][1] <= filled:
+        return None
+    begin, end = fences[-1]
+    fence = _FENCE.match(lines[begin])
+    closing = lines[end - 1].strip(" \t>\n")
+    if fence is None or (end - 1 > begin and closing.startswith(fence[2]) and not closing.strip(fence[2][0])):
+        return None
+    return begin
+
+
+def _cut_code(lines: list[str], begin: int, length: int) -> tuple[str, str]:
+    """Lines that end in the code which begins at one of them: the code ends, and begins again."""
+    done, last, opener = lines[:-1], lines[-1], lines[begin]
+    fence = _FENCE.match(opener)
+    assert fence is not None
+    inside = re.sub(r"[^ \t>]", " ", fence[1])
+    is_one_line = len(done) <= begin + 1
+    if length <= MOST_CODE and (is_one_line or len(inside) > 3 or inside.strip()):
+        return "", "".join(lines)
+    again = (inside if ">" in inside else _bullets(len(inside))) + opener[len(fence[1]) :]
+    ending = f"{inside}{fence[2]}\n"
+    if is_one_line:
+        place = len(last) // 2
+        return "".join([*done, last[:place], "\n", ending]), again + inside + last[place:]
+    return "".join([*done, ending]), again + last
+
+
+def _bullets(width: int) -> str:
+    """Marks of lists inside of each other whose content begins behind so many characters."""
+    return "" if width < 2 else "- " * (width // 2 - 1) + "-" + " " * (1 + width % 2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import html
 import time
+from collections.abc import Iterator
 
 from PySide6.QtCore import QTimer, QUrl
 from PySide6.QtGui import (
@@ -30,6 +31,7 @@ from phirt_apps.rendering.controls import printable
 
 _BUDGET = 0.012  # seconds of inserting before the event loop has its turn
 _PIECE = 2000  # characters of a person's text at once
+_QUESTION = "\0"  # among the pieces: here a question begins
 _SPACE = 6  # pixels above and below a paragraph
 _QUOTED = 24  # pixels to the left of a quotation
 _GREY = QColor(127, 127, 127, 40)
@@ -84,18 +86,20 @@ class Transcript(QTextBrowser):
             self._add_turn(turn)
 
     def add_question(self, text: str, media: tuple[str, ...]) -> None:
-        """Shows what was asked, and who answers now. `withdraw` takes it back."""
-        self._insert_all()
-        self._question = self.document().characterCount() - 1
+        """Shows what was asked, behind all that waits, and who answers now. `withdraw` takes it back."""
+        self._put(_QUESTION)
         self._add_turn(Turn("user", text, media))
         self._put(_heading("assistant"))
-        self._insert_all()
-        self.verticalScrollBar().setValue(self.verticalScrollBar().maximum())
 
     def withdraw(self) -> None:
         """Takes back the last question and what there was of its answer."""
-        self._settled.clear()
-        self._open, self._tail = "", self._question
+        self._open = ""
+        if _QUESTION in self._settled:  # it waits itself
+            while self._settled.pop() != _QUESTION:
+                pass
+        else:
+            self._settled.clear()
+            self._tail = self._question
         self._drop_tail()
 
     def add(self, settled: list[str], open_html: str) -> None:
@@ -113,19 +117,13 @@ class Transcript(QTextBrowser):
             for piece in turn.html:
                 self._put(piece)
             return
-        text = printable(turn.text)
-        for start in range(0, len(text), _PIECE):
-            lines = html.escape(text[start : start + _PIECE])
-            self._put(f'<p style="white-space: pre-wrap">{lines}</p>')
+        for piece in _pieces(printable(turn.text)):
+            self._put(f'<p style="white-space: pre-wrap">{html.escape(piece)}</p>')
 
     def _put(self, piece: str) -> None:
         self._settled.append(piece)
         if not self._timer.isActive():
             self._timer.start()
-
-    def _insert_all(self) -> None:
-        while self._settled:
-            self._insert_some()
 
     def _insert_some(self) -> None:
         begin = time.perf_counter()
@@ -133,7 +131,11 @@ class Transcript(QTextBrowser):
         follows = bar.value() >= bar.maximum() - 4  # a person who reads further up is left there
         self._drop_tail()
         while self._settled and time.perf_counter() - begin < _BUDGET:
-            self._insert(self._settled.popleft())
+            piece = self._settled.popleft()
+            if piece == _QUESTION:
+                self._question, follows = self.document().characterCount() - 1, True
+            else:
+                self._insert(piece)
         if self._settled:
             self._timer.start()
         elif self._open:
@@ -191,6 +193,18 @@ def _first_block(piece: str) -> QTextBlockFormat:
     if piece.startswith(_HEADING):
         block.setTopMargin(3 * _SPACE)
     return block
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in parts of at most _PIECE characters, cut at the end of a line, or else of a word."""
+    begin = 0
+    while len(text) - begin > _PIECE:
+        stop = begin + _PIECE
+        end = text.rfind("\n", begin, stop) + 1 or text.rfind(" ", begin, stop) + 1 or stop
+        yield text[begin:end].removesuffix("\n")  # a paragraph ends a line by itself
+        begin = end
+    if begin < len(text):
+        yield text[begin:]
 
 
 def _heading(role: str) -> str:
