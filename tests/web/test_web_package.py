@@ -123,6 +123,29 @@ def test_an_answer_can_be_stopped_left_and_gone_on_from(host: Host, nano_package
     assert (none["ids"], none["finishReason"]) == ([], "cancelled")
 
 
+def test_a_conversation_goes_on_when_there_was_no_room(host: Host, nano_package: Path) -> None:
+    """What was cached is lost with the room that it had, and read again."""
+    first, last = ({"text": text, "settings": _greedy(6)} for text in ("Tell me about the sea.", "Go on."))
+    long = {"text": "word " * 300, "settings": _greedy(6), "hasNoRoom": True}
+    told, refused, found, again, wanted = host.converse(
+        nano_package, [first, long, last, {"reset": True}, first, last]
+    )
+    assert refused["error"] == "MemoryError" and "keys and values" in refused["message"]
+    assert (told["ids"], found["ids"]) == (again["ids"], wanted["ids"])
+    assert found["cachedTokens"] == 0 < wanted["cachedTokens"]
+
+
+def test_an_answer_is_stopped_before_its_media_are_encoded(host: Host, nano_package: Path) -> None:
+    """And the next one encodes them."""
+    picture = str(nano_package / "golden-shapes.ppm")
+    turn = {"text": "What is this?", "image": picture, "settings": _greedy(4)}
+    stopped, after = host.converse(
+        nano_package, [{**turn, "stopAfter": 0}, {"text": "Well?", "settings": _greedy(4)}]
+    )
+    assert (stopped["promptIds"], stopped["ids"], stopped["finishReason"]) == ([], [], "cancelled")
+    assert after["adapter"] == "vision" and len(after["ids"]) > 0
+
+
 def test_draws_are_those_of_the_seed(host: Host, nano_package: Path) -> None:
     turn = {"text": "Hello!", "settings": {"maxNewTokens": 8, "temperature": 1.5, "topK": 50, "seed": 7}}
     other = {**turn, "settings": {**turn["settings"], "seed": 8}}

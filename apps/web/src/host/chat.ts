@@ -106,9 +106,15 @@ export class Chat {
         history.some((one) => one.media.some((item) => item.encoder.modality === modality));
       const rule = this.manifest.ruleFor(has("image"), has("audio"));
       making.adapter = rule.adapter;
-      const prompt = await making.timed("media", () => this.promptFor(history, rule));
-      making.promptIds = prompt.ids;
-      yield* this.generate(prompt, rule, config, making, signal);
+      const isStopped = async () => {
+        await nextTask();
+        return signal?.aborted ?? false;
+      };
+      const prompt = await making.timed("media", () => this.promptFor(history, rule, isStopped));
+      if (prompt) {
+        making.promptIds = prompt.ids;
+        yield* this.generate(prompt, rule, config, making, isStopped);
+      }
     } catch (error) {
       hasFailed = true;
       throw error;
@@ -122,7 +128,12 @@ export class Chat {
     return making.result();
   }
 
-  private async promptFor(history: readonly Said[], rule: Rule): Promise<Prompt> {
+  /** The prompt with its media encoded; null where `isStopped` said so before all were. */
+  private async promptFor(
+    history: readonly Said[],
+    rule: Rule,
+    isStopped: () => Promise<boolean>,
+  ): Promise<Prompt | null> {
     // What does not fit is refused before an encoder runs.
     const measured = history.map((said) => ({
       ...said,
@@ -132,7 +143,11 @@ export class Chat {
     const turns: Turn[] = [];
     for (const said of history) {
       const media = [];
-      for (const item of said.media) media.push(await this.media.encoded(item, rule));
+      for (const item of said.media) {
+        const encoded = await this.media.encoded(item, rule, isStopped);
+        if (encoded === null) return null;
+        media.push(encoded);
+      }
       turns.push({ ...said, media });
     }
     return this.rendering.encode(turns);
@@ -143,13 +158,9 @@ export class Chat {
     rule: Rule,
     config: GenerationConfig,
     making: Making,
-    signal?: AbortSignal,
+    isStopped: () => Promise<boolean>,
   ): AsyncGenerator<string, void> {
     const { geometry, eos, encoders } = this.manifest;
-    const isStopped = async () => {
-      await nextTask();
-      return signal?.aborted ?? false;
-    };
     const sampler = new Sampler(
       config,
       geometry.vocabSize,

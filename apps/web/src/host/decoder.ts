@@ -112,8 +112,13 @@ export class Decoder {
     this.spans = this.spans.filter((span) => span.start < length);
   }
 
-  private reserve(total: number): Promise<void> {
-    return this.cache.reserve(this.announced(total), this.length);
+  private async reserve(total: number): Promise<void> {
+    try {
+      await this.cache.reserve(this.announced(total), this.length);
+    } catch (error) {
+      this.forget(); // the cache has given up what it held
+      throw error;
+    }
   }
 
   /** The graph picks its rotary factors by the total; a chunk of a longer whole announces that. */

@@ -81,13 +81,19 @@ export class MediaEncoders {
     return { placeholder: encoder.placeholder, numTokens: prepared.numTokens, rows: NO_ROWS };
   }
 
-  /** The same with its features, under the projector of the rule. */
-  async encoded(attachment: Attachment, rule: Rule): Promise<Media> {
+  /** The same with its features, under the projector of the rule; null where `isStopped` said so before a run. */
+  async encoded(
+    attachment: Attachment,
+    rule: Rule,
+    isStopped: () => Promise<boolean>,
+  ): Promise<Media | null> {
     const { encoder, prepared, features } = attachment;
     const projector = rule.projectors.get(encoder.name) ?? 0;
     let rows = features.get(projector);
     if (rows === undefined) {
-      rows = await this.run(encoder, prepared, projector);
+      const made = await this.run(encoder, prepared, projector, isStopped);
+      if (made === null) return null;
+      rows = made;
       features.set(projector, rows);
     }
     return { placeholder: encoder.placeholder, numTokens: prepared.numTokens, rows };
@@ -100,8 +106,14 @@ export class MediaEncoders {
     for (const session of await Promise.all(sessions)) await session.release();
   }
 
-  private async run(encoder: EncoderSpec, prepared: Prepared, projector: number): Promise<Float32Array> {
+  private async run(
+    encoder: EncoderSpec,
+    prepared: Prepared,
+    projector: number,
+    isStopped: () => Promise<boolean>,
+  ): Promise<Float32Array | null> {
     const { ort } = this.runtime;
+    if (await isStopped()) return null; // before the encoder is opened, which takes longest
     const session = await this.session(encoder);
     const [output] = encoder.graph.outputs;
     const hidden = this.manifest.geometry.hiddenSize;
@@ -109,6 +121,7 @@ export class MediaEncoders {
     const rows = new Float32Array(wanted);
     let filled = 0;
     for (const inputs of prepared.runs) {
+      if (await isStopped()) return null;
       const feeds: Record<string, Tensor> = {};
       for (const [name, { dtype, data, shape }] of Object.entries(inputs)) {
         feeds[name] = new ort.Tensor(dtype as "float32", data as Float32Array, shape);
