@@ -16,7 +16,9 @@ export function bytesRuntime(ort: Onnxruntime, options: BytesRuntimeOptions): Ru
     ort,
     cache: "returned",
     async open(graph, files, resident) {
-      const onGpu = options.provider === "webgpu" && resident.length > 0;
+      // onnxruntime-web 1.30 has no int8 among the types of what stays on a GPU: such outputs come back each time.
+      const floats = graph.outputs.filter((one) => resident.includes(one.name) && one.dtype !== "int8");
+      const onGpu = options.provider === "webgpu" && floats.length > 0;
       try {
         const externalData = [];
         for (const path of graph.data) externalData.push({ path, data: await files.read(path) });
@@ -25,7 +27,7 @@ export function bytesRuntime(ort: Onnxruntime, options: BytesRuntimeOptions): Ru
           executionProviders: [options.provider],
           externalData,
           ...(onGpu
-            ? { preferredOutputLocation: Object.fromEntries(resident.map((name) => [name, "gpu-buffer"])) }
+            ? { preferredOutputLocation: Object.fromEntries(floats.map(({ name }) => [name, "gpu-buffer"])) }
             : {}),
         });
       } catch (error) {
