@@ -148,7 +148,10 @@ def test_a_limit_holds_whatever_the_device_has() -> None:
     for device in (None, parse_memory("64GB")):
         plan = plan_memory(GEOMETRY, 4, 1 << 30, 300 << 20, device, 0.4, limit)
         assert plan.available == limit and plan.total <= limit and plan.context < 131072
-    with pytest.raises(ConfigError, match=r"there can rely on 4\.0 GB; export fewer bits .* or --kv int8$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"and a program of this target can rely on 4\.0 GB; export fewer bits .* or --kv int8$",
+    ):
         plan_memory(GEOMETRY, 4, 3 << 30, 300 << 20, None, 0.4, limit)
 
 

@@ -16,6 +16,8 @@ from web_host import Host
 
 import phirt
 from phirt.bundle.files import require_intact
+from phirt_export.mobile.package import write_package
+from phirt_export.mobile.profiles import read_profile
 
 _CASES = 7
 
@@ -55,6 +57,13 @@ def test_a_package_is_a_bundle(nano_package: Path) -> None:
             turn, chat = case["turns"][0], model.chat(case["system"])
             result = chat.send(turn["text"], max_new_tokens=turn["max_new_tokens"]).result
             assert list(result.token_ids) == turn["ids"]
+
+
+def test_a_package_of_a_package(nano_package: Path, tmp_path: Path) -> None:
+    """What was made for the first target is made anew, and listed as it is now."""
+    write_package(nano_package, tmp_path / "phone", read_profile("android"), 1 << 30, lambda _: None)
+    require_intact(tmp_path / "phone")
+    assert json.loads((tmp_path / "phone" / "host.json").read_text("utf-8"))["target"] == "android"
 
 
 def test_the_example(host: Host, nano_package: Path) -> None:

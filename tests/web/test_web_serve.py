@@ -1,9 +1,8 @@
-"""The server of the page: files of its folders alone, for names of this machine alone, whatever it is asked."""
+"""The server of the page: files of its folders alone, for names of this machine alone, whatever is asked."""
 
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import subprocess
 import time
@@ -95,7 +94,7 @@ def _open_files(process: int, name: str) -> int:
     found = 0
     for link in Path(f"/proc/{process}/fd").iterdir():
         try:
-            found += os.readlink(link).endswith(name)
+            found += link.readlink().name == name
         except FileNotFoundError:
             continue  # closed meanwhile
     return found

@@ -91,7 +91,7 @@ def plan_memory(
     if context < least:
         needed = dataclasses.replace(plan, context=least).total
         fewer = "export fewer bits (--bits 4, --encoder-bits 4) or --kv int8"
-        on = "there" if device is None else f"an app on a device with {_shown(device)}"
+        on = "a program of this target" if device is None else f"an app on a device with {_shown(device)}"
         larger = (
             f", or for a device with {_shown(int(needed / share))}" if needed <= (limit or needed) else ""
         )

@@ -151,7 +151,8 @@ def _write_files(
     for name in kept:
         if name not in anew:
             shutil.copyfile(manifest.path(name), folder / name)
-    copied = {name: entry for name, entry in manifest.files.items() if name not in anew}
+    # Not what else the manifest lists: where the bundle is a package itself, that is made anew.
+    copied = {name: manifest.files[name] for name in kept if name not in anew}
     return written.graphs, {**copied, **written.files}
 
 
