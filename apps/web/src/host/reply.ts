@@ -24,13 +24,15 @@ export interface Result {
  */
 export class Reply implements AsyncIterable<string> {
   private ended: Result | null = null;
+  private failure: { readonly error: unknown } | null = null;
 
   constructor(private readonly pieces: AsyncGenerator<string, Result>) {}
 
   async *[Symbol.asyncIterator](): AsyncGenerator<string, void> {
+    if (this.failure) throw this.failure.error; // whoever asks again is told the same
     try {
       for (;;) {
-        const { done, value } = await this.pieces.next();
+        const { done, value } = await this.next();
         if (done) {
           this.ended ??= value;
           return;
@@ -38,7 +40,17 @@ export class Reply implements AsyncIterable<string> {
         yield value;
       }
     } finally {
-      if (!this.ended) this.ended = (await this.pieces.return(undefined as never)).value as Result;
+      if (!this.ended && !this.failure)
+        this.ended = (await this.pieces.return(undefined as never)).value as Result;
+    }
+  }
+
+  private async next(): Promise<IteratorResult<string, Result>> {
+    try {
+      return await this.pieces.next();
+    } catch (error) {
+      this.failure = { error };
+      throw error;
     }
   }
 
