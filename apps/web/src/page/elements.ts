@@ -15,22 +15,28 @@ export interface Message {
 }
 
 export class Transcript {
+  /** Addresses of media that are shown; the browser keeps those media until they are revoked. */
+  private urls: string[] = [];
+
   constructor(private readonly element: HTMLElement) {}
 
   clear(): void {
     this.element.replaceChildren();
+    for (const url of this.urls) URL.revokeObjectURL(url);
+    this.urls = [];
   }
 
   add(
     role: "user" | "assistant",
     text: string,
-    media: readonly { url: string; isImage: boolean }[] = [],
+    media: readonly { file: Blob; isImage: boolean }[] = [],
   ): Message {
     const article = document.createElement("article");
     article.className = role;
-    for (const { url, isImage } of media) {
+    for (const { file, isImage } of media) {
       const shown = document.createElement(isImage ? "img" : "audio");
-      shown.src = url;
+      shown.src = URL.createObjectURL(file);
+      this.urls.push(shown.src);
       if (shown instanceof HTMLAudioElement) shown.controls = true;
       else {
         shown.alt = "";

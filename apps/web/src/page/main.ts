@@ -16,7 +16,7 @@ import { wavOf } from "./wav_file.js";
 
 interface Attached {
   readonly name: string;
-  readonly url: string;
+  readonly file: Blob;
   readonly picture?: Picture;
   readonly clip?: Clip;
 }
@@ -50,6 +50,8 @@ function setBusy(isBusy: boolean): void {
   byId<HTMLButtonElement>("send").disabled = !isReady;
   byId("stop").hidden = !isBusy || model === null;
   for (const id of ["check", "reset"]) byId<HTMLButtonElement>(id).disabled = !isReady;
+  byId<HTMLButtonElement>("load").disabled = isBusy;
+  byId<HTMLInputElement>("folder").disabled = isBusy;
   question.disabled = model === null;
 }
 
@@ -73,6 +75,8 @@ async function open(source: Source): Promise<void> {
       const share = `${(loaded / 1e6).toFixed(0)} of ${(total / 1e6).toFixed(0)} MB`;
       say(`${isFetched ? "Fetching" : "Reading"} ${file}: ${share}`);
     });
+    // Else a browser may give the space to others when it is short of it. Some ask, which nothing waits for.
+    navigator.storage?.persist?.().catch(() => false);
     transcript.clear();
     say(`${model.name} is ready (${model.seconds.toFixed(1)} s). Everything stays in this browser.`);
     question.placeholder = "Ask something";
@@ -94,19 +98,26 @@ function settings(): Settings {
 }
 
 async function ask(): Promise<void> {
-  if (recording) await endRecording();
-  const text = question.value;
-  if (!model || (!text.trim() && !attached.length)) return;
+  if (isAtWork) return;
+  setBusy(true);
+  try {
+    if (recording) await endRecording();
+    if (model && (question.value.trim() || attached.length)) await askModel(model, question.value);
+  } finally {
+    setBusy(false);
+  }
+}
+
+async function askModel(model: ModelInfo, text: string): Promise<void> {
   const given = attached;
   transcript.add(
     "user",
     text,
-    given.map(({ url, picture }) => ({ url, isImage: picture !== undefined })),
+    given.map(({ file, picture }) => ({ file, isImage: picture !== undefined })),
   );
   const answer = transcript.add("assistant", "");
   [attached, question.value] = [[], ""];
   showAttached();
-  setBusy(true);
   say("Thinking …");
   try {
     const pictures = given.flatMap(({ picture }) => picture ?? []);
@@ -116,11 +127,10 @@ async function ask(): Promise<void> {
     say(`${model.name}: ready`);
   } catch (error) {
     answer.fail(error instanceof Error ? error.message : String(error));
-    [attached, question.value] = [given, text]; // to be tried again, or changed
+    // To be tried again, or changed; what was typed and attached meanwhile stays.
+    [attached, question.value] = [[...given, ...attached], question.value || text];
     showAttached();
     say("That went wrong; see below.", true);
-  } finally {
-    setBusy(false);
   }
 }
 
@@ -156,17 +166,21 @@ async function check(): Promise<void> {
 }
 
 async function attach(files: Iterable<File>): Promise<void> {
-  for (const file of files) {
-    const kind = kindOf(file);
-    if (kind === null)
-      throw new Error(`'${file.name}' is neither a picture nor a recording; choose one of these`);
-    const media =
-      kind === "image"
-        ? { picture: await readPicture(file, file.name) }
-        : { clip: await readClip(file, file.name) };
-    attached.push({ name: file.name, url: URL.createObjectURL(file), ...media });
+  const { maxPixels = Infinity, maxSeconds = Infinity } = model ?? {};
+  try {
+    for (const file of files) {
+      const kind = kindOf(file);
+      if (kind === null)
+        throw new Error(`'${file.name}' is neither a picture nor a recording; choose one of these`);
+      const media =
+        kind === "image"
+          ? { picture: await readPicture(file, file.name, maxPixels) }
+          : { clip: await readClip(file, file.name, maxSeconds) };
+      attached.push({ name: file.name, file, ...media });
+    }
+  } finally {
+    showAttached(); // those before one that went wrong, too
   }
-  showAttached();
 }
 
 function showAttached(): void {
@@ -176,7 +190,8 @@ function showAttached(): void {
       const [entry, remove] = [document.createElement("li"), document.createElement("button")];
       if (item.picture) {
         const image = document.createElement("img");
-        [image.src, image.alt] = [item.url, ""];
+        [image.src, image.alt] = [URL.createObjectURL(item.file), ""];
+        image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
         entry.append(image);
       }
       [remove.type, remove.textContent, remove.ariaLabel] = ["button", "×", `Remove ${item.name}`];
@@ -191,8 +206,13 @@ function showAttached(): void {
 }
 
 async function beginRecording(): Promise<void> {
-  recording = await Recording.begin(model?.maxSeconds ?? 30, doing(endRecording));
-  const button = byId("record");
+  const button = byId<HTMLButtonElement>("record");
+  button.disabled = true; // while the browser asks whether it may
+  try {
+    recording = await Recording.begin(model?.maxSeconds ?? 30, doing(endRecording));
+  } finally {
+    button.disabled = false;
+  }
   button.ariaPressed = "true";
   button.textContent = "Stop recording";
   say("Recording …");
@@ -206,7 +226,7 @@ async function endRecording(): Promise<void> {
   if (!ended) return;
   const clip = await ended.end();
   const seconds = clip.channels[0].length / clip.rate;
-  attached.push({ name: `recording, ${seconds.toFixed(1)} s`, url: URL.createObjectURL(wavOf(clip)), clip });
+  attached.push({ name: `recording, ${seconds.toFixed(1)} s`, file: wavOf(clip), clip });
   showAttached();
   say("Recorded.");
 }

@@ -36,13 +36,20 @@ export class Recording {
     const stream = await navigator.mediaDevices?.getUserMedia(constraints).catch(() => null);
     if (!stream)
       throw new MediaError("there is no microphone that this page may use; allow it, or choose a file");
-    const context = new AudioContext();
-    await context.audioWorklet.addModule(new URL("./recorder_worklet.js", import.meta.url));
-    const node = new AudioWorkletNode(context, "phirt-recorder", { numberOfOutputs: 0 });
-    const recording = new Recording(stream, context, maxSeconds, onFull, node);
-    context.createMediaStreamSource(stream).connect(node);
-    await context.resume();
-    return recording;
+    let context: AudioContext | null = null;
+    try {
+      context = new AudioContext();
+      await context.audioWorklet.addModule(new URL("./recorder_worklet.js", import.meta.url));
+      const node = new AudioWorkletNode(context, "phirt-recorder", { numberOfOutputs: 0 });
+      const recording = new Recording(stream, context, maxSeconds, onFull, node);
+      context.createMediaStreamSource(stream).connect(node);
+      await context.resume();
+      return recording;
+    } catch (error) {
+      for (const track of stream.getTracks()) track.stop();
+      await context?.close();
+      throw error;
+    }
   }
 
   get seconds(): number {

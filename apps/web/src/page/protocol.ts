@@ -21,6 +21,7 @@ export interface ModelInfo {
   readonly context: number;
   readonly takesImages: boolean;
   readonly takesAudio: boolean;
+  readonly maxPixels: number;
   readonly maxSeconds: number;
   readonly seconds: number;
 }

@@ -32,16 +32,18 @@ interface Opened {
 
 let opened: Opened | null = null;
 let stopping = new AbortController();
+let queue = Promise.resolve();
 
+/** One request after the other, whatever comes meanwhile; opening and stopping end an answer. */
 scope.onmessage = ({ data }) => {
-  if (data.kind === "stop") {
-    stopping.abort();
-    return;
-  }
-  handle(data).catch((error: unknown) => {
-    const { name, message } = asPhirtError(error, "this request");
-    scope.postMessage({ kind: "error", name, message });
-  });
+  if (data.kind === "stop" || data.kind === "open") stopping.abort();
+  if (data.kind === "stop") return;
+  queue = queue
+    .then(() => handle(data))
+    .catch((error: unknown) => {
+      const { name, message } = asPhirtError(error, "this request");
+      scope.postMessage({ kind: "error", name, message });
+    });
 };
 
 async function handle(request: Exclude<Request, { kind: "stop" }>): Promise<void> {
@@ -68,8 +70,10 @@ async function handle(request: Exclude<Request, { kind: "stop" }>): Promise<void
 
 async function open(options: OpenOptions): Promise<void> {
   const begin = performance.now();
-  await opened?.model.close();
+  const before = opened;
   opened = null;
+  before?.chat.reset(); // keys and values, which may lie on a GPU
+  await before?.model.close();
   const files = await openPackage(options.source, (progress) =>
     scope.postMessage({ kind: "progress", progress }),
   );
@@ -87,6 +91,7 @@ async function open(options: OpenOptions): Promise<void> {
       context: geometry.context,
       takesImages: model.manifest.encoderFor("image") !== undefined,
       takesAudio: model.manifest.encoderFor("audio") !== undefined,
+      maxPixels: limits.imagePixels,
       maxSeconds: limits.audioSeconds,
       seconds: (performance.now() - begin) / 1000,
     },
