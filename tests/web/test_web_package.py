@@ -240,6 +240,10 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         _json_change("host.json", lambda d: d["rendering"]["variants"][0].update(first=[999999])),
         "control token",
     ),
+    "a picture from elsewhere": (
+        _json_change("golden.json", lambda d: d["cases"][3]["turns"][0].update(image="../x.ppm")),
+        "one of the package's files",
+    ),
     "no rendering": (_json_change("host.json", lambda d: d.pop("rendering")), "rendering"),
     "a merge of nothing": (
         _json_change("tokenizer.json", lambda d: d["model"]["merges"].append(["zzz", "q"])),

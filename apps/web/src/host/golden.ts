@@ -50,7 +50,9 @@ async function answered(
   const system = known.get("system");
   const chat = model.chat(system.exists ? { system: system.text() } : {});
   try {
-    return await compared(chat, files, known, signal);
+    const listed = (name: Field) =>
+      model.manifest.files.has(name.text(255)) ? name.text() : name.refuse("one of the package's files");
+    return await compared(chat, files, known, listed, signal);
   } finally {
     chat.reset(); // keys and values, which may lie on a GPU
   }
@@ -60,6 +62,7 @@ async function compared(
   chat: Chat,
   files: PackageFiles,
   known: Field,
+  listed: (name: Field) => string,
   signal?: AbortSignal,
 ): Promise<CaseReport> {
   const begin = performance.now();
@@ -74,8 +77,8 @@ async function compared(
       topP: 1,
       minP: 0,
       repetitionPenalty: 1,
-      images: turn.get("image").exists ? [readPpm(await files.read(turn.get("image").text(255)))] : [],
-      audio: turn.get("audio").exists ? [readWav(await files.read(turn.get("audio").text(255)))] : [],
+      images: turn.get("image").exists ? [readPpm(await files.read(listed(turn.get("image"))))] : [],
+      audio: turn.get("audio").exists ? [readWav(await files.read(listed(turn.get("audio"))))] : [],
       ...(signal ? { signal } : {}),
     };
     let streamed = "";

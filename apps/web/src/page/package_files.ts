@@ -13,10 +13,21 @@ import { FileStore, requireDigest } from "./store.js";
 type Tell = (progress: Progress) => void;
 type Bytes = Uint8Array<ArrayBuffer>;
 
+const MAX_MANIFEST = 4 << 20;
+
+/** Files of a package, which stay until they are released. */
+export interface HeldFiles extends PackageFiles {
+  release(): void;
+}
+
 /** The files of a package, all of them at hand when this ends. Throws PackageError. */
-export async function openPackage(source: Source, tell: Tell): Promise<PackageFiles> {
+export async function openPackage(source: Source, tell: Tell): Promise<HeldFiles> {
   const store = await FileStore.open();
   const origin: Origin = "url" in source ? new Address(source.url) : new Picked(source.picked);
+  return store ? store.alone(() => gathered(origin, store, tell)) : gathered(origin, null, tell);
+}
+
+async function gathered(origin: Origin, store: FileStore | null, tell: Tell): Promise<HeldFiles> {
   const text = await manifestText(origin, store);
   const manifest = new Manifest(text);
   const files = new Map<string, Blob>();
@@ -25,7 +36,7 @@ export async function openPackage(source: Source, tell: Tell): Promise<PackageFi
   for (const [name, entry] of manifest.files) {
     const kept = await store?.find(entry.sha256, entry.size);
     const start = loaded;
-    const pieces = counted(origin, name, (bytes) =>
+    const pieces = counted(origin, name, entry.size, (bytes) =>
       tell({ file: name, loaded: start + bytes, total, isFetched: true }),
     );
     files.set(name, kept ?? (await fetched(store, entry.sha256, name, pieces)));
@@ -34,9 +45,8 @@ export async function openPackage(source: Source, tell: Tell): Promise<PackageFi
   }
   await store?.keepManifest(origin.address, text);
   await store?.removeUnused();
-  // Else a browser may give the space to others when it is short of it.
-  await navigator.storage?.persist?.().catch(() => false);
-  return blobFiles(files, text);
+  const release = (await store?.hold()) ?? (() => undefined);
+  return { ...blobFiles(files, text), release };
 }
 
 async function fetched(
@@ -57,7 +67,7 @@ async function fetched(
 async function manifestText(origin: Origin, store: FileStore | null): Promise<string> {
   try {
     const parts: Bytes[] = [];
-    for await (const piece of origin.pieces(MANIFEST)) parts.push(piece);
+    for await (const piece of counted(origin, MANIFEST, MAX_MANIFEST, () => undefined)) parts.push(piece);
     return await new Blob(parts).text();
   } catch (error) {
     const kept = await store?.manifestOf(origin.address);
@@ -80,10 +90,19 @@ function blobFiles(files: ReadonlyMap<string, Blob>, manifest: string): PackageF
   };
 }
 
-async function* counted(origin: Origin, name: string, tell: (bytes: number) => void): AsyncGenerator<Bytes> {
+/** Pieces of a file, which is refused as soon as it has more than `most` bytes. */
+async function* counted(
+  origin: Origin,
+  name: string,
+  most: number,
+  tell: (bytes: number) => void,
+): AsyncGenerator<Bytes> {
   let bytes = 0;
   for await (const piece of origin.pieces(name)) {
     bytes += piece.length;
+    if (bytes > most) {
+      throw new PackageError(`${name} has more than ${most} bytes; fetch a fresh copy of the package`);
+    }
     tell(bytes);
     yield piece;
   }
@@ -122,12 +141,21 @@ class Address implements Origin {
         `${name} cannot be fetched from ${this.address}: ${status}; serve the package there`,
       );
     }
-    const reader = response.body.getReader();
+    yield* piecesOf(response.body);
+  }
+}
+
+/** What a stream gives; it ends when nobody wants more. */
+async function* piecesOf(stream: ReadableStream<Bytes>): AsyncGenerator<Bytes> {
+  const reader = stream.getReader();
+  try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       yield value;
     }
+  } finally {
+    await reader.cancel().catch(() => undefined); // one that has failed says so above
   }
 }
 
@@ -136,18 +164,16 @@ class Picked implements Origin {
   readonly address: string;
 
   constructor(files: readonly File[]) {
-    this.files = new Map(files.map((file) => [file.name, file]));
+    // By their place in the folder that was picked, as the manifest names them.
+    this.files = new Map(
+      files.map((file) => [file.webkitRelativePath.split("/").slice(1).join("/") || file.name, file]),
+    );
     this.address = `picked:${files[0]?.webkitRelativePath.split("/")[0] ?? ""}`;
   }
 
   async *pieces(name: string): AsyncGenerator<Bytes> {
-    const file = this.files.get(name.split("/").at(-1) ?? name);
+    const file = this.files.get(name);
     if (!file) throw new PackageError(`${name} is not among the picked files; pick the folder of a package`);
-    const reader = file.stream().getReader();
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      yield value;
-    }
+    yield* piecesOf(file.stream());
   }
 }

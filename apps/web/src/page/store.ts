@@ -9,6 +9,7 @@ import { MemoryError, PackageError } from "../host/errors.js";
 
 const FOLDER = "phirt-files";
 const PACKAGES = "phirt-packages";
+const [CHANGING, READING] = ["phirt-files", "phirt-package"]; // locks, which all pages of this origin share
 
 export class FileStore {
   private constructor(
@@ -16,9 +17,10 @@ export class FileStore {
     private readonly packages: FileSystemDirectoryHandle,
   ) {}
 
-  /** Null where the browser gives no storage (as some do in private windows). */
+  /** Null where the browser gives no storage that can be written (as in some private windows, and in older ones). */
   static async open(): Promise<FileStore | null> {
     try {
+      if (!("createWritable" in FileSystemFileHandle.prototype) || !navigator.locks) return null;
       const root = await navigator.storage.getDirectory();
       const open = (name: string) => root.getDirectoryHandle(name, { create: true });
       return new FileStore(await open(FOLDER), await open(PACKAGES));
@@ -84,8 +86,28 @@ export class FileStore {
     await stream.close();
   }
 
-  /** Removes what no package that is known here has among its files. */
+  /** Does what changes files, while no other page does. */
+  async alone<T>(work: () => Promise<T>): Promise<T> {
+    return navigator.locks.request(CHANGING, work);
+  }
+
+  /** Removes what no package that is known here has among its files, unless another page reads a package. */
   async removeUnused(): Promise<void> {
+    await navigator.locks.request(READING, { ifAvailable: true }, async (lock) => {
+      if (lock) await this.removeAllUnused();
+    });
+  }
+
+  /** Keeps files from being removed until what is returned is called, or this page is gone. */
+  async hold(): Promise<() => void> {
+    return new Promise((held, reject) => {
+      navigator.locks
+        .request(READING, { mode: "shared" }, () => new Promise<void>((release) => held(release)))
+        .catch(reject);
+    });
+  }
+
+  private async removeAllUnused(): Promise<void> {
     const used = new Set<string>();
     for await (const handle of this.packages.values()) {
       if (handle.kind !== "file") continue;

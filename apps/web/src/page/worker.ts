@@ -7,11 +7,10 @@
 import { bytesRuntime } from "../host/bytes_runtime.js";
 import type { Chat } from "../host/chat.js";
 import { ArgumentError, asPhirtError, RuntimeError } from "../host/errors.js";
-import type { PackageFiles } from "../host/files.js";
 import { checkGolden } from "../host/golden.js";
 import { Model } from "../host/model.js";
 import type { Onnxruntime } from "../host/runtime.js";
-import { openPackage } from "./package_files.js";
+import { type HeldFiles, openPackage } from "./package_files.js";
 import type { Answer, OpenOptions, Request } from "./protocol.js";
 
 type OrtWeb = Onnxruntime & { readonly env: { readonly wasm: { wasmPaths?: string; numThreads?: number } } };
@@ -26,7 +25,7 @@ const scope = self as unknown as {
 
 interface Opened {
   readonly model: Model;
-  readonly files: PackageFiles;
+  readonly files: HeldFiles;
   chat: Chat;
 }
 
@@ -73,15 +72,20 @@ async function open(options: OpenOptions): Promise<void> {
   const before = opened;
   opened = null;
   before?.chat.reset(); // keys and values, which may lie on a GPU
+  before?.files.release();
   await before?.model.close();
   const files = await openPackage(options.source, (progress) =>
     scope.postMessage({ kind: "progress", progress }),
   );
-  const ort = await load(options);
-  const model = await Model.open(
-    files,
-    bytesRuntime(ort, { provider: options.provider, session: { logSeverityLevel: 3 } }),
-  );
+  let model: Model;
+  try {
+    const ort = await load(options);
+    const runtime = bytesRuntime(ort, { provider: options.provider, session: { logSeverityLevel: 3 } });
+    model = await Model.open(files, runtime);
+  } catch (error) {
+    files.release();
+    throw error;
+  }
   opened = { model, files, chat: model.chat() };
   const { name, geometry, limits } = model.manifest;
   scope.postMessage({
