@@ -37,6 +37,20 @@ def test_past_the_original_context_with_keys_and_values_in_8_bits(host: Host, pa
         assert (ours["promptIds"], ours["ids"]) == (turn["prompt_ids"], turn["ids"])
 
 
+def test_what_stays_on_a_gpu(host: Host) -> None:
+    """Keys and values in 8 bits have no place there in onnxruntime-web."""
+    jobs = [
+        {"cache": "float32", "provider": "webgpu"},
+        {"cache": "int8", "provider": "webgpu"},
+        {"cache": "float32", "provider": "wasm"},
+    ]
+    assert host.parts(jobs) == [["present"], [], []]
+
+
+def test_a_reply_that_failed_fails_again(host: Host) -> None:
+    assert host.parts([{"failing": "no memory"}]) == [["no memory"] * 3]
+
+
 def test_a_full_context_ends_an_answer(host: Host, package: Path, tmp_path: Path) -> None:
     manifest = json.loads((package / "manifest.json").read_text("utf-8"))
     manifest["limits"]["context"] = 40

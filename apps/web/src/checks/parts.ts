@@ -9,15 +9,20 @@
  *   {"audio": KIND, "constants", "channels": N, "rate", "data"}    the same, of interleaved float32
  *   {"resample": [from, to], "data"}                               float32; float32
  *   {"logits": [...], "settings": {...}, "draws": N}               ids that are drawn
+ *   {"cache": TYPE, "provider": NAME}                              outputs of that type that stay on a GPU
+ *   {"failing": MESSAGE}                                           what a reply says that fails, each time it is read
  *   {"manifest": TEXT}                                             its name
  */
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
+import { bytesRuntime } from "../host/bytes_runtime.js";
 import type { Detail, Prepared } from "../host/encoder_kind.js";
 import { openAudioKind, openImageKind } from "../host/encoders.js";
 import { Field } from "../host/fields.js";
 import { type EncoderSpec, Manifest } from "../host/manifest.js";
 import { type Filter, resize } from "../host/picture.js";
+import { Reply, type Result } from "../host/reply.js";
+import type { Onnxruntime } from "../host/runtime.js";
 import { checkConfig, type GenerationConfig, Sampler } from "../host/sampling.js";
 import { mixToMono, resample } from "../host/sound.js";
 import { Tokenizer } from "../host/tokenizer.js";
@@ -91,6 +96,29 @@ function draws(job: Job): number[] {
   return Array.from({ length: Number(job.draws) }, () => sampler.choose(logits));
 }
 
+async function resident(job: Job): Promise<string[]> {
+  const output = { name: "present", dtype: job.cache as "int8", shape: [] };
+  let asked: { preferredOutputLocation?: Record<string, string> } = {};
+  const create = async (_: unknown, options: typeof asked) => {
+    asked = options;
+  };
+  const ort = { InferenceSession: { create } } as unknown as Onnxruntime;
+  const files = { read: async () => new Uint8Array(0), size: async () => 0 };
+  const runtime = bytesRuntime(ort, { provider: job.provider as "webgpu" });
+  await runtime.open({ file: "", data: [], inputs: [], outputs: [output] }, files, [output.name]);
+  return Object.keys(asked.preferredOutputLocation ?? {});
+}
+
+async function failures(job: Job): Promise<string[]> {
+  // biome-ignore lint/correctness/useYield: it fails before
+  async function* pieces(): AsyncGenerator<string, Result> {
+    throw new Error(String(job.failing));
+  }
+  const reply = new Reply(pieces());
+  const said = (reading: Promise<unknown>) => reading.then(String, (error: Error) => error.message);
+  return [await said(reply.finish()), await said(reply.finish()), await said(reply.text())];
+}
+
 function done(job: Job): unknown {
   if (job.texts) return (job.texts as string[]).map((text) => tokenizerOf(job).encode(text));
   if (job.ids) {
@@ -110,13 +138,15 @@ function done(job: Job): unknown {
   if (job.audio) return shown(audio(job));
   if (job.resample) return base64(resample(floatsOf(job), ...(job.resample as [number, number])));
   if (job.logits) return draws(job);
+  if (job.cache) return resident(job);
+  if (job.failing) return failures(job);
   return new Manifest(String(job.manifest)).name;
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
   let answer: unknown;
   try {
-    answer = done(JSON.parse(line) as Job);
+    answer = await done(JSON.parse(line) as Job);
   } catch (error) {
     answer = { error: (error as Error).name, message: (error as Error).message };
   }
