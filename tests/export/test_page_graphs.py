@@ -41,7 +41,9 @@ def _branch(name: str, *weights: onnx.TensorProto, gives: str | None = None) -> 
 
 
 def _save(folder: Path) -> GraphSpec:
-    """Ifs: both branches have weights, of one name; a branch gives a weight; one lies in another."""
+    """Ifs: both branches have weights, of one name; a branch gives a weight; one lies in another;
+    a weight is there for nothing.
+    """
     inner = helper.make_graph(
         [
             helper.make_node(
@@ -61,6 +63,7 @@ def _save(folder: Path) -> GraphSpec:
         (_branch("t2", gives="given"), _branch("e2", _weight("w2", _WIDTH, _WIDTH))),
         (inner, _branch("e4", _weight("w4", _WIDTH, _WIDTH), _weight("w5", _WIDTH, _WIDTH))),
     ]
+    choices[0][1].initializer.append(_weight("idle", _WIDTH, _WIDTH))
     nodes = [helper.make_node("MatMul", ["x", "same.0"], ["y"])]
     for number, (then, otherwise) in enumerate(choices):
         nodes.append(

@@ -64,7 +64,6 @@ def hoist_weights(model: ir.Model) -> None:
     taken = {value.name for graph in (model.graph, *model.graph.subgraphs()) for value in _values(graph)}
     for graph in list(model.graph.subgraphs()):
         for name, value in list(graph.initializers.items()):
-            given = [node for node in graph if value in node.inputs]
             if value in graph.outputs:  # of a branch it is what a node gives
                 node = ir.node("Identity", [value])
                 graph.append(node)
@@ -72,8 +71,9 @@ def hoist_weights(model: ir.Model) -> None:
                     if output is value:
                         graph.outputs[at] = node.outputs[0]
                 node.outputs[0].name = _free(f"{name}.given", taken)
-            assert given or value.uses(), f"{name} is a weight that nothing takes"
             del graph.initializers[name]
+            if not value.uses():  # nothing takes it
+                continue
             if name in model.graph.initializers or _is_shadowed(name, graph, model):
                 value.name = _free(name, taken)
             model.graph.register_initializer(value)
