@@ -117,8 +117,8 @@ def export_bundle(
     calibrates again, goes on from there and ends with the same bytes.
 
     Memory is bounded by a few slabs of one tensor (`bits=32`: by the largest projection; `gptq`: by two
-    layers in float32, twice the activations between two layers, those inside one, and eight times the square
-    of the longest input in float32, 4.5 GB in all at a width of 3072 with 8192 inside; chosen bits: by 2 GB
+    layers in float32, twice the activations between two layers, those inside one, and five times the square
+    of the longest input in float32, 3.8 GB in all at a width of 3072 with 8192 inside; chosen bits: by 2 GB
     there).
 
     Args:
