@@ -62,7 +62,11 @@ def sanitized(shared_folder: Path, host_library: Path) -> Path:
     onnxruntime_parts()
     require_programs("cmake", "ninja", "c++")
     return built(
-        shared_folder / "sanitized", host_library, "-DPHIRT_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"
+        shared_folder / "sanitized",
+        host_library,
+        "-DPHIRT_SANITIZE=ON",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_CXX_FLAGS_DEBUG=-O1",
     )
 
 
