@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = "conversation.json"  # what every saved conversation has
 # What reading a zip archive with a damaged directory can raise, and what the system refuses.
-DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+DAMAGED = (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _MAX_NAME_BYTES = 255  # of most file systems

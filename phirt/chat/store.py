@@ -125,7 +125,7 @@ def load(generator: Generator, path: str | Path, user_adapter: str | None = None
         with BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
             stream.limit = None
             return _Reader(generator, archive, path).read(user_adapter)
-    except (*DAMAGED, EOFError) as error:
+    except DAMAGED as error:
         raise ConversationError(f"{path} is damaged or no saved conversation: {error}; {_REMEDY}") from error
 
 

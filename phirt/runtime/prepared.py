@@ -37,10 +37,9 @@ from typing import Any
 from phirt.bundle.manifest import Contents, GraphSpec
 from phirt.errors import PhirtError
 from phirt.runtime.atomic_file import sync_file, sync_folder, write_text
+from phirt.runtime.cache_folder import OFF, VARIABLE, cache_folder
 from phirt.runtime.own_folder import OwnFolder
 
-VARIABLE = "PHIRT_CACHE"  # another folder, or OFF
-OFF = "off"
 MODEL_NAME, DATA_NAME = "model.onnx", "model.data"
 # https://bford.info/cachedir/: says to backup programs what the folder is, and to this module whose it is.
 MARKER = "CACHEDIR.TAG"
@@ -310,17 +309,10 @@ def _locked(path: Path) -> Iterator[OwnFolder]:
 
 def _root() -> Path | None:
     """The folder of all entries; None where the user wants none. Raises UnusableError where none is known."""
-    named = os.environ.get(VARIABLE)
-    if named in ("", OFF):
-        return None
     try:
-        if named is not None:
-            return Path(named).expanduser().absolute() / "prepacked"
-        from platformdirs import user_cache_path
-
-        return user_cache_path("phirt", appauthor=False).absolute() / "prepacked"
-    except (RuntimeError, KeyError) as error:  # a user without name, in an environment without HOME
-        raise UnusableError("this user has no home folder") from error
+        return cache_folder("prepacked")
+    except RuntimeError as error:
+        raise UnusableError(str(error)) from error
 
 
 def _cpu() -> tuple[str, ...]:

@@ -69,7 +69,9 @@ def test_a_package_is_a_bundle(nano_package: Path) -> None:
     assert list(result.token_ids) == turn["ids"]
 
 
-def _json_change(file: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+def json_change(file: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """Changes a document of a package, which the manifest then has with its new size."""
+
     def apply(folder: Path) -> None:
         path = folder / file
         document = json.loads(path.read_text("utf-8"))
@@ -83,34 +85,35 @@ def _json_change(file: str, change: Callable[[dict[str, Any]], object]) -> Calla
     return apply
 
 
-_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+# What is done to a package, and what is said of it then.
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "cannot be read"),
     "no json": (lambda f: (f / "manifest.json").write_text("{"), "not valid JSON"),
-    "no package": (_json_change("manifest.json", lambda d: d["files"].pop("host.json")), "no package"),
-    "a version": (_json_change("manifest.json", lambda d: d.update(version=3)), "version"),
+    "no package": (json_change("manifest.json", lambda d: d["files"].pop("host.json")), "no package"),
+    "a version": (json_change("manifest.json", lambda d: d.update(version=3)), "version"),
     "a file cut off": (lambda f: (f / "decoder.data").write_bytes(b"x"), "decoder.data has 1 bytes"),
     "a file gone": (lambda f: (f / "speech.onnx").unlink(), "speech.onnx is missing"),
     "a way out": (
-        _json_change("manifest.json", lambda d: d["files"].update({"../x": {"size": 1, "sha256": "0" * 64}})),
+        json_change("manifest.json", lambda d: d["files"].update({"../x": {"size": 1, "sha256": "0" * 64}})),
         "relative names",
     ),
     "another kind": (
-        _json_change("manifest.json", lambda d: d["encoders"]["vision"].update(kind="new")),
+        json_change("manifest.json", lambda d: d["encoders"]["vision"].update(kind="new")),
         "update this library",
     ),
     "sizes that lie": (
-        _json_change("manifest.json", lambda d: d["geometry"].update(num_layers=7)),
+        json_change("manifest.json", lambda d: d["geometry"].update(num_layers=7)),
         "past_key_values.6",
     ),
-    "a rule too few": (_json_change("manifest.json", lambda d: d["rules"].pop()), "fits always"),
-    "an id too high": (_json_change("manifest.json", lambda d: d["tokens"].update(eos=[4096])), "0 to 4095"),
+    "a rule too few": (json_change("manifest.json", lambda d: d["rules"].pop()), "fits always"),
+    "an id too high": (json_change("manifest.json", lambda d: d["tokens"].update(eos=[4096])), "0 to 4095"),
     "pieces of nothing": (
-        _json_change("host.json", lambda d: d["rendering"]["variants"][0].update(first=[999999])),
+        json_change("host.json", lambda d: d["rendering"]["variants"][0].update(first=[999999])),
         "control token",
     ),
-    "no rendering": (_json_change("host.json", lambda d: d.pop("rendering")), "rendering"),
+    "no rendering": (json_change("host.json", lambda d: d.pop("rendering")), "rendering"),
     "a merge of nothing": (
-        _json_change("tokenizer.json", lambda d: d["model"]["merges"].append(["zzz", "q"])),
+        json_change("tokenizer.json", lambda d: d["model"]["merges"].append(["zzz", "q"])),
         "merges",
     ),
     "no graph": (
@@ -120,11 +123,11 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", _DAMAGES)
+@pytest.mark.parametrize("name", DAMAGES)
 def test_what_is_damaged_is_refused_in_one_line(
     programs: Path, nano_package: Path, tmp_path: Path, name: str
 ) -> None:
-    damage, message = _DAMAGES[name]
+    damage, message = DAMAGES[name]
     folder = tmp_path / "package"
     shutil.copytree(nano_package, folder)
     damage(folder)

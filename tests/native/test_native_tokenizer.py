@@ -56,6 +56,22 @@ PRE_TOKENIZERS = {
     ),
 }
 
+# What a tokenizer.json may not hold, and what is said of it.
+UNREADABLE: list[tuple[dict[str, Any], str]] = [
+    ({"normalizer": {"type": "NFC"}}, "normalizer"),
+    ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
+    ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
+    ({"pre_tokenizer": None}, "pre_tokenizer"),
+    ({"decoder": {"type": "WordPiece"}}, "WordPiece"),
+    ({"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
+    ({"added_tokens": [{"id": -1, "content": "x"}]}, "-1"),
+    ({"added_tokens": [{"id": 1, "content": ""}]}, "content"),
+]
+UNKNOWN_PATTERNS = [
+    "(", "a)", "[a", "a{2", "*a", "a**", "(?<=a)b", r"\bx", r"\w+", "(?<n>a)", "(a*)*", r"\p{Greek}",
+    "[[:alpha:]]", r"a\1", "(?i:é)", "x{1,9999}", "(" * 40 + "a" + ")" * 40, r"[z-a]", "\\",
+]  # fmt: skip
+
 
 def texts() -> list[str]:
     """Every code point beside others, every category mixed, real text, and what makes patterns go back."""
@@ -164,19 +180,7 @@ def test_answers_stream_as_phirt_streams_them(programs: Path) -> None:
         ]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"normalizer": {"type": "NFC"}}, "normalizer"),
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
-        ({"pre_tokenizer": None}, "pre_tokenizer"),
-        ({"decoder": {"type": "WordPiece"}}, "WordPiece"),
-        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram"),
-        ({"added_tokens": [{"id": -1, "content": "x"}]}, "-1"),
-        ({"added_tokens": [{"id": 1, "content": ""}]}, "content"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), UNREADABLE)
 def test_what_it_cannot_read_is_refused(
     programs: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
@@ -189,11 +193,7 @@ def test_what_it_cannot_read_is_refused(
     assert message in done.stderr.decode() and done.stderr.decode().count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    ["(", "a)", "[a", "a{2", "*a", "a**", "(?<=a)b", r"\bx", r"\w+", "(?<n>a)", "(a*)*", r"\p{Greek}",
-     "[[:alpha:]]", r"a\1", "(?i:é)", "x{1,9999}", "(" * 40 + "a" + ")" * 40, r"[z-a]", "\\"],
-)  # fmt: skip
+@pytest.mark.parametrize("pattern", UNKNOWN_PATTERNS)
 def test_patterns_that_it_does_not_know_are_refused(programs: Path, tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "tokenizer.json"
     document = document_of(PRE_TOKENIZERS["gpt2"])

@@ -15,6 +15,7 @@ import pytest
 
 import phirt
 from phirt.runtime import prepared
+from phirt.runtime.cache_folder import VARIABLE
 from phirt.runtime.own_folder import OwnFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links, pipes and owners are POSIX")
@@ -25,7 +26,7 @@ KEY = "0123456789abcdef" * 2
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache folder for graphs of any size; not there yet."""
-    monkeypatch.setenv(prepared.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(prepared, "_WORTHWHILE_BYTES", 0)
     prepared._warn_once.cache_clear()
     return tmp_path / "cache" / "prepacked"

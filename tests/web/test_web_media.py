@@ -13,12 +13,13 @@ import PIL
 import pytest
 import soxr
 from PIL import Image
-from web_host import Host, decoded, encoded
+from web_host import Host, decoded, encoded, native_tests
 
 from phirt.bundle.manifest import Limits
 from phirt.encoders import fixed_image, phi4mm_audio, phi4mm_image, whisper_audio
 
-LIMITS = Limits(image_pixels=10**8, audio_seconds=1000.0, media_bytes=10**9)
+native = native_tests("test_native_media")
+LIMITS: Limits = native.LIMITS
 SIZES = [(5, 3), (64, 48), (300, 200), (200, 300), (97, 211), (448, 448), (17, 640)]
 _DTYPES = {
     "pixel_values": "f4", "patch_mask": "?", "position_ids": "i8", "crop_grid": "i8", "feature_grid": "i8",
@@ -29,22 +30,6 @@ _DTYPES = {
 pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 rounds in another order"
 )
-
-
-def picture(width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Noise over a gradient, with extremes."""
-    draw = np.random.default_rng(width * 1000 + height)
-    noise = draw.integers(-120, 120, (height, width, 3))
-    slope = np.linspace(0, 255, width)[None, :, None]
-    return np.clip(slope + noise, 0, 255).astype(np.uint8)
-
-
-def sound(count: int, rate: int, channels: int = 1) -> npt.NDArray[np.float32]:
-    time = np.arange(count) / rate
-    draw = np.random.default_rng(count)
-    wave = 0.3 * np.sin(2 * np.pi * 220 * time) + 0.2 * np.sin(2 * np.pi * 1900 * time * (1 + 0.1 * time))
-    wave = wave + 0.02 * draw.standard_normal(count)
-    return np.stack([wave * (1 - 0.2 * channel) for channel in range(channels)], axis=1).astype(np.float32)
 
 
 def arrays_of(prepared: Any) -> list[dict[str, npt.NDArray[Any]]]:
@@ -60,7 +45,7 @@ def test_resizing_is_pillows_to_the_last_bit(host: Host) -> None:
     jobs, wanted = [], []
     for filter_name in ("bilinear", "bicubic", "lanczos"):
         for width, height in [(1, 1), *SIZES, (1024, 31)]:
-            pixels = picture(width, height)
+            pixels = native.picture(width, height)
             for to in ((1, 1), (64, 64), (33, 77), (width, 50), (288, height)):
                 jobs.append(
                     {"resize": filter_name, "size": [width, height], "to": to, "data": encoded(pixels)}
@@ -76,7 +61,7 @@ def test_resizing_is_pillows_to_the_last_bit(host: Host) -> None:
 def test_crops_of_phi4mm(host: Host, detail: Any) -> None:
     constants = {"crop_size": 64, "patch_size": 8, "pool": 2, "max_crops": 16, "min_side": 3}
     spec = phi4mm_image.cap_crops(phi4mm_image.ImageConstants(**constants), detail)
-    pictures = [picture(*size) for size in [*SIZES[:6], (65, 64), (129, 640), (40, 90)]]
+    pictures = [native.picture(*size) for size in [*SIZES[:6], (65, 64), (129, 640), (40, 90)]]
     asked = {"image": "phi4mm_image", "constants": constants, "detail": detail}
     jobs = [{**asked, "size": one.shape[1::-1], "data": encoded(one)} for one in pictures]
     for pixels, found in zip(pictures, host.parts(jobs), strict=True):
@@ -94,7 +79,7 @@ def test_pictures_of_one_size(host: Host) -> None:
     constants: dict[str, Any] = {
         "size": 96, "tokens": 9, "mean": [0.48, 0.45, 0.4], "std": [0.26, 0.27, 0.28],
     }  # fmt: skip
-    pictures = [picture(*size) for size in SIZES]
+    pictures = [native.picture(*size) for size in SIZES]
     for fit in ("stretch", "crop"):
         for resample in ("bilinear", "bicubic", "lanczos"):
             chosen = {**constants, "resample": resample, "fit": fit}
@@ -123,10 +108,11 @@ PHI = {"sample_rate": 16000, "num_mels": 80, "subsampling": 8, "window_tokens": 
 
 
 def test_spectra_of_phi4mm(host: Host) -> None:
-    left = sound(16000, 16000)
+    left = native.sound(16000, 16000)
     clips = [
-        (sound(401, 16000), 16000), (sound(16000, 16000), 16000), (sound(30001, 16000, 2), 16000),
-        (sound(9000, 8000), 8000), (np.concatenate([left, -left], axis=1), 16000),
+        (native.sound(401, 16000), 16000), (native.sound(16000, 16000), 16000),
+        (native.sound(30001, 16000, 2), 16000),
+        (native.sound(9000, 8000), 8000), (np.concatenate([left, -left], axis=1), 16000),
     ]  # fmt: skip
     jobs = [audio_job("phi4mm_audio", PHI, samples, rate) for samples, rate in clips]
     for clip, found in zip(clips, host.parts(jobs), strict=True):
@@ -145,7 +131,7 @@ def test_spectra_of_phi4mm(host: Host) -> None:
     ],
 )
 def test_spectra_of_whisper(host: Host, constants: dict[str, Any]) -> None:
-    clips = [sound(401, 16000), sound(30001, 16000, 2), sound(500123, 16000)]
+    clips = [native.sound(401, 16000), native.sound(30001, 16000, 2), native.sound(500123, 16000)]
     jobs = [audio_job("whisper_audio", constants, samples, 16000) for samples in clips]
     # A graph is only looked at when an encoder opens; the constants are all that matters here.
     encoder = whisper_audio.Encoder.__new__(whisper_audio.Encoder)

@@ -12,13 +12,14 @@ from typing import Any
 
 import onnx
 import pytest
-from web_host import Host
+from web_host import Host, native_tests
 
 import phirt
 from phirt.bundle.files import require_intact
 from phirt_export.mobile.package import write_package
 from phirt_export.mobile.profiles import read_profile
 
+native = native_tests("test_native_package")
 _CASES = 7
 
 
@@ -199,60 +200,14 @@ def _write_media(folder: Path) -> None:
     (folder / "broken.ppm").write_bytes(b"P6\n100 100\n255\n" + bytes(10))
 
 
-def _json_change(file: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    def apply(folder: Path) -> None:
-        path = folder / file
-        document = json.loads(path.read_text("utf-8"))
-        change(document)
-        path.write_text(json.dumps(document), "utf-8")
-        if file != "manifest.json":
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            manifest["files"][file]["size"] = path.stat().st_size
-            (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-
-    return apply
-
-
-_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), "cannot be read"),
-    "no json": (lambda f: (f / "manifest.json").write_text("{"), "not valid JSON"),
+_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = native.DAMAGES | {
     "no text": (lambda f: (f / "manifest.json").write_bytes(b"\xff{}"), "no text in UTF-8"),
     "a list": (lambda f: (f / "manifest.json").write_text("[]"), "an object"),
-    "no package": (_json_change("manifest.json", lambda d: d["files"].pop("host.json")), "no package"),
-    "a version": (_json_change("manifest.json", lambda d: d.update(version=3)), "version"),
-    "a file cut off": (lambda f: (f / "decoder.data").write_bytes(b"x"), "decoder.data has 1 bytes"),
-    "a file gone": (lambda f: (f / "speech.onnx").unlink(), "speech.onnx is missing"),
-    "a way out": (
-        _json_change("manifest.json", lambda d: d["files"].update({"../x": {"size": 1, "sha256": "0" * 64}})),
-        "relative names",
-    ),
-    "another kind": (
-        _json_change("manifest.json", lambda d: d["encoders"]["vision"].update(kind="new")),
-        "update this library",
-    ),
-    "sizes that lie": (
-        _json_change("manifest.json", lambda d: d["geometry"].update(num_layers=7)),
-        "past_key_values.6",
-    ),
-    "a rule too few": (_json_change("manifest.json", lambda d: d["rules"].pop()), "fits always"),
-    "an id too high": (_json_change("manifest.json", lambda d: d["tokens"].update(eos=[4096])), "0 to 4095"),
-    "pieces of nothing": (
-        _json_change("host.json", lambda d: d["rendering"]["variants"][0].update(first=[999999])),
-        "control token",
-    ),
     "a picture from elsewhere": (
-        _json_change("golden.json", lambda d: d["cases"][3]["turns"][0].update(image="../x.ppm")),
+        native.json_change("golden.json", lambda d: d["cases"][3]["turns"][0].update(image="../x.ppm")),
         "one of the package's files",
     ),
-    "no rendering": (_json_change("host.json", lambda d: d.pop("rendering")), "rendering"),
-    "a merge of nothing": (
-        _json_change("tokenizer.json", lambda d: d["model"]["merges"].append(["zzz", "q"])),
-        "merges",
-    ),
-    "no graph": (
-        lambda f: (f / "decoder.onnx").write_bytes(bytes((f / "decoder.onnx").stat().st_size)),
-        "onnxruntime failed at opening decoder.onnx",
-    ),
+    "no graph": (native.DAMAGES["no graph"][0], "onnxruntime failed at opening decoder.onnx"),
 }
 
 

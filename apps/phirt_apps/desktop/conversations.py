@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import lzma
 import secrets
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,7 @@ _MOST_LISTED = 500
 _MOST_BYTES = 32 << 20  # of texts; beyond, the file is no conversation that phirt has saved
 _TITLE = 60
 # What a file raises that is damaged, packed wrongly, or another kind of document.
-_NONE_OF_OURS = (
-    *DAMAGED, EOFError, zlib.error, lzma.LZMAError, KeyError, TypeError, AttributeError, RecursionError
-)  # fmt: skip
+_NONE_OF_OURS = (*DAMAGED, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,9 @@ def _summary(path: Path, changed: float) -> Saved | None:
         if not path.is_file():
             return None
         with BoundedFile(path) as stream, zipfile.ZipFile(stream) as archive:
-            if archive.getinfo(DOCUMENT).file_size > _MOST_BYTES:
+            info = archive.getinfo(DOCUMENT)
+            # `chat.store` writes and reads no compressed parts.
+            if info.file_size > _MOST_BYTES or info.compress_type != zipfile.ZIP_STORED:
                 return None
             stream.limit = None  # its directory is read; from here on sizes are known
             document = json.loads(archive.read(DOCUMENT))

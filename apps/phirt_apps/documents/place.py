@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from phirt.errors import ConfigError
+from phirt.runtime.cache_folder import OFF, VARIABLE, cache_folder
 from phirt.runtime.own_folder import OwnFolder
-from phirt.runtime.prepared import OFF, VARIABLE
 
 _UNUSED_SECONDS = 30 * 24 * 3600
 _NAME = re.compile(r"[0-9a-f]{32}\.sqlite(-journal|\.lock)?")
@@ -82,17 +82,10 @@ def discard(place: Path) -> None:
 
 
 def _folder() -> Path | None:
-    named = os.environ.get(VARIABLE)
-    if named in ("", OFF):
-        return None
-    if named is not None:
-        return Path(named).expanduser().absolute() / "documents"
-    from platformdirs import user_cache_path
-
     try:
-        return user_cache_path("phirt", appauthor=False).absolute() / "documents"
-    except (RuntimeError, KeyError) as error:  # a user without name, in an environment without HOME
-        raise ConfigError("this user has no home folder") from error
+        return cache_folder("documents")
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _remove_unused(own: OwnFolder) -> None:
