@@ -36,7 +36,7 @@ def report(error: Exception, out: Output) -> int:
         out.error(str(error))
         return WRONG_USAGE
     if isinstance(error, PhirtError):
-        out.error(str(error) or type(error).__name__)
+        out.error(description(error))
         return FAILED
     if isinstance(error, typer.Abort):
         return INTERRUPTED
@@ -47,6 +47,14 @@ def report(error: Exception, out: Output) -> int:
         command = getattr(context, "command_path", None) or "phirt"
         out.error(f"{one_line(describe()).rstrip('.')} (see: {command} --help)")
         return WRONG_USAGE
-    detail = str(error) or "no details"
-    out.error(f"{type(error).__name__}: {detail} (a fault in phirt; PHIRT_DEBUG=1 shows where)")
+    out.error(description(error))
     return FAILED
+
+
+def description(error: Exception) -> str:
+    """What a person is told about an error of a request."""
+    error = out_of_memory(error) or error
+    if isinstance(error, PhirtError):
+        return str(error) or type(error).__name__
+    detail = str(error) or "no details"
+    return f"{type(error).__name__}: {detail} (a fault in phirt; PHIRT_DEBUG=1 shows where)"

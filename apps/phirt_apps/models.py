@@ -5,6 +5,7 @@ Knows folders, the names in the user's settings, and the runtime's `load`. Does 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 # Up to this size every file is hashed before a bundle is used: about a fifth of a second. Larger ones: `phirt
 # verify`.
-HASHED_BEFORE_USE = 256_000_000
+_HASHED_BEFORE_USE = 256_000_000
 
 
 def resolve(model: Path | None) -> Path | None:
@@ -74,9 +75,9 @@ def small_enough_to_hash(folder: Path | None) -> bool:
     """Whether checking every byte before use costs next to nothing. The embedded bundle (None) always is."""
     if folder is None:
         return True
-    from phirt.bundle.files import load_manifest
+    from phirt.bundle.files import load_any
 
-    return sum(entry.size for entry in load_manifest(folder).files.values()) <= HASHED_BEFORE_USE
+    return sum(entry.size for entry in load_any(folder).files.values()) <= _HASHED_BEFORE_USE
 
 
 def load(
@@ -91,18 +92,29 @@ def load(
     """
     folder = resolve(model)
     with out.busy("loading the model"):
-        import phirt  # takes a moment
+        return opened(folder, out.hint, provider, threads, adapter)
 
-        return phirt.load(
-            folder,
-            providers=None if provider is None else [_provider(provider)],
-            threads=threads,
-            adapters=None if adapter is None else {_name_of(adapter): adapter},
-            verify=small_enough_to_hash(folder),
-            on_prepare=lambda graph, weights: out.hint(
-                f"preparing the {graph} graph for this machine, once ({size(weights)} of weights)"
-            ),
-        )
+
+def opened(
+    folder: Path | None,
+    say: Callable[[str], None],
+    provider: str | None = None,
+    threads: int | None = None,
+    adapter: Path | None = None,
+) -> phirt.Model:
+    """The model of a folder, None for the embedded one; else as `load`. `say` is told what takes long."""
+    import phirt  # takes a moment
+
+    return phirt.load(
+        folder,
+        providers=None if provider is None else [_provider(provider)],
+        threads=threads,
+        adapters=None if adapter is None else {_name_of(adapter): adapter},
+        verify=small_enough_to_hash(folder),
+        on_prepare=lambda graph, weights: say(
+            f"preparing the {graph} graph for this machine, once ({size(weights)} of weights)"
+        ),
+    )
 
 
 def _provider(text: str) -> Provider:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from phirt.errors import ConfigError
 
-# The longer marks first: that of UTF-32 begins with that of UTF-16.
-_MARKS = {
+# Byte order marks, the longer ones first: that of UTF-32 begins with that of UTF-16.
+MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -35,8 +35,8 @@ def read_text_file(path: Path, name: str, max_bytes: int) -> str:
 
 def decode(data: bytes, name: str) -> str:
     """The text without its byte order mark: UTF-8, or what the mark says. Raises ConfigError."""
-    mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
-    encoding = _MARKS.get(mark, "utf-8")
+    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    encoding = MARKS.get(mark, "utf-8")
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:

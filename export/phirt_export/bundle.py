@@ -111,7 +111,7 @@ def write_manifest(
         name=name,
         description=description,
         producer=producer(),
-        files=listed_files(folder, graphs),
+        files=listed_files(folder, data_digests(graphs)),
         graphs={part: graph.spec for part, graph in graphs.items()},
         geometry=geometry(config),
         tokens=narrow(Tokens, config.tokens),
@@ -144,9 +144,13 @@ def copy_documents(checkpoint: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def listed_files(folder: Path, graphs: Mapping[str, GraphFiles]) -> dict[str, FileEntry]:
-    """All files of a bundle but its manifest, as that lists them."""
-    digests = {name: graph.data_sha256 for graph in graphs.values() for name in graph.spec.data}
+def data_digests(graphs: Mapping[str, GraphFiles]) -> dict[str, str | None]:
+    """The sha256 of graphs' data files, as far as it is known from writing them."""
+    return {name: graph.data_sha256 for graph in graphs.values() for name in graph.spec.data}
+
+
+def listed_files(folder: Path, digests: Mapping[str, str | None]) -> dict[str, FileEntry]:
+    """All files of a bundle but its manifest, as that lists them; those without a digest are read."""
     return {
         path.name: FileEntry(path.stat().st_size, digests.get(path.name) or _sha256(path))
         for path in sorted(folder.iterdir())

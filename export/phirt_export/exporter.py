@@ -179,11 +179,9 @@ def export_bundle(
     require_chips(targets, chips)
     if (checkpoint / MANIFEST_NAME).is_file():
         refuse_settings({
-            "block_size": block_size is not None, "embedding_bits": embedding_bits is not None,
-            "adapter_bits": adapter_bits != 8, "encoder_bits": encoder_bits != 8,
-            "method": method is not None, "bits_per_weight": bits_per_weight is not None,
-            "kv": kv != "float32", "limits": limits not in (None, LimitOptions()),
-            "name": name is not None, "base": base is not None,
+            "block_size": block_size, "embedding_bits": embedding_bits, "adapter_bits": adapter_bits,
+            "encoder_bits": encoder_bits, "method": method, "bits_per_weight": bits_per_weight, "kv": kv,
+            "limits": limits, "name": name, "base": base,
         })  # fmt: skip
         told = functools.partial(announce, progress)
         options = static or StaticOptions(bits=8 if bits is None else bits)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from phirt.errors import ConfigError
+from phirt.runtime import own_folder
+from phirt.runtime.own_folder import OwnFolder
 from phirt_apps.documents import files
 from phirt_apps.documents.files import DocumentError, TransientError, list_files, opened
 from phirt_apps.documents.limits import LIMITS, Limits
@@ -114,14 +115,14 @@ def test_what_lies_where_nothing_can_be_seen_is_not_gone(
     for name in ("a.txt", "sub/b.txt", "sub2/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    real = files._held
+    real = OwnFolder.inner
 
-    def away(path: Path, within: int | None) -> AbstractContextManager[tuple[int | None, list[str]]]:
-        if path.name == "sub":
+    def away(folder: OwnFolder, name: str) -> OwnFolder:
+        if name == "sub":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, within)
+        return real(folder, name)
 
-    monkeypatch.setattr(files, "_held", away)
+    monkeypatch.setattr(OwnFolder, "inner", away)
     listing = list_files(tmp_path, LIMITS)
     assert [found.name for found in listing.found] == ["a.txt", "sub2/c.txt"]
     assert listing.left_out == ["sub/ cannot be listed: Input/output error"]
@@ -144,7 +145,7 @@ def test_a_folder_that_becomes_a_link_leads_nowhere(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.skipif(not files._BY_DESCRIPTOR, reason="folders are listed by their paths there")
+@pytest.mark.skipif(not own_folder._BY_DESCRIPTOR, reason="folders are listed by their paths there")
 def test_a_folder_that_becomes_a_link_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same swap, between looking at the folder and listing it."""
     (tmp_path / "docs" / "sub").mkdir(parents=True)
@@ -152,10 +153,10 @@ def test_a_folder_that_becomes_a_link_is_not_listed(tmp_path: Path, monkeypatch:
     (tmp_path / "elsewhere" / "a.txt").write_text("secret")
     real = files._enter
 
-    def swap(within: int | None, path: Path, *rest: Any) -> None:
-        path.rmdir()
-        path.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-        real(within, path, *rest)
+    def swap(within: OwnFolder, name: str, *rest: Any) -> None:
+        (within.path / name).rmdir()
+        (within.path / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        real(within, name, *rest)
 
     monkeypatch.setattr(files, "_enter", swap)
     listing = list_files(tmp_path / "docs", LIMITS)

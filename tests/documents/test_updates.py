@@ -14,6 +14,7 @@ import pytest
 from pdf_file import pdf
 
 from phirt.errors import ConfigError
+from phirt.runtime.own_folder import OwnFolder
 from phirt_apps.documents import files, updating
 from phirt_apps.documents import pdf as pdf_module
 from phirt_apps.documents.index import Index
@@ -178,11 +179,13 @@ def test_a_folder_that_is_away_keeps_its_index(
     with pytest.raises(ConfigError, match="cannot be listed"):
         _update(index, tmp_path / "away")
     (folder / "b.txt").unlink()
-    real = files._held
+    real = OwnFolder.inner
     error = OSError(errno.EIO, os.strerror(errno.EIO))
     with monkeypatch.context() as patch:
         patch.setattr(
-            files, "_held", lambda path, within: _raise(error)() if path.name == "sub" else real(path, within)
+            OwnFolder,
+            "inner",
+            lambda within, name: _raise(error)() if name == "sub" else real(within, name),
         )
         done = _update(index, folder)
     assert done.dropped == 1 and done.lines == ["sub/ cannot be listed: Input/output error"]

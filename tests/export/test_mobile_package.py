@@ -249,7 +249,19 @@ def test_what_cannot_fit_is_refused_before_the_work(tmp_path: Path) -> None:
         patch.setattr(memory, "_COPIES", 1e4)
         with pytest.raises(ConfigError, match="an app on a device with"):
             exporting.export_package(checkpoint, tmp_path / "p", "ios", "256MB", lambda _: None)
+        patch.setattr(memory, "_COPIES", 1e6)
+        with pytest.raises(ConfigError, match="a program of this target can rely on"):
+            exporting.export_package(checkpoint, tmp_path / "p", "web", None, lambda _: None)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint"}
+
+
+def test_settings_of_weights_are_refused_for_a_bundle(nano: Path, tmp_path: Path) -> None:
+    from phirt_export.mobile.exporting import export_package
+
+    for settings in ({"kv": "int8"}, {"bits": 4}, {"encoder_bits": 4}, {"calibration": [tmp_path]}):
+        (name,) = settings
+        with pytest.raises(ConfigError, match=f"^{name} cannot be set for a bundle"):
+            export_package(nano, tmp_path / "package", "web", None, lambda _: None, **settings)
 
 
 def test_a_package_is_made_alone() -> None:

@@ -21,7 +21,8 @@ from PySide6.QtCore import QObject, Signal
 from phirt.errors import BundleError, ConversationError, PhirtError, RequestCancelledError, out_of_memory
 from phirt_apps.desktop import conversations, markdown
 from phirt_apps.desktop.attachments import Attachment
-from phirt_apps.output import one_line, size
+from phirt_apps.errors import description
+from phirt_apps.output import one_line
 from phirt_apps.remarks import remarks
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Runtime(QObject):
 
     def _load(self, model: Path | None) -> None:
         from phirt.bundle.files import load_any
-        from phirt_apps.models import bundle_folder, small_enough_to_hash
+        from phirt_apps.models import bundle_folder, opened
 
         folder = bundle_folder(model)
         load_any(folder)  # what is no bundle shows before the model that is in use goes
@@ -201,16 +202,8 @@ class Runtime(QObject):
             self._model.close()
             self._model = None
         self.loaded.emit(None)
-        import phirt
-
-        self._model = phirt.load(
-            folder,
-            providers=None if self._setup.provider is None else [self._setup.provider],
-            threads=self._setup.threads,
-            verify=small_enough_to_hash(folder),
-            on_prepare=lambda graph, weights: self.status.emit(
-                f"preparing the {graph} graph for this machine, once ({size(weights)} of weights) …"
-            ),
+        self._model = opened(
+            folder, lambda line: self.status.emit(f"{line} …"), self._setup.provider, self._setup.threads
         )
         known = [choice for choice in self._choices if choice.folder == folder]
         self.loaded.emit(known[0] if known else conversations.Choice(self._model.manifest.name, folder))
@@ -290,12 +283,10 @@ class Runtime(QObject):
 
 
 def line_of(error: Exception) -> str:
-    """The one line that a person needs about an error."""
-    error = out_of_memory(error) or error
-    if isinstance(error, PhirtError):
-        return one_line(str(error) or type(error).__name__)
-    _log.error("a fault in phirt", exc_info=error)
-    return one_line(f"{type(error).__name__}: {error} (a fault in phirt; PHIRT_DEBUG=1 shows where)")
+    """The one line that a person needs about an error; a fault of phirt's is logged as well."""
+    if not isinstance(out_of_memory(error) or error, PhirtError):
+        _log.error("a fault in phirt", exc_info=error)
+    return one_line(description(error))
 
 
 def _turns(chat: phirt.Chat) -> list[Turn]:

@@ -7,6 +7,7 @@ a file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from phirt.errors import ConfigError, PhirtError
+from phirt.runtime.own_folder import OwnFolder
 from phirt_apps.output import one_line
 
 from .limits import Limits
@@ -25,11 +27,8 @@ from .limits import Limits
 SUFFIXES = frozenset(
     {"", ".txt", ".text", ".md", ".markdown", ".mdown", ".mkd", ".rst", ".org", ".adoc", ".log", ".pdf"}
 )
-_NO_LINK = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-_FILE = _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-_FOLDER = _NO_LINK | getattr(os, "O_DIRECTORY", 0)
-# Names are looked up in the open folder where the system can; Windows looks them up by path.
-_BY_DESCRIPTOR = os.supports_dir_fd >= {os.open, os.stat} and os.scandir in os.supports_fd
+_FILE = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_FILE |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
 
 Identity = tuple[int, int]  # of a file: its device, and its number there
@@ -84,8 +83,8 @@ def list_files(root: Path, limits: Limits) -> Listing:
         if real.is_file():
             _take(real, _shown(root.name), real.stat(), listing, limits)
         else:
-            with _held(real, None) as (folder, names):
-                _walk(folder, real, "", names, listing, limits)
+            with OwnFolder(real) as folder:
+                _walk(folder, sorted(folder.names()), "", listing, limits)
     except (OSError, RuntimeError) as error:  # the latter for links in a circle
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -94,29 +93,8 @@ def list_files(root: Path, limits: Limits) -> Listing:
     return listing
 
 
-@contextlib.contextmanager
-def _held(path: Path, within: int | None) -> Iterator[tuple[int | None, list[str]]]:
-    """A folder and the names in it. It is held open where the system can do that: whatever takes its path
-    meanwhile, names are looked up in this one.
-    """
-    if not _BY_DESCRIPTOR:
-        yield None, _names(path)
-        return
-    descriptor = os.open(path if within is None else path.name, _FOLDER, dir_fd=within)
-    try:
-        yield descriptor, _names(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _names(folder: int | Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries)
-
-
-def _walk(
-    folder: int | None, path: Path, prefix: str, names: list[str], listing: Listing, limits: Limits
-) -> None:
+def _walk(folder: OwnFolder, names: list[str], prefix: str, listing: Listing, limits: Limits) -> None:
+    """Takes what lies in a folder that is held open."""
     for plain in names:
         if listing.is_full:
             return
@@ -124,8 +102,9 @@ def _walk(
             continue
         name = prefix + _shown(plain)
         try:
-            place = path / plain if folder is None else plain
-            state = os.stat(place, dir_fd=folder, follow_symlinks=False)
+            state = folder.state(plain)
+            if state is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         except OSError as error:
             listing.left_out.append(f"{name} cannot be looked at: {error.strerror}")
             listing.unseen.append(name)
@@ -134,24 +113,25 @@ def _walk(
             if _suffix(name) in SUFFIXES:
                 listing.left_out.append(f"{name} is a link, which is not followed")
         elif stat.S_ISDIR(state.st_mode):
-            _enter(folder, path / plain, f"{name}/", listing, limits)
+            _enter(folder, plain, f"{name}/", listing, limits)
         elif _suffix(name) in SUFFIXES:
-            _take(path / plain, name, state, listing, limits)
+            _take(folder.path / plain, name, state, listing, limits)
 
 
-def _enter(within: int | None, path: Path, prefix: str, listing: Listing, limits: Limits) -> None:
+def _enter(within: OwnFolder, plain: str, prefix: str, listing: Listing, limits: Limits) -> None:
     """Walks through a folder in a folder, if it lies not too deep."""
     if prefix.count("/") >= limits.depth:
         listing.left_out.append(f"{prefix[:-1]} lies deeper than {limits.depth} folders")
         return
     with contextlib.ExitStack() as stack:
         try:
-            folder, names = stack.enter_context(_held(path, within))
+            folder = stack.enter_context(within.inner(plain))
+            names = sorted(folder.names())
         except OSError as error:
             listing.left_out.append(f"{prefix} cannot be listed: {error.strerror}")
             listing.unseen.append(prefix)
             return
-        _walk(folder, path, prefix, names, listing, limits)
+        _walk(folder, names, prefix, listing, limits)
 
 
 def _take(path: Path, name: str, state: os.stat_result, listing: Listing, limits: Limits) -> None:

@@ -13,13 +13,12 @@ from types import TracebackType
 from typing import TypeVar
 
 import phirt
-from phirt.bundle.files import load_embedder
 from phirt.errors import ConfigError
 from phirt.prompt.messages import Message
 from phirt_apps.answer import Request
 from phirt_apps.extras import install_line
 from phirt_apps.home import expand_home
-from phirt_apps.models import HASHED_BEFORE_USE, bundle_folder
+from phirt_apps.models import bundle_folder, small_enough_to_hash
 from phirt_apps.output import Output, one_line
 
 from .index import Entry, Index
@@ -51,6 +50,7 @@ class Library:
         self._out, self._limits = out, limits
         self._former: str | None = None
         self._told: set[str] = set()
+        self._is_first = True  # refresh
         self._place = _place(self.root, out)
         self._index = self._open_index()
         self._embedder = None if embedder is None else _open_embedder(embedder)
@@ -83,9 +83,10 @@ class Library:
             self._out.hint(f"and {len(lines) - _MOST_LINES} more")
         if done.no_pdf:
             self._tell(f"{_named(done.no_pdf)} not read, which needs: {install_line('pdf')}")
-        if done.former and not self._told:
+        if done.former and self._is_first:
             self._tell(f"{_named(done.former)} not read in full, as before")
-        self._told |= {*lines, ""}
+        self._is_first = False
+        self._told |= set(lines)
         if done.read or done.dropped:
             dropped = f", {done.dropped} gone" if done.dropped else ""
             self._out.hint(f"documents: {done.read} read{dropped}; {self._index.count()} passages")
@@ -182,8 +183,7 @@ def _place(root: Path, out: Output) -> Path | None:
 
 def _open_embedder(model: Path) -> phirt.Embedder:
     folder = bundle_folder(model)
-    size = sum(entry.size for entry in load_embedder(folder).files.values())
-    return phirt.Embedder(folder, verify=size <= HASHED_BEFORE_USE)
+    return phirt.Embedder(folder, verify=small_enough_to_hash(folder))
 
 
 def _named(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from phirt_apps.output import size
+from phirt_apps.text_files import MARKS
 
 from .files import DocumentError
 from .limits import Limits
@@ -22,13 +23,6 @@ from .pdf import read_pages, require_reader
 _PDF = b"%PDF-"
 _HEAD = 1024  # bytes, within which a PDF says that it is one (PDF 32000-1, annex H.3.4.1)
 _CHUNK = 1 << 20
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before that of UTF-16, which begins in the same way
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _BINARY_SHARE = 0.01  # of control characters; a log with colours has fewer
@@ -111,7 +105,7 @@ def _decoded(data: bytes) -> tuple[str, str | None]:
     """The text, and what was guessed of its encoding. Raises DocumentError for what is no text."""
     if data.startswith(b"%!PS") or not data:
         raise DocumentError("is no text" if data else "is empty")
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
     guesses = [encoding] if encoding else ["utf-8", *_wide(data)]
     for guess in guesses:
         try:

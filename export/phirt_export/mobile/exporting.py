@@ -26,8 +26,14 @@ from phirt_export.mobile.profile import MobileProfile
 from phirt_export.mobile.profiles import known_profiles, read_profile
 from phirt_export.optimum_graphs.checkpoint import is_for_optimum
 from phirt_export.staging import require_replaceable
+from phirt_export.variants.adding import refuse_settings
 
 _TOWERS = "model.embed_tokens_extend."
+# Settings of an export that say what a bundle's weights are.
+_OF_WEIGHTS = (
+    "bits", "block_size", "embedding_bits", "adapter_bits", "encoder_bits", "method", "bits_per_weight", "kv",
+    "limits", "name", "base",
+)  # fmt: skip
 _SCALE_BITS = 0.5  # a scale of 16 bits for 32 weights
 
 
@@ -68,8 +74,11 @@ def export_package(
     device = None if device_memory is None else parse_memory(device_memory)
     require_replaceable(output)
     if (checkpoint / MANIFEST_NAME).is_file():
+        calibration = settings.get("calibration") or None
+        refuse_settings({name: settings.get(name) for name in _OF_WEIGHTS} | {"calibration": calibration})
         return write_package(checkpoint, output, profile, device, say)
-    if device is not None and not is_for_optimum(checkpoint):
+    is_limited = device is not None or profile.memory_limit is not None
+    if is_limited and not is_for_optimum(checkpoint):
         _require_room(checkpoint, device, profile, settings)
     bundle = output.absolute().with_name(f".{output.name}.cpu")
     export_bundle(checkpoint, bundle, targets=[CPU_TARGET], **settings)
@@ -78,8 +87,12 @@ def export_package(
     return plan
 
 
-def _require_room(checkpoint: Path, device: int, profile: MobileProfile, settings: dict[str, Any]) -> None:
-    """Raises ConfigError where the checkpoint cannot fit the device, in as many bits as are asked for."""
+def _require_room(
+    checkpoint: Path, device: int | None, profile: MobileProfile, settings: dict[str, Any]
+) -> None:
+    """Raises ConfigError where the checkpoint cannot fit the device, or what a program can have, in as many
+    bits as are asked for.
+    """
     opened = Checkpoint(checkpoint, settings.get("base"))
     weights: dict[str, int] = {
         plan.name: sum(map(math.prod, plan.shapes.values())) for plan in opened.encoders

@@ -23,13 +23,13 @@ from typing import Any
 import phirt
 from phirt.bundle.files import load_manifest, require_intact
 from phirt.bundle.lora import DECODER, LORA_DECODER
-from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, FileEntry, GraphSpec, Manifest
+from phirt.bundle.manifest import CPU_TARGET, FileEntry, GraphSpec, Manifest
 from phirt.errors import ConfigError
 from phirt.generate.kv_cache import cache_dtype
 from phirt.prompt.chat_template import ChatTemplate
 from phirt.prompt.tokenizer import Tokenizer
 from phirt.prompt.tools import VISIBLE_TOKENS
-from phirt_export.bundle import is_document, store_manifest
+from phirt_export.bundle import is_document, listed_files, store_manifest
 from phirt_export.mobile.golden import golden_vectors
 from phirt_export.mobile.host_tokenizer import require_host_tokenizer
 from phirt_export.mobile.memory import MemoryPlan, plan_memory
@@ -163,10 +163,7 @@ def _write_manifest(
     known: Mapping[str, FileEntry],
     plan: MemoryPlan,
 ) -> None:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST_NAME:
-            files[path.name] = known.get(path.name) or _entry(path)
+    files = listed_files(folder, {name: entry.sha256 for name, entry in known.items()})
     limits = manifest.limits
     if plan.context < manifest.geometry.context:
         limits = dataclasses.replace(limits, context=plan.context)
@@ -175,10 +172,6 @@ def _write_manifest(
             manifest, files=files, graphs=dict(graphs), variants={}, limits=limits, folder=folder
         )
     )
-
-
-def _entry(path: Path) -> FileEntry:
-    return FileEntry(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from phirt.bundle.manifest import FileEntry, GraphSpec
@@ -23,9 +22,8 @@ from phirt.errors import ConfigError
 from phirt_export.graphs.data_file import DataFile
 from phirt_export.targets.passes import key_masks
 from phirt_export.variants.rewriter import rewritten
+from phirt_export.variants.storing import stored
 
-# Smaller weights stay in the graph itself.
-_INLINE_BYTES = 1024
 _ALIGNMENT = 4096  # what is lost at most between two weights
 
 
@@ -47,8 +45,8 @@ def write_page_graphs(
     """
     written, files = {}, {}
     for part, spec in graphs.items():
+        # Made anew, a graph has all weights in its main graph.
         model = rewritten(ir.load(source / spec.file), key_masks.RULES)
-        hoist_weights(model)
         with _Parts(folder, Path(spec.file).stem, max_file_bytes) as parts:
             for value in model.graph.initializers.values():
                 value.const_value = parts.stored(value)
@@ -57,44 +55,6 @@ def write_page_graphs(
         files.update(parts.entries)
         written[part] = dataclasses.replace(spec, data=tuple(parts.entries))
     return PageGraphs(written, files)
-
-
-def hoist_weights(model: ir.Model) -> None:
-    """Makes the weights of all branches the main graph's, each under a name that nothing else has."""
-    taken = {value.name for graph in (model.graph, *model.graph.subgraphs()) for value in _values(graph)}
-    for graph in list(model.graph.subgraphs()):
-        for name, value in list(graph.initializers.items()):
-            if value in graph.outputs:  # of a branch it is what a node gives
-                node = ir.node("Identity", [value])
-                graph.append(node)
-                for at, output in enumerate(graph.outputs):
-                    if output is value:
-                        graph.outputs[at] = node.outputs[0]
-                node.outputs[0].name = _free(f"{name}.given", taken)
-            del graph.initializers[name]
-            if not value.uses():  # nothing takes it
-                continue
-            if name in model.graph.initializers or _is_shadowed(name, graph, model):
-                value.name = _free(name, taken)
-            model.graph.register_initializer(value)
-
-
-def _is_shadowed(name: str, of: ir.Graph, model: ir.Model) -> bool:
-    """Whether another graph has a value of this name."""
-    graphs = (model.graph, *model.graph.subgraphs())
-    return any(value.name == name for graph in graphs if graph is not of for value in _values(graph))
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    values = [*graph.inputs, *graph.initializers.values()]
-    return values + [value for node in graph for value in node.outputs]
-
-
-def _free(name: str, taken: set[str | None]) -> str:
-    """A name like this one that nothing has yet."""
-    found = next(one for number in range(1 << 20) if (one := f"{name}.{number}") not in taken)
-    taken.add(found)
-    return found
 
 
 class _Parts:
@@ -114,13 +74,9 @@ class _Parts:
 
     def stored(self, value: ir.Value) -> ir.TensorProtocol:
         """A weight's value as it lies in a file, or in the graph where it is small."""
-        tensor, name = value.const_value, value.name or "weight"
-        assert tensor is not None
-        if tensor.nbytes <= _INLINE_BYTES:
-            return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-        _require_size(f"the weight {name!r}", tensor.nbytes, self._most)
-        extent = self._room(tensor.nbytes).append_array("", np.frombuffer(tensor.tobytes(), np.uint8))
-        return extent.tensor(name, tensor.dtype, tuple(tensor.shape.numpy()))
+        assert value.const_value is not None
+        _require_size(f"the weight {value.name!r}", value.const_value.nbytes, self._most)
+        return stored(value, self._room)
 
     def _room(self, count: int) -> DataFile:
         if self._file is not None and self._file.size + _ALIGNMENT + count > self._most:

@@ -14,7 +14,6 @@ class MobileProfile:
         title: what its makers call it.
         memory_share: of a device's memory, what an app in the foreground can rely on.
         library: the onnxruntime that the app ships.
-        host: the folder of phirt's repository with an app for it.
         driver: what runs a package there.
         guide: what an app does with a package.
         memory_limit: what a program can have there at most, however much the device has; None for all of it.
@@ -26,7 +25,6 @@ class MobileProfile:
     title: str
     memory_share: float
     library: str
-    host: str
     driver: str
     guide: str
     memory_limit: int | None = None

@@ -19,7 +19,7 @@ from phirt.bundle.manifest import CPU_TARGET, MANIFEST_NAME, Manifest, Variant
 from phirt.errors import ConfigError
 from phirt.generator import Generator
 from phirt.runtime.session import SessionConfig
-from phirt_export.bundle import listed_files, store_manifest
+from phirt_export.bundle import LimitOptions, listed_files, store_manifest
 from phirt_export.calibration.samples import OWN_TEXT, Sample, read_samples
 from phirt_export.staging import require_replaceable, staged_bundle
 from phirt_export.targets import read_target
@@ -30,6 +30,10 @@ from phirt_export.variants.static_variant import StaticVariant
 
 Note = Callable[[str], None]
 _DEFAULTS = StaticOptions()
+# What an export's settings are where nothing is said; of all others that is None.
+_BY_THEMSELVES: Mapping[str, object] = {
+    "adapter_bits": 8, "encoder_bits": 8, "kv": "float32", "limits": LimitOptions(),
+}  # fmt: skip
 
 
 def add_targets(
@@ -121,12 +125,15 @@ def write_variants(
     _store(folder, manifest, variants, keeps)
 
 
-def refuse_settings(asked: Mapping[str, bool]) -> None:
-    """Raises ConfigError where anything is asked for that a finished bundle cannot be given."""
-    if refused := [name for name, is_asked in asked.items() if is_asked]:
+def refuse_settings(settings: Mapping[str, object]) -> None:
+    """Raises ConfigError where one of these settings of an export is not what it is by itself: a finished
+    bundle cannot be given it.
+    """
+    refused = [name for name, value in settings.items() if value not in (None, _BY_THEMSELVES.get(name))]
+    if refused:
         raise ConfigError(
-            f"{', '.join(refused)} cannot be set for a bundle, whose weights are quantized already; accepted "
-            "are targets, their sizes and bits, and calibration data; or export the bundle's checkpoint"
+            f"{', '.join(refused)} cannot be set for a bundle, whose weights are quantized already; leave it "
+            "out, or export the bundle's checkpoint"
         )
 
 

@@ -5,6 +5,7 @@ Knows data files and tensors. Knows nothing of what a graph computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,16 @@ def _stored(value: ir.Value, folder: Path, data: DataFile, copies: bool) -> ir.T
         return ir.ExternalTensor(
             tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name
         )
+    return stored(value, lambda _: data)
+
+
+def stored(value: ir.Value, data_for: Callable[[int], DataFile]) -> ir.TensorProtocol:
+    """A weight as it lies in the data file for so many bytes, or in the graph where it is small."""
+    tensor, name = value.const_value, value.name or "weight"
+    assert tensor is not None
     if tensor.nbytes <= _INLINE_BYTES:
         return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-    extent = data.append_array("", np.frombuffer(tensor.tobytes(), np.uint8))
+    extent = data_for(tensor.nbytes).append_array("", np.frombuffer(tensor.tobytes(), np.uint8))
     return extent.tensor(name, tensor.dtype, tuple(tensor.shape.numpy()))
 
 

@@ -12,7 +12,6 @@ PROFILE = MobileProfile(
     title="Android",
     memory_share=0.5,
     library="onnxruntime-android 1.29 or newer (the whole AAR, or one built with required_operators.config)",
-    host="apps/android",
     driver=APP_DRIVER.format(host="apps/android"),
     guide=APP_GUIDE,
 )

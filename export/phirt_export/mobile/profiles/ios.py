@@ -12,7 +12,6 @@ PROFILE = MobileProfile(
     memory_share=0.45,
     library="onnxruntime 1.29 or newer for iOS (onnxruntime.xcframework, or one built with "
     "required_operators.config)",
-    host="apps/ios",
     driver=APP_DRIVER.format(host="apps/ios"),
     guide=APP_GUIDE,
 )

@@ -11,7 +11,6 @@ PROFILE = MobileProfile(
     title="browsers and Node",
     memory_share=0.4,
     library="onnxruntime-web or onnxruntime-node 1.30 or newer",
-    host="apps/web",
     driver="phirt's host for JavaScript (`apps/web` of phirt's repository)",
     guide="Serve this folder beside the page, or pick it there; in Node, `openFolder` takes its path. A page "
     "keeps the files in the browser's own storage, so that only the first visit fetches them.",
