@@ -20,6 +20,7 @@ import type { Detail, Prepared } from "../host/encoder_kind.js";
 import { openAudioKind, openImageKind } from "../host/encoders.js";
 import { Field } from "../host/fields.js";
 import { type EncoderSpec, Manifest } from "../host/manifest.js";
+import { prepareSamples } from "../host/media.js";
 import { type Filter, resize } from "../host/picture.js";
 import { Reply, type Result } from "../host/reply.js";
 import type { Onnxruntime } from "../host/runtime.js";
@@ -74,9 +75,7 @@ function audio(job: Job): Prepared {
   const [all, count, rate] = [floatsOf(job), Number(job.channels), Number(job.rate)];
   const channel = (at: number) =>
     Float32Array.from({ length: all.length / count }, (_, index) => all[index * count + at]);
-  const mono = mixToMono(Array.from({ length: count }, (_, at) => channel(at)));
-  const isTaken = kind.rates.includes(rate);
-  return kind.prepare(isTaken ? mono : resample(mono, rate, kind.rates[0]), isTaken ? rate : kind.rates[0]);
+  return prepareSamples(kind, mixToMono(Array.from({ length: count }, (_, at) => channel(at))), rate);
 }
 
 function draws(job: Job): number[] {

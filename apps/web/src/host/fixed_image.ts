@@ -1,7 +1,7 @@
 /** The kind `fixed_image`: pictures stretched, or cut, to one size. Formulas as in phirt/encoders/fixed_image.py. */
 import { type ImageKind, type Prepared, refusePicture } from "./encoder_kind.js";
 import type { Field } from "./fields.js";
-import { type Filter, type Picture, resize } from "./picture.js";
+import { type Filter, type Picture, planes, resize } from "./picture.js";
 
 const MAX_ASPECT = 50;
 
@@ -47,12 +47,7 @@ export class FixedImage implements ImageKind {
     const [left, top] = [Math.trunc((width - size) / 2), Math.trunc((height - size) / 2)];
     const scaled = resize(picture, width, height, this.filter);
     const data = new Float32Array(3 * size * size);
-    for (let y = 0, to = 0; y < size; ++y) {
-      let from = 3 * ((top + y) * width + left);
-      for (let x = 0; x < size; ++x, ++to, from += 3) {
-        for (let c = 0; c < 3; ++c) data[c * size * size + to] = this.tables[c][scaled.rgb[from + c]];
-      }
-    }
+    planes(scaled, left, top, size, this.tables, data);
     return {
       numTokens: this.tokens,
       runs: [{ pixel_values: { dtype: "float32", shape: [1, 3, size, size], data } }],

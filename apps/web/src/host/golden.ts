@@ -9,7 +9,7 @@ import { type PackageFiles, readText } from "./files.js";
 import { readPpm, readWav } from "./media_files.js";
 import type { Model } from "./model.js";
 
-export const GOLDEN = "golden.json";
+const GOLDEN = "golden.json";
 const MAX_GOLDEN = 16 << 20;
 
 export interface CaseReport {

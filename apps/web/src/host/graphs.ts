@@ -6,10 +6,10 @@
 import { PackageError } from "./errors.js";
 import type { Field } from "./fields.js";
 
-export const DTYPES = ["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] as const;
+const DTYPES = ["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] as const;
 export type Dtype = (typeof DTYPES)[number];
 
-export interface TensorSpec {
+interface TensorSpec {
   readonly name: string;
   readonly dtype: Dtype;
   /** A text for a size that is known at run time. */

@@ -9,7 +9,7 @@ import { checkDecoder, type Geometry, type GraphSpec, readGraph } from "./graphs
 
 export type Modality = "image" | "audio";
 
-export interface FileEntry {
+interface FileEntry {
   readonly size: number;
   readonly sha256: string;
 }
@@ -36,7 +36,7 @@ export interface Rule {
   readonly projectors: ReadonlyMap<string, number>;
 }
 
-export interface GenerationDefaults {
+interface GenerationDefaults {
   readonly temperature: number;
   readonly topK: number;
   readonly topP: number;
@@ -46,6 +46,7 @@ export interface GenerationDefaults {
 
 export const MANIFEST = "manifest.json";
 export const HOST = "host.json";
+export const MAX_MANIFEST = 4 << 20; // bytes
 
 const NO_ADAPTER = "none";
 const MAX_POSITIONS = 1 << 24;

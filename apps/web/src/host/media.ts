@@ -27,6 +27,12 @@ export interface Attachment {
   readonly features: Map<number, Float32Array>;
 }
 
+/** Samples as they are at a rate that the kind takes, resampled to its first one at another. */
+export function prepareSamples(kind: AudioKind, samples: Float32Array, rate: number): Prepared {
+  if (kind.rates.includes(rate)) return kind.prepare(samples, rate);
+  return kind.prepare(resample(samples, rate, kind.rates[0]), kind.rates[0]);
+}
+
 export class MediaEncoders {
   private readonly image: ImageKind | null;
   private readonly audio: AudioKind | null;
@@ -68,10 +74,7 @@ export class MediaEncoders {
   prepareAudio(clip: Clip): Attachment {
     const encoder = this.encoder("audio", "audio");
     const samples = this.checkedSamples(clip);
-    const kind = this.audio as AudioKind;
-    const isTaken = kind.rates.includes(clip.rate);
-    const rate = isTaken ? clip.rate : kind.rates[0];
-    const prepared = kind.prepare(isTaken ? samples : resample(samples, clip.rate, rate), rate);
+    const prepared = prepareSamples(this.audio as AudioKind, samples, clip.rate);
     return { encoder, prepared, features: new Map() };
   }
 

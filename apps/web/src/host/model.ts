@@ -6,13 +6,12 @@ import { Chat } from "./chat.js";
 import { Decoder } from "./decoder.js";
 import { checkSizes, type PackageFiles, readText } from "./files.js";
 import { cacheNames } from "./graphs.js";
-import { HOST, MANIFEST, Manifest } from "./manifest.js";
+import { HOST, MANIFEST, MAX_MANIFEST, Manifest } from "./manifest.js";
 import { MediaEncoders } from "./media.js";
 import { Rendering } from "./rendering.js";
 import type { Runtime } from "./runtime.js";
 import { Tokenizer } from "./tokenizer.js";
 
-const MAX_MANIFEST = 4 << 20;
 const MAX_HOST = 4 << 20;
 const MAX_TOKENIZER = 256 << 20;
 

@@ -16,7 +16,7 @@ const CATEGORIES = new Set(
 );
 const MAX_DEPTH = 32;
 const MAX_REPEATS = 1000;
-const SIMPLE: Readonly<Record<string, string>> = { n: "\\n", r: "\\r", t: "\\t", f: "\\f", v: "\\v" };
+const SIMPLE: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11 };
 
 /** Throws PackageError for a pattern that is broken, or has what is not known. */
 export function readPattern(pattern: string): RegExp {
@@ -132,9 +132,9 @@ class Translator {
     if (character === "(") return this.group(fold, depth);
     if (character === ".") return "[^\\n]";
     if (character === "[") return this.set(fold, depth);
-    if (character === "\\") return classOf(this.escape(), fold, (what) => this.refuse(what));
+    if (character === "\\") return this.classOf(this.escape(), fold);
     if ("^$*+?".includes(character)) this.refuse(`'${character}' there`);
-    return classOf({ point: character.codePointAt(0) as number }, fold, (what) => this.refuse(what));
+    return this.classOf({ point: character.codePointAt(0) as number }, fold);
   }
 
   private group(fold: boolean, depth: number): string {
@@ -189,14 +189,14 @@ class Translator {
     const low = character === "\\" ? this.escape() : { point: character.codePointAt(0) as number };
     if ("set" in low) return low.set;
     const isRange = this.peek === "-" && this.at + 1 < this.text.length && this.text[this.at + 1] !== "]";
-    if (!isRange) return range(low.point, low.point, fold, (what) => this.refuse(what));
+    if (!isRange) return this.range(low.point, low.point, fold);
     this.at += 1;
     const end = this.next();
     if (end === "[") this.refuse("a class as the end of a range");
     const high = end === "\\" ? this.escape() : { point: end.codePointAt(0) as number };
     if ("set" in high) return this.refuse("a range up to a class");
     if (high.point < low.point) this.refuse("a range that ends before it begins");
-    return range(low.point, high.point, fold, (what) => this.refuse(what));
+    return this.range(low.point, high.point, fold);
   }
 
   private escape(): Atom {
@@ -207,7 +207,7 @@ class Translator {
     if (character === "D") return { set: "\\P{Nd}" };
     if (character === "p" || character === "P") return { set: this.property(character === "P") };
     const simple = SIMPLE[character];
-    if (simple !== undefined) return { point: "\t\n\v\f\r".charCodeAt("tnvfr".indexOf(character)) };
+    if (simple !== undefined) return { point: simple };
     if (character === "x" || character === "u") return { point: this.hex(character === "u") };
     if (/^[A-Za-z0-9]$/.test(character) || character > "\x7f") this.refuse("an escape");
     return { point: character.codePointAt(0) as number };
@@ -237,24 +237,24 @@ class Translator {
     if (!CATEGORIES.has(name)) this.refuse(`the property ${shown(name, 40)}`);
     return `\\${turned ? "P" : "p"}{${name}}`;
   }
-}
 
-function classOf(atom: Atom, fold: boolean, refuse: (what: string) => never): string {
-  return "set" in atom ? atom.set : `[${range(atom.point, atom.point, fold, refuse)}]`;
-}
-
-/** Code points as members of a class. Case is folded for ASCII, with the two other characters that fold to it. */
-function range(low: number, high: number, fold: boolean, refuse: (what: string) => never): string {
-  const hex = (point: number) => `\\u{${point.toString(16)}}`;
-  let members = low === high ? hex(low) : `${hex(low)}-${hex(high)}`;
-  if (!fold) return members;
-  if (high >= 0x80) refuse("'(?i' around other letters than ASCII's");
-  for (let point = low; point <= high; ++point) {
-    const letter = String.fromCharCode(point);
-    if (!/^[A-Za-z]$/.test(letter)) continue;
-    members += hex(point ^ 0x20);
-    if (letter.toLowerCase() === "s") members += hex(0x17f);
-    if (letter.toLowerCase() === "k") members += hex(0x212a);
+  private classOf(atom: Atom, fold: boolean): string {
+    return "set" in atom ? atom.set : `[${this.range(atom.point, atom.point, fold)}]`;
   }
-  return members;
+
+  /** Code points as members of a class. Case is folded for ASCII, with the two other characters that fold to it. */
+  private range(low: number, high: number, fold: boolean): string {
+    const hex = (point: number) => `\\u{${point.toString(16)}}`;
+    let members = low === high ? hex(low) : `${hex(low)}-${hex(high)}`;
+    if (!fold) return members;
+    if (high >= 0x80) this.refuse("'(?i' around other letters than ASCII's");
+    for (let point = low; point <= high; ++point) {
+      const letter = String.fromCharCode(point);
+      if (!/^[A-Za-z]$/.test(letter)) continue;
+      members += hex(point ^ 0x20);
+      if (letter.toLowerCase() === "s") members += hex(0x17f);
+      if (letter.toLowerCase() === "k") members += hex(0x212a);
+    }
+    return members;
+  }
 }

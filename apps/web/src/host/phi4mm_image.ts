@@ -10,7 +10,7 @@ import {
   refusePicture,
 } from "./encoder_kind.js";
 import type { Field } from "./fields.js";
-import { type Picture, resize, resizeCubic } from "./picture.js";
+import { type Picture, planes, resize, resizeCubic } from "./picture.js";
 
 interface Size {
   readonly width: number;
@@ -25,6 +25,8 @@ interface Layout {
 }
 
 const AUTO_CROPS = 12;
+const NORMAL = Float32Array.from({ length: 256 }, (_, value) => normal(value));
+const TABLES = [NORMAL, NORMAL, NORMAL];
 
 export class Phi4mmImage implements ImageKind {
   private readonly crop: number;
@@ -100,7 +102,8 @@ export class Phi4mmImage implements ImageKind {
     for (let number = 0; number < crops; ++number) {
       const row = number ? Math.trunc((number - 1) / layout.across) : 0;
       const column = number ? (number - 1) % layout.across : 0;
-      if (number) this.copyCrop(canvas, column * crop, row * crop, values.subarray(number * 3 * plane));
+      const cut = values.subarray(number * 3 * plane);
+      if (number) planes(canvas, column * crop, row * crop, crop, TABLES, cut);
       const right = number ? Math.min(Math.max(columns - column * grid, 0), grid) : grid;
       const below = number ? Math.min(Math.max(rows - row * grid, 0), grid) : grid;
       for (let y = 0; y < below; ++y) {
@@ -124,16 +127,6 @@ export class Phi4mmImage implements ImageKind {
         },
       ],
     };
-  }
-
-  private copyCrop(canvas: Picture, left: number, top: number, out: Float32Array): void {
-    const plane = this.crop * this.crop;
-    for (let y = 0, to = 0; y < this.crop; ++y) {
-      let from = 3 * ((top + y) * canvas.width + left);
-      for (let x = 0; x < this.crop; ++x, ++to, from += 3) {
-        for (let c = 0; c < 3; ++c) out[c * plane + to] = normal(canvas.rgb[from + c]);
-      }
-    }
   }
 }
 

@@ -54,6 +54,23 @@ export function resizeCubic(picture: Picture, size: number): Float32Array {
   return values;
 }
 
+/** A square of a picture, colour by colour: what each value becomes by its colour's table of 256. */
+export function planes(
+  picture: Picture,
+  left: number,
+  top: number,
+  side: number,
+  tables: readonly Float32Array[],
+  out: Float32Array,
+): void {
+  for (let y = 0, to = 0; y < side; ++y) {
+    let from = 3 * ((top + y) * picture.width + left);
+    for (let x = 0; x < side; ++x, ++to, from += 3) {
+      for (let c = 0; c < 3; ++c) out[c * side * side + to] = tables[c][picture.rgb[from + c]];
+    }
+  }
+}
+
 /** What one output pixel is made of: input pixels from `first` on, with these weights. */
 interface Taps {
   readonly first: number;

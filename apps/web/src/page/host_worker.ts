@@ -9,16 +9,6 @@ import type { Result } from "../host/reply.js";
 import type { Clip } from "../host/sound.js";
 import type { Answer, ModelInfo, OpenOptions, Progress, Request, Settings } from "./protocol.js";
 
-/** What the worker has refused, under the name that the error has there. */
-export class HostError extends Error {
-  constructor(
-    override readonly name: string,
-    message: string,
-  ) {
-    super(message);
-  }
-}
-
 type End = Extract<Answer, { kind: "ready" | "done" | "checked" }>;
 
 export class HostWorker {
@@ -64,11 +54,10 @@ export class HostWorker {
     return new Promise((resolve, reject) => {
       this.worker.onmessage = ({ data }: MessageEvent<Answer>) => {
         if (data.kind === end) resolve(data as Extract<End, { kind: K }>);
-        else if (data.kind === "error") reject(new HostError(data.name, data.message));
+        else if (data.kind === "error") reject(new Error(data.message));
         else onAnswer(data);
       };
-      this.worker.onerror = (event) =>
-        reject(new HostError("RuntimeError", event.message || "the worker cannot start"));
+      this.worker.onerror = (event) => reject(new Error(event.message || "the worker cannot start"));
       this.post(request);
     });
   }

@@ -52,10 +52,6 @@ export class Recording {
     }
   }
 
-  get seconds(): number {
-    return this.length / this.context.sampleRate;
-  }
-
   /** Ends it, and gives the microphone back. */
   async end(): Promise<Clip> {
     for (const track of this.stream.getTracks()) track.stop();

@@ -6,14 +6,12 @@
  */
 import { PackageError } from "../host/errors.js";
 import type { PackageFiles } from "../host/files.js";
-import { MANIFEST, Manifest } from "../host/manifest.js";
+import { MANIFEST, MAX_MANIFEST, Manifest } from "../host/manifest.js";
 import type { Progress, Source } from "./protocol.js";
 import { FileStore, requireDigest } from "./store.js";
 
 type Tell = (progress: Progress) => void;
 type Bytes = Uint8Array<ArrayBuffer>;
-
-const MAX_MANIFEST = 4 << 20;
 
 /** Files of a package, which stay until they are released. */
 export interface HeldFiles extends PackageFiles {
@@ -43,10 +41,11 @@ async function gathered(origin: Origin, store: FileStore | null, tell: Tell): Pr
     loaded += entry.size;
     tell({ file: name, loaded, total, isFetched: !kept });
   }
+  files.set(MANIFEST, new Blob([text]));
   await store?.keepManifest(origin.address, text);
   await store?.removeUnused();
   const release = (await store?.hold()) ?? (() => undefined);
-  return { ...blobFiles(files, text), release };
+  return { ...blobFiles(files), release };
 }
 
 async function fetched(
@@ -76,10 +75,9 @@ async function manifestText(origin: Origin, store: FileStore | null): Promise<st
   }
 }
 
-function blobFiles(files: ReadonlyMap<string, Blob>, manifest: string): PackageFiles {
+function blobFiles(files: ReadonlyMap<string, Blob>): PackageFiles {
   return {
     async read(name) {
-      if (name === MANIFEST) return new TextEncoder().encode(manifest);
       const blob = files.get(name);
       if (!blob) throw new PackageError(`the package has no file ${name}; export it again`);
       return new Uint8Array(await blob.arrayBuffer());

@@ -18,9 +18,6 @@ export interface OpenOptions {
 
 export interface ModelInfo {
   readonly name: string;
-  readonly context: number;
-  readonly takesImages: boolean;
-  readonly takesAudio: boolean;
   readonly maxPixels: number;
   readonly maxSeconds: number;
   readonly seconds: number;
@@ -55,4 +52,4 @@ export type Answer =
   | { readonly kind: "done"; readonly result: Result }
   | { readonly kind: "case"; readonly report: CaseReport }
   | { readonly kind: "checked"; readonly identical: number; readonly all: number }
-  | { readonly kind: "error"; readonly name: string; readonly message: string };
+  | { readonly kind: "error"; readonly message: string };

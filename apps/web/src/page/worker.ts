@@ -40,8 +40,8 @@ scope.onmessage = ({ data }) => {
   queue = queue
     .then(() => handle(data))
     .catch((error: unknown) => {
-      const { name, message } = asPhirtError(error, "this request");
-      scope.postMessage({ kind: "error", name, message });
+      const { message } = asPhirtError(error, "this request");
+      scope.postMessage({ kind: "error", message });
     });
 };
 
@@ -87,14 +87,11 @@ async function open(options: OpenOptions): Promise<void> {
     throw error;
   }
   opened = { model, files, chat: model.chat() };
-  const { name, geometry, limits } = model.manifest;
+  const { name, limits } = model.manifest;
   scope.postMessage({
     kind: "ready",
     info: {
       name,
-      context: geometry.context,
-      takesImages: model.manifest.encoderFor("image") !== undefined,
-      takesAudio: model.manifest.encoderFor("audio") !== undefined,
       maxPixels: limits.imagePixels,
       maxSeconds: limits.audioSeconds,
       seconds: (performance.now() - begin) / 1000,
