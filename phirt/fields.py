@@ -73,7 +73,8 @@ def read_dataclass(cls: type[D], fields: Fields, **given: object) -> D:
 
     Accepted annotations: bool, int, float, str, Literal, `X | None`, `X | Y` of different JSON types,
     `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[str, X]`, other dataclasses, Any; with Range, Length and Matching
-    in Annotated. A field that is absent takes its default, or None where that is accepted. Keys that the
+    in Annotated. A field that is absent takes its default, or None where that is accepted. The key of a field
+    in the document is its name, or what its metadata give as "key". Keys that the
     dataclass does not have are ignored, or refused where the document is `closed`. What `__post_init__`
     raises (ValueError, PhirtError) is raised with the object's place.
 
@@ -81,14 +82,14 @@ def read_dataclass(cls: type[D], fields: Fields, **given: object) -> D:
         given: values of fields that do not come from the document.
     """
     known = _known(cls, frozenset(given))
-    fields.require_known(known)
+    fields.require_known(key for key, _, _ in known.values())
     values = dict(given)
-    for name, (accepted, has_default) in known.items():
-        if name in fields:
-            values[name] = fields.read_member(name, accepted)
+    for name, (key, accepted, has_default) in known.items():
+        if key in fields:
+            values[name] = fields.read_member(key, accepted)
         elif not has_default:
             if not any(member.base is type(None) for member in accepted):
-                raise fields.refusal(f"{name!r} is missing, expected {describe(accepted)}")
+                raise fields.refusal(f"{key!r} is missing, expected {describe(accepted)}")
             values[name] = None
     try:
         return cls(**values)
@@ -100,7 +101,7 @@ def write_dataclass(value: DataclassInstance, leave_out: Iterable[str] = ()) -> 
     """The JSON object that `read_dataclass` reads back as `value`; without the fields in `leave_out`."""
     skipped = set(leave_out)
     return {
-        field.name: _plain(getattr(value, field.name))
+        _key(field): _plain(getattr(value, field.name))
         for field in dataclasses.fields(value)
         if field.name not in skipped
     }
@@ -294,14 +295,21 @@ class Fields:
 
 
 @functools.cache
-def _known(cls: type[Any], given: frozenset[str]) -> Mapping[str, tuple[Members, bool]]:
-    """What each field of a dataclass that is not `given` accepts, and whether it has a default."""
+def _known(cls: type[Any], given: frozenset[str]) -> Mapping[str, tuple[str, Members, bool]]:
+    """The key of each field of a dataclass that is not `given`, what it accepts, whether it has a default."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {
         field.name: (
+            _key(field),
             members(hints[field.name]),
             field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING,
         )
         for field in dataclasses.fields(cls)
         if field.init and field.name not in given
     }
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    """What a field is called in the document."""
+    key: str = field.metadata.get("key", field.name)
+    return key

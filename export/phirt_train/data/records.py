@@ -2,8 +2,9 @@
 
 A file of conversations: {"messages": [{"role": "user", "content": "...", "images": ["a.jpg"]}, ...]}. Of
 texts: {"text": "..."}. Of pictures to name: {"image": "a.jpg", "label": "pear"} or "labels" for several
-questions. Of recordings with their words: {"audio": "b.wav", "text": "..."}. Other keys are ignored, and a
-name ending in .xz is unpacked.
+questions. Of recordings with their words: {"audio": "b.wav", "text": "..."}. Of preferences: {"prompt":
+[{"role": "user", "content": "..."}], "chosen": "...", "rejected": "..."}. Other keys are ignored, and a name
+ending in .xz is unpacked.
 
 Knows lines and records. Knows nothing of tokens, pixels, or of what is learnt.
 """
@@ -62,6 +63,26 @@ class Conversation:
     def __post_init__(self) -> None:
         if not any(message.role == "assistant" for message in self.messages):
             raise ValueError("no message has the role assistant, so there is no answer to learn")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to the same turns, which a file calls `prompt` and a user ends: one that is wanted rather
+    than the other; `tools` are those that the turns are offered.
+    """
+
+    messages: Annotated[tuple[TrainingMessage, ...], Length(1, 4096)] = dataclasses.field(
+        metadata={"key": "prompt"}
+    )
+    chosen: str
+    rejected: str
+    tools: Annotated[tuple[Mapping[str, Any], ...], Length(0, 256)] = ()
+
+    def __post_init__(self) -> None:
+        if self.messages[-1].role != "user":
+            raise ValueError(f"'prompt' ends with a message of role {self.messages[-1].role}, expected: user")
+        if self.chosen == self.rejected:
+            raise ValueError("'chosen' and 'rejected' are equal, so nothing is preferred")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +161,14 @@ def texts_of(value: Any) -> Iterator[str]:
     """Every text of a record that a model could read or say: its own, its messages', its labels'."""
     if not isinstance(value, dict):
         return
-    for key in ("text", "label", "content"):
+    for key in ("text", "label", "content", "chosen", "rejected"):
         if isinstance(value.get(key), str):
             yield value[key]
     if isinstance(value.get("labels"), dict):
         yield from (label for label in value["labels"].values() if isinstance(label, str))
-    if isinstance(value.get("messages"), list):
-        for message in value["messages"]:
-            yield from texts_of(message)
+    for key in ("messages", "prompt"):
+        if isinstance(value.get(key), list):
+            for message in value[key]:
+                yield from texts_of(message)
     if value.get("tool_calls"):
         yield json.dumps(value["tool_calls"], ensure_ascii=False)
