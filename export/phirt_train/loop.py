@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt.runtime.atomic_file import sync_file, sync_folder
-from phirt_train.objective import Objective
+from phirt_train.objective import Objective, Share
 from phirt_train.optimizers import learning_rate, make_optimizers, moment_keys
 from phirt_train.progress import Progress, Report
 from phirt_train.stage import StageConfig
@@ -158,9 +158,10 @@ class StageRun:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout draws from the global generator
-        loss, units = self.objective.loss(self.step)
-        self._check(loss)
-        loss.backward()
+        loss = self.objective.loss(self.objective.prepare(self.step, Share()))
+        value, units = loss.total.item() / max(1, loss.weight), loss.units
+        self._check(loss.total, value)
+        (loss.total / max(1, loss.weight)).backward()
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -169,19 +170,18 @@ class StageRun:
         with torch.no_grad():
             for name, average in self.averages.items():
                 average.lerp_(self.averaged[name], 1 - decay)
-        value = loss.item()
         self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
         self.units += units
         self.step += 1
 
-    def _check(self, loss: Tensor) -> None:
+    def _check(self, loss: Tensor, value: float) -> None:
         stage = self.stage
         if not loss.requires_grad:
             raise ConfigError(
                 f"stage {stage.name} trains {', '.join(stage.trains)}, which its data do not reach (text "
                 "alone takes no adapter, for one); train other parameters, or give other data"
             )
-        if not math.isfinite(loss.item()):
+        if not math.isfinite(value):
             raise ConfigError(
                 f"the loss of stage {stage.name} is no number at step {self.step}; lower schedule.peak "
                 f"({stage.schedule.peak:g}), or look at the data"

@@ -7,8 +7,8 @@ any one objective, of optimisers or of where weights go.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,9 +16,38 @@ from phirt_export.reference import Model
 from phirt_train.context import TrainingContext
 from phirt_train.stage import StageConfig
 
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of `count` equal parts of a step: of a process, and of what a forward pass takes at once."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """This part of the items; parts differ by one item at most."""
+        begin, end = (part * len(items) // self.count for part in (self.index, self.index + 1))
+        return items[begin:end]
+
+
+class Loss(NamedTuple):
+    """What a part of a step adds to its loss, which is the sum of all totals over the sum of all weights.
+
+    Attributes:
+        total: the sum of the loss over what is learnt, a scalar with gradients.
+        weight: over how many things it is summed: tokens, letters, pictures.
+        units: how many items it held, as `Objective.unit` counts them.
+    """
+
+    total: Tensor
+    weight: float
+    units: int
+
 
 class Objective(Protocol):
-    """What a stage minimises. A batch is a function of the context's seed and the step alone."""
+    """What a stage minimises. A batch is a function of the context's seed, the step and the share alone."""
 
     @property
     def head(self) -> nn.Module:
@@ -28,8 +57,11 @@ class Objective(Protocol):
     def unit(self) -> str:
         """What `loss` counts: tokens, images, clips."""
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Loss of the batch of this step, and how many units it held."""
+    def prepare(self, step: int, share: Share) -> Any:
+        """What this part of a step learns from, on the CPU; a worker may make it ahead of the step."""
+
+    def loss(self, batch: Any) -> Loss:
+        """The loss of what `prepare` made."""
 
     def validate(self) -> dict[str, float]:
         """Figures on held-out data, by name."""

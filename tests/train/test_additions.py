@@ -69,7 +69,7 @@ import dataclasses
 
 from torch import nn
 
-from phirt_train.objective import ObjectiveKind
+from phirt_train.objective import Loss, ObjectiveKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +92,11 @@ class Shrink:
     def __init__(self, model, stage, context):
         self.model, self.strength, self.head = model, stage.data.strength, nn.Module()
 
-    def loss(self, step):
-        return self.strength * self.model.embedding_weight().square().mean(), 1
+    def prepare(self, step, share):
+        """There is nothing to read."""
+
+    def loss(self, batch):
+        return Loss(self.strength * self.model.embedding_weight().square().mean(), 1, 1)
 
     def validate(self):
         return {"table": self.model.embedding_weight().square().mean().item()}

@@ -13,7 +13,7 @@ import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from phirt_train.data.audio import FrameReader, Frames, augment_batch
 from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
 from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
 from phirt_train.data.records import Transcript, read_records
-from phirt_train.objective import ObjectiveKind
+from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import StageConfig
 
 LETTERS_A_TOKEN = 4
@@ -80,6 +80,14 @@ class _Clips:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+class Spoken(NamedTuple):
+    """Frames [B, T, mels], frames of each recording [B], and the numbers of the letters in each."""
+
+    frames: Tensor
+    lengths: Tensor
+    targets: Sequence[Sequence[int]]
 
 
 def plain_words(text: str) -> str:
@@ -168,14 +176,20 @@ class Ctc:
             pool = pool[begin : begin + batch]
         return clips, [int(index) for index in pool]
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean CTC loss per letter of this step, and the number of recordings."""
-        rng = np.random.default_rng((self.context.seed, step))
-        clips, picks = self._pick(rng)
+    def prepare(self, step: int, share: Share) -> Spoken:
+        """Frames of this part of a step, changed at random, and the letters that are said."""
+        clips, picks = self._pick(np.random.default_rng((self.context.seed, step)))
+        picks = list(share.of(picks))
         pieces = [self._reader.read(clips.paths[index]) for index in picks]
-        frames, lengths = augment_batch(pieces, self.data.augment, rng, self._mean_frame)
+        changes = np.random.default_rng((self.context.seed, step, share.index))
+        frames, lengths = augment_batch(pieces, self.data.augment, changes, self._mean_frame)
         targets = [[self.letters.index(letter) for letter in clips.texts[index]] for index in picks]
-        loss = F.ctc_loss(
+        return Spoken(frames, lengths, targets)
+
+    def loss(self, batch: Spoken) -> Loss:
+        """Over the recordings, of each its CTC loss per letter."""
+        frames, lengths, targets = batch
+        mean = F.ctc_loss(
             self._log_probabilities(frames, lengths).transpose(0, 1),
             torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
             LETTERS_A_TOKEN * self._tokens(lengths),
@@ -183,7 +197,7 @@ class Ctc:
             blank=len(self.letters),
             zero_infinity=True,
         )
-        return loss, len(picks)
+        return Loss(mean * len(targets), len(targets), len(targets))
 
     def _tokens(self, lengths: Tensor) -> Tensor:
         subsampling = self.model.audio_embed.config.subsampling

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
 from phirt_train.data.images import read_image
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.records import LabelledImage, read_records
-from phirt_train.objective import ObjectiveKind
+from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
 
 _NO_ANSWER = -100
@@ -90,6 +90,22 @@ class _Pictures:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+class _Part(NamedTuple):
+    """Pictures of one source: classes by question, and the share of each beside its `partner`."""
+
+    targets: Mapping[str, Tensor]
+    partner: Tensor
+    own: float
+
+
+class _Drawn(NamedTuple):
+    """Pixels [B, 3, side, side] and patch masks [B, g, g], source by source."""
+
+    pixels: Tensor
+    masks: Tensor
+    parts: Sequence[_Part]
 
 
 class ImageClassification:
@@ -181,32 +197,34 @@ class ImageClassification:
         scores: Tensor = self.heads[str(list(self.classes).index(question))](features)
         return scores
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean loss over the sources' pictures of this step, and the number of pictures."""
-        rng = np.random.default_rng((self.context.seed, step))
-        side = self._resolution(step)
+    def prepare(self, step: int, share: Share) -> _Drawn:
+        """Crops of this part of a step, and what they show."""
+        rng = np.random.default_rng((self.context.seed, step, share.index))
+        side, wanted = self._resolution(step), len(share.of(range(self.stage.batch)))
         pixels, masks, parts = [], [], []
-        for source, count in zip(
-            self.sources.sources, self.sources.counts(self.stage.batch, rng), strict=True
-        ):
+        for source, count in zip(self.sources.sources, self.sources.counts(wanted, rng), strict=True):
             if count:
                 picks = rng.integers(0, len(source), count)
-                x, mask, partner, share = self._mixed(source, picks, side, rng)
+                x, mask, partner, own = self._mixed(source, picks, side, rng)
                 pixels.append(x)
                 masks.append(mask)
-                parts.append((source, torch.from_numpy(picks), partner, share))
-        features = self._features(torch.cat(pixels), torch.cat(masks))
+                targets = {question: target[picks] for question, target in source.targets.items()}
+                parts.append(_Part(targets, partner, own))
+        return _Drawn(torch.cat(pixels), torch.cat(masks), parts)
+
+    def loss(self, batch: _Drawn) -> Loss:
+        """Over the pictures, of each the sum over the questions that it answers."""
+        features = self._features(batch.pixels, batch.masks)
         total, begin = features.new_zeros(()), 0
-        for source, taken, partner, share in parts:
-            rows = features[begin : begin + len(taken)]
-            begin += len(taken)
-            for question, target in source.targets.items():
-                wanted = target[taken]
+        for targets, partner, own in batch.parts:
+            rows = features[begin : begin + len(partner)]
+            begin += len(partner)
+            for question, wanted in targets.items():
                 if (wanted != _NO_ANSWER).any():
                     scores = self._scores(question, rows)
                     first, second = (_cross_entropy(scores, one) for one in (wanted, wanted[partner]))
-                    total = total + share * first + (1 - share) * second
-        return total / self.stage.batch, self.stage.batch
+                    total = total + own * first + (1 - own) * second
+        return Loss(total, len(features), len(features))
 
     def _mixed(
         self, source: _Pictures, picks: np.ndarray, side: int, rng: np.random.Generator

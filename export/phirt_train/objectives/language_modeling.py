@@ -25,7 +25,7 @@ from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.token_store import TokenSequences, load_conversations, load_documents
-from phirt_train.objective import ObjectiveKind
+from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out
@@ -112,12 +112,12 @@ class LanguageModeling:
                 )
 
     def _row_loss(self, token_ids: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+        """Sum of the cross-entropy over the learnt tokens."""
         with autocast(token_ids.device):
             logits = self.model(token_ids, mask=mask)
-        total = F.cross_entropy(
+        return F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        return total / (targets != IGNORED).sum().clamp(min=1)
 
     def _document_row(self, rng: np.random.Generator) -> Row:
         assert self.documents is not None
@@ -144,13 +144,11 @@ class LanguageModeling:
             left -= len(piece)
         return np.concatenate(token_ids), np.concatenate(loss_mask), np.concatenate(numbers)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def prepare(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token ids [B, T], targets [B, T] (-100 where nothing is learnt) and the attention mask, or None if
         causal.
         """
-        rng = np.random.default_rng((self.context.seed, step))
-        is_document = rng.random(self.stage.batch) < self.data.share_of_documents
-        rows = [self._document_row(rng) if plain else self._conversation_row(rng) for plain in is_document]
+        rows = [self._row(step, number) for number in share.of(range(self.stage.batch))]
         token_ids, loss_mask, numbers = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
         same = numbers[:, 1:] == numbers[:, :-1]
         targets = torch.where(loss_mask[:, 1:] & same, token_ids[:, 1:], IGNORED)
@@ -160,12 +158,19 @@ class LanguageModeling:
         causal = torch.ones(self.length, self.length, dtype=torch.bool).tril()
         return token_ids[:, :-1], targets, ((inside[:, :, None] == inside[:, None, :]) & causal)[:, None]
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean loss over the learnt tokens of this step, and the number of tokens read."""
-        token_ids, targets, mask = self.batch(step)
+    def _row(self, step: int, number: int) -> Row:
+        """A function of seed, step and the row's number alone, whichever process makes it."""
+        rng = np.random.default_rng((self.context.seed, step, number))
+        is_document = rng.random() < self.data.share_of_documents
+        return self._document_row(rng) if is_document else self._conversation_row(rng)
+
+    def loss(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> Loss:
+        """Over the learnt tokens; all tokens that are read count as units."""
+        token_ids, targets, mask = batch
         device = self.context.device
         mask = None if mask is None else mask.to(device)
-        return self._forward(token_ids.to(device), targets.to(device), mask), token_ids.numel()
+        total = self._forward(token_ids.to(device), targets.to(device), mask)
+        return Loss(total, int((targets != IGNORED).sum()), token_ids.numel())
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -181,7 +186,7 @@ class LanguageModeling:
             size += len(self.context.encoder.decode(token_ids[:-1].tolist()).encode())
             for begin in range(0, len(token_ids) - 1, self.length):
                 row = token_ids[begin : begin + self.length + 1].to(self.context.device)
-                nats += self._row_loss(row[None, :-1], row[None, 1:], None).item() * (len(row) - 1)
+                nats += self._row_loss(row[None, :-1], row[None, 1:], None).item()
         return nats / math.log(2) / max(1, size)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
 from phirt_train.data.mixture import HeldOut, Mixture, Sources
 from phirt_train.data.records import LabelledImage, read_records
 from phirt_train.frozen_media import FrozenPhotos
-from phirt_train.objective import ObjectiveKind
+from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
 
 _AT_ONCE = 64
@@ -73,6 +73,15 @@ class _Named:
         return len(self.paths)
 
 
+class _Drawn(NamedTuple):
+    """Views, the number of each one's name [B], and each one's share beside the view `order` [B] of it."""
+
+    views: Sequence[tuple[Path, int]]
+    targets: Tensor
+    own: float
+    order: Tensor
+
+
 class NameClassification:
     """Cross-entropy over the names."""
 
@@ -107,24 +116,31 @@ class NameClassification:
     def _scores(self, seen: Tensor) -> Tensor:
         return self.model.photo_embed.scores(seen, self.data.classifier)
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean cross-entropy of the batch of this step, and the number of pictures."""
-        rng = np.random.default_rng((self.context.seed, step))
+    def prepare(self, step: int, share: Share) -> _Drawn:
+        """Views of this part of a step, the numbers of their names, and with which each is mixed."""
+        numbers = share.of(range(self.stage.batch))
+        rng = np.random.default_rng((self.context.seed, step, share.index))
         views, targets = [], []
-        for _ in range(self.stage.batch):
+        for _ in numbers:
             named = self.sources.draw(rng)
             index = int(rng.integers(len(named)))
             views.append((named.paths[index], int(rng.integers(self.data.views))))
             targets.append(named.targets[index])
-        seen, target = self._photos.batch(views), torch.stack(targets).to(self.context.device)
-        smoothing = self.data.smoothing
+        own, order = 1.0, np.arange(len(views))
         if rng.random() < self.data.mixup:
-            share, order = float(rng.beta(0.4, 0.4)), torch.from_numpy(rng.permutation(len(seen)))
-            scores = self._scores(share * seen + (1 - share) * seen[order])
-            loss = share * F.cross_entropy(scores, target, label_smoothing=smoothing)
-            other = F.cross_entropy(scores, target[order], label_smoothing=smoothing)
-            return loss + (1 - share) * other, len(views)
-        return F.cross_entropy(self._scores(seen), target, label_smoothing=smoothing), len(views)
+            own, order = float(rng.beta(0.4, 0.4)), rng.permutation(len(views))
+        return _Drawn(views, torch.stack(targets), own, torch.from_numpy(order))
+
+    def loss(self, batch: _Drawn) -> Loss:
+        """Over the pictures; of two that are mixed, each counts by its share."""
+        seen, target = self._photos.batch(batch.views), batch.targets.to(self.context.device)
+        own, order, smoothing = batch.own, batch.order.to(self.context.device), self.data.smoothing
+        scores = self._scores(own * seen + (1 - own) * seen[order])
+        first, second = (
+            F.cross_entropy(scores, wanted, label_smoothing=smoothing, reduction="sum")
+            for wanted in (target, target[order])
+        )
+        return Loss(own * first + (1 - own) * second, len(target), len(target))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -27,8 +27,8 @@ from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import Mixture, present
 from phirt_train.data.records import Transcript, read_records
 from phirt_train.frozen_media import FrozenSounds, inside
-from phirt_train.objective import ObjectiveKind
-from phirt_train.objectives.ctc import CtcData, plain_words
+from phirt_train.objective import Loss, ObjectiveKind, Share
+from phirt_train.objectives.ctc import CtcData, Spoken, plain_words
 from phirt_train.stage import Probability, StageConfig
 
 _SHORT = 20  # rows; recordings up to this long go several times as many into a batch
@@ -124,15 +124,19 @@ class PieceCtc:
             _, scores = self.model.sound_embed.recognise(stacked, inside(lengths, stacked))
         return F.log_softmax(scores.float(), -1)
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean CTC loss per piece of this step, and the number of recordings."""
-        rng = np.random.default_rng((self.context.seed, step))
-        clips, picks = self._pick(rng)
-        views = [(clips.paths[index], int(rng.integers(self.data.views))) for index in picks]
+    def prepare(self, step: int, share: Share) -> Spoken:
+        """What the encoder hears in this part of a step, partly hidden, and the pieces that are said."""
+        clips, picks = self._pick(np.random.default_rng((self.context.seed, step)))
+        changes = np.random.default_rng((self.context.seed, step, share.index))
+        picks = list(share.of(picks))
+        views = [(clips.paths[index], int(changes.integers(self.data.views))) for index in picks]
         stacked, lengths = self._sounds.batch(views)
-        stacked = self._masked(stacked, rng)
-        targets = [clips.targets[index] for index in picks]
-        loss = F.ctc_loss(
+        return Spoken(self._masked(stacked, changes), lengths, [clips.targets[index] for index in picks])
+
+    def loss(self, batch: Spoken) -> Loss:
+        """Over the recordings, of each its CTC loss per piece."""
+        stacked, lengths, targets = batch
+        mean = F.ctc_loss(
             self._log_probabilities(stacked, lengths).transpose(0, 1),
             torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
             lengths,
@@ -140,7 +144,7 @@ class PieceCtc:
             blank=len(self.pieces.pieces),
             zero_infinity=True,
         )
-        return loss, len(picks)
+        return Loss(mean * len(targets), len(targets), len(targets))
 
     def _pick(self, rng: np.random.Generator) -> tuple[_Clips, list[int]]:
         """Recordings of similar length from one source."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from phirt_train.data.augmentation import (
 from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
 from phirt_train.data.token_store import TokenSequences, load_conversations
 from phirt_train.media_features import MediaFeatures
-from phirt_train.objective import ObjectiveKind
+from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out
@@ -91,6 +91,14 @@ class _Source:
 
 
 Pick = tuple[_Source, int]
+
+
+class Drawn(NamedTuple):
+    """Conversations of one route, and the generator of the random changes of their media."""
+
+    route: Route
+    picks: Sequence[Pick]
+    changes: np.random.Generator
 
 
 class SupervisedFinetuning:
@@ -162,17 +170,23 @@ class SupervisedFinetuning:
         begin = int(rng.integers(0, _POOL)) * self.stage.batch
         return route, [pool[place] for place in order[begin : begin + self.stage.batch]]
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean loss over the answers' tokens of this step, and the number of conversations."""
-        rng = np.random.default_rng((self.context.seed, step))
-        route, picks = self._draw(rng)
+    def prepare(self, step: int, share: Share) -> Drawn:
+        """Conversations of this part of a step, and what their media are changed by."""
+        route, picks = self._draw(np.random.default_rng((self.context.seed, step)))
+        changes = np.random.default_rng((self.context.seed, step, share.index))
+        return Drawn(route, share.of(picks), changes)
+
+    def loss(self, batch: Drawn) -> Loss:
+        """Over the answers' tokens."""
+        route, picks, rng = batch
         with autocast(self.context.device):
             features = self._features(picks, route, rng, is_training=True)
             token_ids, targets, media = self._rows(picks, features)
             hidden = self.model.hidden_states(token_ids, media, self._adapted(route))
             learnt = targets != IGNORED
             logits = F.linear(hidden[learnt], self.model.head_weight())
-        return F.cross_entropy(logits.float(), targets[learnt]), len(picks)
+        total = F.cross_entropy(logits.float(), targets[learnt], reduction="sum")
+        return Loss(total, len(logits), len(picks))
 
     def _features(
         self, picks: Sequence[Pick], route: Route, rng: np.random.Generator, *, is_training: bool
