@@ -146,22 +146,40 @@ def _llama3(plain: _Plain) -> RopeConfig:
     return plain.one_regime([slowed(frequency) for frequency in plain.frequencies])
 
 
+def yarn_factors(
+    theta: float,
+    rotary_dim: int,
+    original_context: int,
+    factor: float,
+    turns: tuple[float, float] = (32.0, 1.0),
+    *,
+    whole_pairs: bool = True,
+) -> list[float]:
+    """YaRN's factor of each rotated pair: 1 for pairs that turn `turns[0]` times or more within the original
+    context, `factor` for those that turn `turns[1]` times or less, and between them a ramp over the pairs,
+    which begins and ends at a whole pair.
+    """
+
+    def pair_with(count: float) -> float:
+        return rotary_dim * math.log(original_context / (count * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = map(pair_with, turns)
+    if whole_pairs:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    width = (high - low) or 1e-3
+    slowed = [min(1.0, max(0.0, (i - low) / width)) for i in range(rotary_dim // 2)]
+    return [1 / (1 - s + s / factor) for s in slowed]
+
+
 def _yarn(plain: _Plain) -> RopeConfig:
     """YaRN (arXiv 2309.00071): a ramp over pairs from kept to slowed, and a magnitude that grows with the
     factor.
     """
     factor, original = plain.number("factor"), plain.original_context()
-    pairs = len(plain.frequencies)
-
-    def pair_with(turns: float) -> float:
-        return plain.rotary_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(plain.theta))
-
-    low, high = pair_with(plain.number("beta_fast", 32.0)), pair_with(plain.number("beta_slow", 1.0))
-    if plain.scaling.raw("truncate") is not False:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, plain.rotary_dim - 1)
-    width = (high - low) or 1e-3
-    slowed = [min(1.0, max(0.0, (i - low) / width)) for i in range(pairs)]
+    turns = plain.number("beta_fast", 32.0), plain.number("beta_slow", 1.0)
+    whole = plain.scaling.raw("truncate") is not False
+    factors = yarn_factors(plain.theta, plain.rotary_dim, original, factor, turns, whole_pairs=whole)
 
     def growth(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -171,7 +189,7 @@ def _yarn(plain: _Plain) -> RopeConfig:
         magnitude = growth(plain.number("mscale")) / growth(plain.number("mscale_all_dim"))
     magnitude = plain.number("attention_factor", magnitude)
     extended = min(MAX_CONTEXT, int(original * factor))
-    return plain.one_regime([1 / (1 - s + s / factor) for s in slowed], magnitude, extended)
+    return plain.one_regime(factors, magnitude, extended)
 
 
 def _longrope(plain: _Plain) -> RopeConfig:
