@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from phirt_quant.evaluation import Scorer
     from phirt_quant.metrics import Estimate
 
-_SHARES = {"acc", "acc_norm", "acc_bytes", "greedy_acc", "exact_match"}  # shown as percentages
-
 
 @dataclasses.dataclass(frozen=True)
 class TaskInputs:
@@ -31,6 +29,8 @@ class TaskInputs:
     data: Path | None
     limit: int | None = None
     shots: int | None = None
+    seed: int = 0
+    metrics: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ def examine(
     Raises:
         ConfigError: there is no such task, or the data folder does not hold its file.
     """
+    from phirt_quant.examiner import text_form
     from phirt_quant.metrics import estimate
     from phirt_quant.task_scores import read_examination, run
     from phirt_quant.tasks import known_tasks
@@ -71,14 +72,16 @@ def examine(
         named = ", ".join(known_tasks())
         raise ConfigError(f"tasks ({named}) read their files: say where they are with --data FOLDER")
     examinations = [
-        read_examination(name, inputs.data, inputs.limit, inputs.shots)
+        read_examination(
+            name, inputs.data, inputs.limit, inputs.shots, seed=inputs.seed, metrics=inputs.metrics
+        )
         for name in dict.fromkeys(inputs.names)
     ]
-    results = {}
+    form, results = text_form(candidate), {}
     for examination in examinations:
         with out.busy(examination.name) as display:
             on_progress = functools.partial(display.advance, examination.name)
-            outcomes = run(examination, candidate, scorers, on_progress)
+            outcomes = run(examination, form, scorers, on_progress)
         measured = {metric: tuple(estimate(metric, of) for of in outcomes) for metric in examination.metrics}
         results[examination.name] = TaskResult(len(examination.items), examination.shots, measured)
     return results
@@ -102,8 +105,11 @@ def task_table(results: dict[str, TaskResult]) -> Any:
 
 def _shown(metric: str, value: float, error: float | None, sign: str = "") -> str:
     """A figure with its standard error: shares in percent, others to four digits."""
-    if metric in _SHARES:
+    from phirt_quant.metrics import METRICS
+
+    is_share = METRICS[metric].is_share
+    if is_share:
         text, spread = f"{100 * value:{sign}.1f}", None if error is None else f"{100 * error:.1f}"
     else:
         text, spread = f"{value:{sign}.4g}", None if error is None else f"{error:.2g}"
-    return f"{text}{'' if spread is None else f' ± {spread}'}{' %' if metric in _SHARES else ''}"
+    return f"{text}{'' if spread is None else f' ± {spread}'}{' %' if is_share else ''}"

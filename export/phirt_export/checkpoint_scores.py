@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from phirt.bundle.adapters import choose_rule, encoder_name, projector_index
@@ -25,6 +24,7 @@ from phirt.generate.sequence import Prompt
 from phirt.prompt.messages import Inputs
 from phirt_export.chat_files import pruned_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
+from phirt_export.model_scorer import ModelScorer
 from phirt_export.model_weights import LAYERS, load_model, streamed_model
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.model import Route
@@ -32,7 +32,6 @@ from phirt_quant.evaluation import STEPS, Case, Logits
 
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
 _ROOM = 1 << 30
-_LOGITS_BYTES = 64 << 20
 # A model up to this size is held as a whole.
 _HELD_BYTES = 2 << 30
 _KINDS = {"phi4mm_image", "phi4mm_audio"}  # of the reference model's towers
@@ -66,6 +65,7 @@ class CheckpointReference:
                 "an unquantized bundle: phirt export CHECKPOINT -o REFERENCE --bits 32"
             )
         self._model = load_model(opened) if self._is_whole else streamed_model(opened)
+        self._scorer = ModelScorer(self._model, manifest.tokens.eos, manifest.geometry.context)
 
     def whole_model(self) -> Model:
         """The reference model with all of its weights in memory. Raises ConfigError where that is too
@@ -78,27 +78,18 @@ class CheckpointReference:
 
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """Logits along a text; see `phirt_quant.evaluation.Scorer`."""
-        with torch.no_grad():
-            yield from self._logits(list(ids[:-1]), None, "none", first - 1)
+        return self._scorer.score(ids, first)
 
     def answer(self, ids: Sequence[int], draft: Sequence[int] = ()) -> Iterator[int]:
-        """The greedy answer; see `phirt_quant.evaluation.Scorer`. A run covers the rest of the draft, so
-        as many are needed as the draft has faults.
-        """
-        known, rest, context = list(ids), list(draft), self._manifest.geometry.context
+        """The greedy answer; see `phirt_quant.evaluation.Scorer`."""
+        return self._scorer.answer(ids, draft)
+
+    def reply(self, case: Case, prompt: Prompt) -> Iterator[int]:
+        """The greedy answer to a turn with media; see `phirt_quant.evaluation.Listener`."""
+        route: Route = prompt.adapter.name  # type: ignore[assignment]
         with torch.no_grad():
-            while len(known) < context:
-                rest = rest[: context - len(known)]
-                rows = self._logits([*known, *rest], None, "none", len(known) - 1)
-                for place, logits in enumerate(rows):
-                    token = int(logits.argmax())
-                    if token in self._manifest.tokens.eos or len(known) == context:
-                        return
-                    yield token
-                    known.append(token)
-                    if place < len(rest) and rest[place] != token:
-                        break
-                rest = rest[place + 1 :]
+            media = self._features(case)
+        yield from self._scorer.continued([int(i) for i in prompt.ids], media, route)
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """Logits along an answer; see `phirt_quant.evaluation.Reference`."""
@@ -107,18 +98,9 @@ class CheckpointReference:
         with torch.no_grad():
             media = self._features(case)
             for _ in range(STEPS):
-                (logits,) = self._logits(token_ids, media, route, len(token_ids) - 1)
+                (logits,) = self._scorer.logits(token_ids, media, route, len(token_ids) - 1)
                 yield logits
                 token_ids.append(int(logits.argmax()))
-
-    def _logits(
-        self, token_ids: list[int], media: Tensor | None, route: Route, first: int
-    ) -> Iterator[Logits]:
-        """Logits at each position from `first` on; only a few rows of them exist at a time."""
-        hidden = self._model.hidden_states(torch.tensor([token_ids]), media, route)[0, first:]
-        head = self._model.head_weight()
-        for rows in hidden.split(max(16, _LOGITS_BYTES // (4 * len(head)))):
-            yield from F.linear(rows, head).numpy()
 
     def _features(self, case: Case) -> Tensor | None:
         """Rows for all placeholders of the case, pictures before clips."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,17 @@ class Scorer(Protocol):
         """
 
 
-class Reference(Scorer, Protocol):
+@runtime_checkable
+class Listener(Protocol):
+    """A model that answers turns with media."""
+
+    def reply(self, case: Case, prompt: Prompt) -> Iterator[int]:
+        """The likeliest id after the user's turn of `case`, then the one after that, to the end of the answer
+        or of the context. `prompt` is the candidate's encoding of the case.
+        """
+
+
+class Reference(Scorer, Listener, Protocol):
     """A model to be compared with."""
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
@@ -106,6 +116,12 @@ class BundleScorer:
             speculation=self._engine.speculation(self._eos, repeatable=True),
         )
 
+    def reply(self, case: Case, prompt: Prompt) -> Iterator[int]:
+        """See `Listener`."""
+        yield from self._engine.generate(
+            prompt, lambda logits: int(logits.argmax()), max_new_tokens=self._context, eos=self._eos
+        )
+
 
 class BundleReference(BundleScorer):
     """Another bundle, which prepares and encodes media by itself."""
@@ -122,18 +138,25 @@ class BundleReference(BundleScorer):
 
     def follow(self, case: Case, prompt: Prompt) -> Iterator[Logits]:
         """See `Reference`."""
-        engine = self._model.generator.new_engine()
+        engine, own = self._model.generator.new_engine(), self._encoded(case, prompt)
+        logits = engine.prefill_prompt(own).copy()
+        yield logits
+        for _ in range(STEPS - 1):
+            logits = engine.decode_step(int(logits.argmax())).copy()
+            yield logits
+
+    def reply(self, case: Case, prompt: Prompt) -> Iterator[int]:
+        """See `Listener`."""
+        return super().reply(case, self._encoded(case, prompt))
+
+    def _encoded(self, case: Case, prompt: Prompt) -> Prompt:
         own = encode(self._model, case)
         if not np.array_equal(own.ids, prompt.ids) or own.adapter != prompt.adapter:
             raise ConfigError(
                 "the two bundles turn the same request into different prompts, so their predictions cannot "
                 "be compared; compare bundles of one checkpoint"
             )
-        logits = engine.prefill_prompt(own).copy()
-        yield logits
-        for _ in range(STEPS - 1):
-            logits = engine.decode_step(int(logits.argmax())).copy()
-            yield logits
+        return own
 
 
 def encode(model: phirt.Model, case: Case) -> Prompt:

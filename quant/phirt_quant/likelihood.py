@@ -62,6 +62,30 @@ def continuation_likelihood(
     return Likelihood(nats, greedy)
 
 
+def rolling_windows(count: int, longest: int) -> list[tuple[int, int, int]]:
+    """How `count` tokens behind a beginning one are predicted, each once, by windows of `longest` positions:
+    for each window its first place, the first place that is predicted in it, and the one behind its last. The
+    beginning is place 0. All windows are full where the text is long enough, the last one too, which then
+    begins earlier.
+    """
+    windows, done = [], 1
+    while done <= count:
+        end = min(done + longest, count + 1)
+        windows.append((max(0, end - 1 - longest), done, end))
+        done = end
+    return windows
+
+
+def rolling_likelihood(scorer: Scorer, beginning: int, ids: Sequence[int], longest: int) -> float:
+    """The log-likelihood in nats of a whole text after a beginning token."""
+    whole = [beginning, *ids]
+    nats = 0.0
+    for start, first, end in rolling_windows(len(ids), longest):
+        predicted = zip(scorer.score(whole[start:end], first - start), whole[first:end], strict=True)
+        nats += sum(log_probability(logits, token) for logits, token in predicted)
+    return nats
+
+
 def log_probability(logits: Logits, token: int) -> float:
     """The log-probability of one token, summed in float64."""
     shifted = logits.astype(np.float64) - float(logits.max())

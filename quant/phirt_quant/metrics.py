@@ -22,7 +22,8 @@ _Array = npt.NDArray[np.float64]
 @dataclasses.dataclass(frozen=True)
 class Choices:
     """What came out for a question: of each continuation the log-likelihood in nats, whether it was the
-    greedy one, and its characters and bytes without the space before it; and which was right.
+    greedy one, and its characters and bytes without the space before it; and which was right. `alone` are the
+    log-likelihoods without the context, where a measure needs them.
     """
 
     nats: tuple[float, ...]
@@ -30,17 +31,39 @@ class Choices:
     characters: tuple[int, ...]
     bytes: tuple[int, ...]
     gold: int
+    alone: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came out for an exercise."""
+    """What came out for an exercise, and whether a laxer reading of it is right."""
 
     text: str
     is_right: bool
+    is_right_loosely: bool = False
 
 
-Outcome = Choices | Answer
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """What came out for a document: its log-likelihood in nats, its words (between white space) and bytes."""
+
+    nats: float
+    words: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What came out for a recording: the text, the words that must change in it, and the words that were
+    said.
+    """
+
+    text: str
+    errors: int
+    words: int
+
+
+Outcome = Choices | Answer | Passage | Transcript
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +85,7 @@ class Estimate:
 
 def estimate(metric: str, outcomes: Sequence[Outcome]) -> Estimate:
     """One of METRICS over what came out for all items, of which there is one at least."""
-    return METRICS[metric](outcomes)
+    return METRICS[metric].estimate(outcomes)
 
 
 def _standard_error(influence: _Array) -> float | None:
@@ -95,24 +118,51 @@ def _normalised(choices: Choices, lengths: Sequence[int]) -> float:
     return _is_best([nats / max(1, n) for nats, n in zip(choices.nats, lengths, strict=True)], choices.gold)
 
 
-def _gold(choices: Sequence[Choices]) -> tuple[_Array, _Array]:
-    """Nats and bytes of the right continuations."""
-    pairs = [(c.nats[c.gold], c.bytes[c.gold]) for c in choices]
-    nats, sizes = np.array(pairs, np.float64).T
-    return nats, sizes
+def _acc_mutual_info(choices: Choices) -> float:
+    assert len(choices.alone) == len(choices.nats)
+    return _is_best([n - a for n, a in zip(choices.nats, choices.alone, strict=True)], choices.gold)
 
 
 def _perplexity(outcomes: Sequence[Outcome]) -> Estimate:
-    nats, _ = _gold(_choices(outcomes))
+    """Of the right continuations, each of them one thing that is foreseen."""
+    nats = np.array([c.nats[c.gold] for c in _choices(outcomes)], np.float64)
     value = float(np.exp(-nats.mean()))
     return Estimate(value, -value * nats)
 
 
+def _sized(outcome: Outcome) -> tuple[float, int, int]:
+    """Nats of a document or a right continuation, its words and bytes."""
+    if isinstance(outcome, Passage):
+        return outcome.nats, outcome.words, outcome.bytes
+    assert isinstance(outcome, Choices)
+    return outcome.nats[outcome.gold], 0, outcome.bytes[outcome.gold]
+
+
+def _ratio(above: _Array, below: _Array) -> Estimate:
+    """One sum over another."""
+    value = float(above.sum() / below.sum())
+    return Estimate(value, (above - value * below) / below.mean())
+
+
+def _exponential(of: Estimate) -> Estimate:
+    value = math.exp(min(of.value, 700.0))
+    return Estimate(value, value * of.influence)
+
+
 def _bits_per_byte(outcomes: Sequence[Outcome]) -> Estimate:
-    nats, sizes = _gold(_choices(outcomes))
-    bits = -nats / math.log(2)
-    value = float(bits.sum() / sizes.sum())
-    return Estimate(value, (bits - value * sizes) / sizes.mean())
+    nats, _, sizes = np.array(list(map(_sized, outcomes)), np.float64).T
+    return _ratio(-nats / math.log(2), sizes)
+
+
+def _byte_perplexity(outcomes: Sequence[Outcome]) -> Estimate:
+    nats, _, sizes = np.array(list(map(_sized, outcomes)), np.float64).T
+    return _exponential(_ratio(-nats, sizes))
+
+
+def _word_perplexity(outcomes: Sequence[Outcome]) -> Estimate:
+    assert all(isinstance(outcome, Passage) for outcome in outcomes)
+    nats, words, _ = np.array(list(map(_sized, outcomes)), np.float64).T
+    return _exponential(_ratio(-nats, words))
 
 
 def _exact_match(outcomes: Sequence[Outcome]) -> Estimate:
@@ -120,12 +170,45 @@ def _exact_match(outcomes: Sequence[Outcome]) -> Estimate:
     return Estimate(float(right.mean()), right)
 
 
-METRICS: Mapping[str, Callable[[Sequence[Outcome]], Estimate]] = {
-    "acc": _mean_of(lambda c: _is_best(c.nats, c.gold)),
-    "acc_norm": _mean_of(lambda c: _normalised(c, c.characters)),
-    "acc_bytes": _mean_of(lambda c: _normalised(c, c.bytes)),
-    "greedy_acc": _mean_of(lambda c: float(c.greedy[c.gold])),
-    "perplexity": _perplexity,
-    "bits_per_byte": _bits_per_byte,
-    "exact_match": _exact_match,
+def _flexible_match(outcomes: Sequence[Outcome]) -> Estimate:
+    right = np.array([isinstance(o, Answer) and o.is_right_loosely for o in outcomes], np.float64)
+    return Estimate(float(right.mean()), right)
+
+
+def _wer(outcomes: Sequence[Outcome]) -> Estimate:
+    heard = [outcome for outcome in outcomes if isinstance(outcome, Transcript)]
+    assert len(heard) == len(outcomes) > 0
+    errors, words = np.array([(one.errors, one.words) for one in heard], np.float64).T
+    return _ratio(errors, words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A measure: the kinds of items (names of classes of `tasks.task`) that it is taken of, and how."""
+
+    kinds: frozenset[str]
+    estimate: Callable[[Sequence[Outcome]], Estimate]
+    is_share: bool = False
+    smaller_is_better: bool = False
+
+
+def _accuracy(score: Callable[[Choices], float]) -> Metric:
+    return Metric(_QUESTIONS, _mean_of(score), is_share=True)
+
+
+_QUESTIONS, _EXERCISES = frozenset(["Question"]), frozenset(["Exercise"])
+_DOCUMENTS, _RECORDINGS = frozenset(["Document"]), frozenset(["Recording"])
+METRICS: Mapping[str, Metric] = {
+    "acc": _accuracy(lambda c: _is_best(c.nats, c.gold)),
+    "acc_norm": _accuracy(lambda c: _normalised(c, c.characters)),
+    "acc_bytes": _accuracy(lambda c: _normalised(c, c.bytes)),
+    "acc_mutual_info": _accuracy(_acc_mutual_info),
+    "greedy_acc": _accuracy(lambda c: float(c.greedy[c.gold])),
+    "perplexity": Metric(_QUESTIONS, _perplexity, smaller_is_better=True),
+    "bits_per_byte": Metric(_QUESTIONS | _DOCUMENTS, _bits_per_byte, smaller_is_better=True),
+    "byte_perplexity": Metric(_QUESTIONS | _DOCUMENTS, _byte_perplexity, smaller_is_better=True),
+    "word_perplexity": Metric(_DOCUMENTS, _word_perplexity, smaller_is_better=True),
+    "exact_match": Metric(_EXERCISES, _exact_match, is_share=True),
+    "flexible_match": Metric(_EXERCISES, _flexible_match, is_share=True),
+    "wer": Metric(_RECORDINGS, _wer, is_share=True, smaller_is_better=True),
 }

@@ -1,25 +1,26 @@
 """Runs tasks on models: items from a data folder, examples before them, what came out for each.
 
-Knows files, few-shot contexts and how a question or an exercise is put to a model. Knows none of the tasks.
+Knows files and few-shot contexts. Knows none of the tasks, and nothing of how an item is put to a model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import phirt
 from phirt.errors import ConfigError
 from phirt_quant.evaluation import Scorer
-from phirt_quant.likelihood import continuation_likelihood, leading_ids, split_tokens
-from phirt_quant.metrics import Answer, Choices, Outcome
+from phirt_quant.examiner import Examiner, TextForm
+from phirt_quant.media_files import read_media
+from phirt_quant.metrics import METRICS, Outcome
 from phirt_quant.tasks import read_task
-from phirt_quant.tasks.task import Exercise, Item, Question, Task
+from phirt_quant.tasks.task import Exercise, Item, Question, Recording, Task
 from phirt_quant.text_files import read_records
 
 _SEPARATOR = "\n\n"
+_MUTUAL = "acc_mutual_info"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,107 +34,132 @@ class Examination:
 
 
 def read_examination(
-    name: str, data: Path, limit: int | None = None, shots: int | None = None
+    name: str,
+    data: Path,
+    limit: int | None = None,
+    shots: int | None = None,
+    *,
+    seed: int = 0,
+    metrics: Sequence[str] = (),
 ) -> Examination:
     """The task's items from the data folder: of at most `limit` records, spread evenly over all of them.
 
-    Examples are drawn among the other records, the same for the same record each time.
+    Examples are drawn from the task's file of examples, or else among its other records; the same for the
+    same record and seed each time, and never one that asks and answers what the item does. `metrics` are
+    measured beside the task's own.
 
     Raises:
-        ConfigError: there is no such task, its file is missing, cannot be read, or has other fields.
+        ConfigError: there is no such task or metric, its file is missing, cannot be read, or has other
+            fields, or there are too few examples.
     """
     task = read_task(name)
-    by_record = _read_items(task, name, data)
+    path = _find(task.file, data)
+    if path is None:
+        raise ConfigError(f"{data} holds no {task.file} (or .xz of it), which the task {name} reads")
+    by_record = _read_items(task, name, path, task.file)
     count = task.shots if shots is None else shots
+    drawer = _Drawer(task, name, data, by_record, count, seed)
     kept = len(by_record) if limit is None else min(limit, len(by_record))
     items: list[Item] = []
     for place in range(kept):
         index = place * len(by_record) // kept
-        before = _examples(name, index, by_record, count)
-        items += [
-            dataclasses.replace(item, context=_SEPARATOR.join([*before, item.context]))
-            for item in by_record[index]
-        ]
-    return Examination(name, task.metrics, count, tuple(items))
+        items += [_complete(item, drawer.examples(index)) for item in by_record[index]]
+    return Examination(name, _metrics(task, name, by_record, metrics), count, _with_media(items, path))
 
 
 def run(
     examination: Examination,
-    model: phirt.Model,
+    form: TextForm,
     scorers: Sequence[Scorer],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Outcome]]:
-    """What came out for each item, by scorer. `model` gives tokenizer, context and end tokens for all of
-    them; the first one's answers are drafts of the others'.
+    """What came out for each item, by scorer. All of them have the text of `form`; the first one's answers
+    are drafts of the others'.
     """
-    examiner = _Examiner(model)
+    examiner = Examiner(form, needs_alone=_MUTUAL in examination.metrics)
     outcomes: list[list[Outcome]] = [[] for _ in scorers]
     for done, item in enumerate(examination.items):
         if on_progress is not None:
             on_progress(done, len(examination.items))
         draft: list[int] = []
         for scorer, of in zip(scorers, outcomes, strict=True):
-            if isinstance(item, Question):
-                of.append(examiner.ask(scorer, item))
-            else:
-                outcome, draft = examiner.set(scorer, item, draft)
-                of.append(outcome)
+            outcome, draft = examiner.put(scorer, item, draft)
+            of.append(outcome)
     if on_progress is not None:
         on_progress(len(examination.items), len(examination.items))
     return outcomes
 
 
-class _Examiner:
-    """Puts items to scorers of one tokenizer."""
+class _Drawer:
+    """Draws the examples before each record's items."""
 
-    def __init__(self, model: phirt.Model) -> None:
-        manifest = model.manifest
-        self._tokenizer = model.generator.tokenizer
-        self._begin = leading_ids(manifest.path(manifest.tokenizer))
-        self._nothing = self._begin or [manifest.tokens.bos]
-        self._longest = manifest.geometry.context
+    def __init__(
+        self, task: Task, name: str, data: Path, by_record: list[list[Item]], count: int, seed: int
+    ) -> None:
+        self._name, self._count, self._seed, self._asked = name, count, seed, by_record
+        path = _find(task.examples, data) if count and task.examples else None
+        self._is_own = path is None
+        source = by_record if path is None else _read_items(task, name, path, task.examples)
+        self._source = [items[0] for items in source] if count else []
+        if count and not isinstance(self._source[0], Question | Exercise):
+            raise ConfigError(f"the task {name} takes no examples; leave --shots out, or give 0")
 
-    def ask(self, scorer: Scorer, question: Question) -> Choices:
-        """The likelihood of every continuation."""
-        scores = []
-        for continuation in question.continuations:
-            context, ids = split_tokens(self._tokenizer.encode_content, question.context, continuation)
-            context = [*self._begin, *context] or self._nothing
-            scores.append(continuation_likelihood(scorer, context, ids, self._longest))
-        texts = [continuation.removeprefix(" ") for continuation in question.continuations]
-        return Choices(
-            nats=tuple(score.nats for score in scores),
-            greedy=tuple(score.is_greedy for score in scores),
-            characters=tuple(map(len, texts)),
-            bytes=tuple(len(text.encode()) for text in texts),
-            gold=question.gold,
+    def examples(self, index: int) -> list[str]:
+        """The examples before the items of one record."""
+        if not self._count:
+            return []
+        asked = {_shown(item) for item in self._asked[index]}
+        places = [place for place in range(len(self._source)) if not self._is_own or place != index]
+        random.Random(f"{self._seed} {self._name} {index}").shuffle(places)
+        found: list[str] = []
+        for place in places:
+            text = _shown(self._source[place])
+            if text not in asked and text not in found:
+                found.append(text)
+            if len(found) == self._count:
+                return found
+        raise ConfigError(
+            f"{self._count} examples were asked for, and the task {self._name} has {len(found)} other records"
         )
 
-    def set(self, scorer: Scorer, exercise: Exercise, draft: list[int]) -> tuple[Answer, list[int]]:
-        """The greedy answer up to the first stop, and its ids."""
-        context = [*self._begin, *self._tokenizer.encode_content(exercise.context)] or self._nothing
-        context = context[-max(1, self._longest - exercise.max_new_tokens) :]
-        ids: list[int] = []
-        text = ""
-        for token in _first(scorer.answer(context, draft), exercise.max_new_tokens):
-            ids.append(token)
-            text = self._tokenizer.decode(ids)
-            ends = [text.index(stop) for stop in exercise.stops if stop in text]
-            if ends:
-                text = text[: min(ends)]
-                break
-        return Answer(text, exercise.is_right(text)), ids
+
+def _shown(item: Item) -> str:
+    """An item with its answer."""
+    assert isinstance(item, Question | Exercise)
+    return item.context + item.target
 
 
-def _first(tokens: Iterator[int], count: int) -> Iterator[int]:
-    """At most `count` of them, without asking for one more: each costs a run."""
-    for _, token in zip(range(count), tokens, strict=False):
-        yield token
+def _complete(item: Item, examples: Sequence[str]) -> Item:
+    if not isinstance(item, Question | Exercise):
+        return item
+    return dataclasses.replace(item, context=item.preface + _SEPARATOR.join([*examples, item.context]))
 
 
-def _read_items(task: Task, name: str, data: Path) -> list[list[Item]]:
+def _metrics(
+    task: Task, name: str, by_record: Sequence[Sequence[Item]], more: Sequence[str]
+) -> tuple[str, ...]:
+    """The task's measures and those that were asked for, which must suit its items."""
+    kind = type(by_record[0][0])
+    suit = {metric for metric, of in METRICS.items() if kind.__name__ in of.kinds}
+    if strange := [metric for metric in more if metric not in suit]:
+        raise ConfigError(
+            f"the task {name} has no measure {strange[0]!r:.80}; choose from {', '.join(sorted(suit))}"
+        )
+    return tuple(dict.fromkeys([*task.metrics, *more]))
+
+
+def _with_media(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
+    """The items with the bytes of their recordings."""
+    names = [item.file for item in items if isinstance(item, Recording)]
+    media = read_media(path, names) if names else {}
+    return tuple(
+        dataclasses.replace(item, audio=media[item.file]) if isinstance(item, Recording) else item
+        for item in items
+    )
+
+
+def _read_items(task: Task, name: str, path: Path, file: str) -> list[list[Item]]:
     """What each record asks, of those that ask something."""
-    path = _find(task, name, data)
     found = []
     for number, record in enumerate(read_records(path), start=1):
         try:
@@ -141,7 +167,7 @@ def _read_items(task: Task, name: str, data: Path) -> list[list[Item]]:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"record {number} of {path} is none of the task {name}: {error!r}; give the folder whose "
-                f"{task.file} has its fields"
+                f"{file} has its fields"
             ) from error
         if items:
             found.append(items)
@@ -150,20 +176,10 @@ def _read_items(task: Task, name: str, data: Path) -> list[list[Item]]:
     return found
 
 
-def _find(task: Task, name: str, data: Path) -> Path:
-    places = [data / task.file, data / Path(task.file).name]
+def _find(file: str, data: Path) -> Path | None:
+    places = [data / file, data / Path(file).name]
     for place in places:
         for path in (place, place.with_name(f"{place.name}.xz")):
             if path.is_file():
                 return path
-    raise ConfigError(f"{data} holds no {task.file} (or .xz of it), which the task {name} reads")
-
-
-def _examples(name: str, index: int, by_record: Sequence[Sequence[Item]], count: int) -> list[str]:
-    """The first items of `count` other records with their answers."""
-    others = len(by_record) - 1
-    if count > others:
-        raise ConfigError(f"{count} examples were asked for, and the task {name} has {others} other records")
-    drawn = random.Random(f"{name} {index}").sample(range(others), count)
-    chosen = [by_record[place + (place >= index)][0] for place in drawn]
-    return [item.context + item.target for item in chosen]
+    return None

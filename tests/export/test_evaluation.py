@@ -20,7 +20,9 @@ from small_models import config, random_model, save_checkpoint, save_talking_che
 from typer.testing import CliRunner
 
 import phirt
+from phirt import GenerationConfig
 from phirt.errors import ConfigError
+from phirt.transcription import TRANSCRIBE_PROMPT
 from phirt_apps.cli import app
 from phirt_export import checkpoint_scores
 from phirt_export.checkpoint import Checkpoint, expected_shapes
@@ -35,9 +37,12 @@ from phirt_export.layer_divergence import layer_divergences
 from phirt_export.model_weights import load_model
 from phirt_quant import samples
 from phirt_quant.blockwise import dequantize, quantize
-from phirt_quant.evaluation import BundleReference, compare, media_cases, passages
+from phirt_quant.evaluation import BundleReference, BundleScorer, compare, media_cases, passages
+from phirt_quant.examiner import text_form
 from phirt_quant.fidelity import kl_divergence
+from phirt_quant.task_scores import read_examination, run
 from phirt_quant.text_files import read_documents
+from phirt_quant.word_errors import spoken_words
 
 ROUTES = {"none", "vision", "speech"}
 
@@ -156,6 +161,26 @@ def test_media_of_the_users_own_are_taken(full, small, examples):
     )
     assert report["inputs"]["images"] == "shapes.png"
     assert report["routes"]["vision"]["positions"] <= 2 * 16
+
+
+def test_recordings_are_written_down_by_bundles_and_their_checkpoint(checkpoint, full, tmp_path):
+    (tmp_path / "speech").mkdir()
+    with (tmp_path / "speech/fsdd.val.jsonl").open("w") as records:
+        for number, clip in enumerate(samples.clips()[:2]):
+            (tmp_path / f"speech/{number}.wav").write_bytes(clip)
+            records.write(json.dumps({"file": f"{number}.wav", "text": "Two words, here"}) + "\n")
+    model = phirt.load(full)
+    examination = read_examination("fsdd", tmp_path)
+    scorers = [BundleScorer(model), BundleReference(phirt.load(full), model)]
+    scorers.append(CheckpointReference(checkpoint, model.manifest))
+    outcomes = run(examination, text_form(model), scorers)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    config = GenerationConfig(max_new_tokens=128)
+    for item, outcome in zip(examination.items, outcomes[0], strict=True):
+        text = model.chat().send(TRANSCRIBE_PROMPT, audio=[item.audio], config=config).result.text
+        assert outcome.text == spoken_words(text) and outcome.words == 3
+    report = evaluate(full, "--against", checkpoint, "--task", "fsdd", "--data", tmp_path)
+    assert report["tasks"]["fsdd"]["wer"]["difference"]["value"] == 0.0
 
 
 def test_a_checkpoint_that_does_not_fit_into_memory_is_refused_before_it_is_read(

@@ -23,12 +23,13 @@ from phirt_apps.cli import app
 from phirt_export.checkpoint_scores import CheckpointReference
 from phirt_export.exporter import export_bundle
 from phirt_quant.evaluation import BundleScorer
+from phirt_quant.examiner import text_form
 from phirt_quant.likelihood import continuation_likelihood, leading_ids, split_tokens
 from phirt_quant.metrics import METRICS, Answer, Choices, estimate
 from phirt_quant.task_scores import read_examination, run
 from phirt_quant.tasks import known_tasks, read_task
 from phirt_quant.tasks.svamp import last_number
-from phirt_quant.tasks.task import Question
+from phirt_quant.tasks.task import Document, Question, Recording
 
 ARC = [
     {"query": f"Question: What is {n}?", "choices": ["one", "two ships", "sea"], "gold": n % 3}
@@ -179,7 +180,7 @@ def test_exercises_are_answered_and_their_answers_end_at_a_stop(bundle, data, mo
     result = evaluate(bundle, "--task", "svamp", "--data", data, "--limit", 2, "--shots", 1)["tasks"]["svamp"]
     assert result["items"] == 2 and 0 <= result["exact_match"]["value"] <= 1
     examination = read_examination("svamp", data, limit=3)
-    ((first, *_),) = run(examination, model, [BundleScorer(model)])
+    ((first, *_),) = run(examination, text_form(model), [BundleScorer(model)])
     assert isinstance(first, Answer) and "\n" not in first.text and "Question:" not in first.text
 
 
@@ -312,10 +313,18 @@ def test_a_task_is_one_module(tmp_path):
     assert "'toy'" in done.stdout and done.stdout.endswith(" sea\n")
 
 
-@pytest.mark.parametrize("name", known_tasks())
+ELSEWHERE = {"boolq", "gsm8k", "hellaswag", "mmlu"}  # whose test sets the data package does not have
+
+
+@pytest.mark.parametrize("name", sorted({*known_tasks()} - ELSEWHERE))
 def test_the_tasks_read_the_data_package(name, shared_data):
     examination = read_examination(name, shared_data, limit=400)
-    assert len(examination.items) >= 300 and set(examination.metrics) <= set(METRICS)
+    assert len(examination.items) >= 230 and set(examination.metrics) <= set(METRICS)
     for item in examination.items:
-        assert item.target.startswith(" ") and item.context == item.context.rstrip()
-        assert isinstance(item, Question) or item.is_right(item.target)
+        if isinstance(item, Recording):
+            assert item.audio[:4] == b"OggS" and item.target.strip()
+        elif isinstance(item, Document):
+            assert item.text.strip()
+        else:
+            assert item.target.startswith(" ") and item.context == item.context.rstrip()
+            assert isinstance(item, Question) or item.is_right(item.target)

@@ -67,6 +67,13 @@ def command(
     shots: Annotated[
         int | None, typer.Option("--shots", min=0, metavar="K", help="Examples. Default: the task's.")
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="NAME", help="A measure beside the task's own, as acc_bytes; repeatable."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws the examples.")] = 0,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="A picture of KL by place and layer (extra plot)."),
@@ -82,8 +89,9 @@ def command(
     an export of --bits 32 is faster there. What is not given of text, images and recordings is the program's
     own: sentences, rendered pictures, synthesised clips; with --task, nothing.
 
-    Tasks are scored as lm-evaluation-harness does: log-likelihoods of continuations, or exact match of what
-    the model writes. Differences have the standard error of pairs.
+    Tasks are scored as lm-evaluation-harness does: log-likelihoods of continuations and of whole texts, or
+    exact match of what the model writes; recordings by word error rate. Differences have the standard error
+    of pairs.
 
     \b
       phirt eval phi4-int4 --against Phi-4-multimodal-instruct
@@ -93,7 +101,7 @@ def command(
     from phirt_apps import evaluation
     from phirt_apps.examinations import TaskInputs
 
-    tasks = TaskInputs(task, data, limit, shots) if task else None
+    tasks = TaskInputs(task, data, limit, shots, seed, metric or ()) if task else None
     inputs = None
     if tasks is None or text is not None or image or audio:
         inputs = evaluation.Inputs(text, tokens, image or (), audio or (), window, stride)

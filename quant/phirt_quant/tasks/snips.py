@@ -40,4 +40,10 @@ def _exercise(record: Record) -> Exercise:
     )
 
 
-TASK = Task("eval/snips.validate.jsonl", lambda record: [_exercise(record)], ("exact_match",), shots=8)
+TASK = Task(
+    "eval/snips.validate.jsonl",
+    lambda record: [_exercise(record)],
+    ("exact_match",),
+    shots=8,
+    examples="text/snips.train.jsonl",
+)

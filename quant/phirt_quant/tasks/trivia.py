@@ -9,4 +9,9 @@ def _question(record: Record) -> Question:
     return Question(context, tuple(f" {choice}" for choice in choices), choices.index(record["answer"]))
 
 
-TASK = Task("text/trivia.val.jsonl", lambda record: [_question(record)], ("acc", "acc_norm"))
+TASK = Task(
+    "text/trivia.val.jsonl",
+    lambda record: [_question(record)],
+    ("acc", "acc_norm", "acc_mutual_info"),
+    examples="text/trivia.train.jsonl",
+)
