@@ -22,6 +22,7 @@ from phirt_export.exporter import export_bundle
 
 PHIRT = [sys.executable, "-c", "from phirt_apps.__main__ import main; main()"]
 SHARD = "model-00002-of-00002.safetensors"
+PLAIN = ("--bits", "4", "--method", "rtn")  # where it does not matter how weights are quantized
 
 
 def phirt(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -39,13 +40,15 @@ def contents(bundle: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the checkpoint's own folder gives."""
-    return contents(export_bundle(checkpoint, tmp_path_factory.mktemp("own") / "bundle"))
+    return contents(
+        export_bundle(checkpoint, tmp_path_factory.mktemp("own") / "bundle", bits=4, method="rtn")
+    )
 
 
 def test_an_id_gives_what_its_folder_gives(
     hub: Hub, cache: Path, tmp_path: Path, exported: dict[str, str]
 ) -> None:
-    result = phirt("export", "some/model", "-o", tmp_path / "bundle")
+    result = phirt("export", "some/model", "-o", tmp_path / "bundle", *PLAIN)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{tmp_path / 'bundle'}\n"
     asking, fetching, *_ = result.stderr.splitlines()
@@ -58,9 +61,9 @@ def test_an_id_gives_what_its_folder_gives(
     )
     assert contents(tmp_path / "bundle") == exported
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["name"] == "model"
-    offline = phirt("export", "some/model", "-o", tmp_path / "again", "--offline")
+    offline = phirt("export", "some/model", "-o", tmp_path / "again", "--offline", *PLAIN)
     assert offline.returncode == 0 and "asking" not in offline.stderr
-    snapshot = phirt("export", cache / "snapshots" / COMMIT, "-o", tmp_path / "snapshot")
+    snapshot = phirt("export", cache / "snapshots" / COMMIT, "-o", tmp_path / "snapshot", *PLAIN)
     assert snapshot.returncode == 0
     assert contents(tmp_path / "again") == contents(tmp_path / "snapshot") == exported
 
@@ -70,7 +73,7 @@ def test_ctrl_c_in_a_shard_and_the_same_command_again(
 ) -> None:
     reached, gate = threading.Event(), threading.Event()
     hub.faults = [Fault(f"/some/model/{SHARD}", stop=(100_000, reached, gate))]
-    command = [*PHIRT, "export", "some/model", "-o", str(tmp_path / "bundle")]
+    command = [*PHIRT, "export", "some/model", "-o", str(tmp_path / "bundle"), *PLAIN]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert reached.wait(60)
     (partial,) = waited_for(cache / "blobs", 100_000)
@@ -81,7 +84,7 @@ def test_ctrl_c_in_a_shard_and_the_same_command_again(
     assert stderr.splitlines()[-1] == "stopped; what has arrived is kept: the same command goes on from here"
     assert partial.stat().st_size == 100_000
     hub.seen.clear()
-    assert phirt("export", "some/model", "-o", tmp_path / "bundle").returncode == 0
+    assert phirt("export", "some/model", "-o", tmp_path / "bundle", *PLAIN).returncode == 0
     assert contents(tmp_path / "bundle") == exported
     assert [(r.path, r.range) for r in hub.seen] == [
         ("/api/models/some/model/revision/main", None),
@@ -215,10 +218,10 @@ def test_only_an_export_of_an_id_opens_a_connection(
     bundle, prompt = tmp_path / "bundle", ["--max-new-tokens", "3", "What is this?"]
     text = tmp_path / "text.txt"
     text.write_text("The sea is wide, and old boats carry people over the waves.\n" * 8)
-    ((_, status, _, opened),) = watched([["export", "some/model", "-o", tmp_path / "fetched"]])
+    ((_, status, _, opened),) = watched([["export", "some/model", "-o", tmp_path / "fetched", *PLAIN]])
     assert status == 0 and opened, "the export of an id does, and the hook sees it"
     commands: list[list[object]] = [
-        ["export", "some/model", "-o", tmp_path / "kept", "--offline"],
+        ["export", "some/model", "-o", tmp_path / "kept", "--offline", *PLAIN],
         ["export", checkpoint, "-o", bundle],
         ["chat", "--image", examples / "shapes.png", *prompt],
         ["chat", "--audio", examples / "seven.flac", "--json", *prompt],
