@@ -4,7 +4,8 @@ A recipe that names a module beside itself (`[prepare] module = "prepare.py"`) r
 has all the rights of whoever starts the training, so a stranger's recipe is read before it is run. A recipe
 without that table runs nothing. The module has a frozen dataclass `Options`, which the recipe's options are
 checked against, and a function `prepare(task, options)`, which writes JSON lines and media under
-`task.output`.
+`task.output`. It imports its neighbours (`from .words import …`), and modules of the folders that the recipe
+`uses` (`from ..nano.text import …`): what several recipes read is written by one piece of code.
 
 Knows modules, folders and digests. Knows nothing of what is written.
 """
@@ -18,6 +19,7 @@ import logging
 import shutil
 import sys
 import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from phirt_train.progress import Progress, Report
 from phirt_train.recipe import PreparationConfig, Recipe
 
 STAGE = "preparation"
+_OWN = "0"  # the recipe's own folder as a package: no folder that is used has such a name
 _log = logging.getLogger("phirt.train")
 
 
@@ -54,11 +57,12 @@ def prepare_data(recipe: Recipe, config: PreparationConfig, data: Path, output: 
         ConfigError: there is no such module, its options are wrong, it fails, or `output` is of another
             recipe.
     """
-    module = _load(recipe.folder, config.module)
+    used = {Path(name).name: recipe.folder / name for name in config.uses}
+    module = _load(recipe.folder, config.module, used)
     place = f"{recipe.folder / config.module}: options"
     fields = Fields(dict(config.options), place, ConfigError, "correct the recipe", closed=True)
     options = read_dataclass(module.Options, fields)
-    digest = _digest(recipe.folder, repr((recipe.seed, options)))
+    digest = _digest([recipe.folder, *used.values()], repr((recipe.seed, options)))
     mark = output / "prepared.sha256"
     if mark.is_file():
         if mark.read_text(encoding="ascii", errors="replace") != digest:
@@ -90,20 +94,23 @@ def _run(module: Any, task: PreparationTask, options: Any) -> None:
         ) from error
 
 
-def _load(folder: Path, name: str) -> Any:
-    """The module beside the recipe, in a package of its own that holds its neighbours."""
+def _load(folder: Path, name: str, used: Mapping[str, Path]) -> Any:
+    """The module beside the recipe, in packages of its own that hold its neighbours, and those it uses."""
     if not (folder / name).is_file():
         raise ConfigError(f"the recipe names {name}, and {folder} holds no such file")
+    for one in used.values():
+        if not one.is_dir():
+            raise ConfigError(f"the recipe uses {one}, which is no folder; correct 'uses'")
     package = f"phirt_recipe_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
     for loaded in [one for one in sys.modules if one.partition(".")[0] == package]:
         del sys.modules[loaded]  # the files may have changed since
-    made = types.ModuleType(package, "The code of one recipe.")
-    made.__path__ = [str(folder.resolve())]
-    sys.modules[package] = made
+    _make_package(package, None)
+    for inner, place in {**used, _OWN: folder}.items():
+        _make_package(f"{package}.{inner}", place)
     importlib.invalidate_caches()
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        module = importlib.import_module(f"{package}.{Path(name).stem}")
+        module = importlib.import_module(f"{package}.{_OWN}.{Path(name).stem}")
     except Exception as error:  # whatever code that is not ours may raise
         raise ConfigError(f"{folder / name} cannot be loaded: {_one_line(error)}") from error
     finally:
@@ -116,13 +123,21 @@ def _load(folder: Path, name: str) -> Any:
     return module
 
 
+def _make_package(name: str, folder: Path | None) -> None:
+    """A package of the modules in a folder; what its own __init__.py says is not run."""
+    made = types.ModuleType(name, "The code of a recipe.")
+    made.__path__ = [] if folder is None else [str(folder.resolve())]
+    sys.modules[name] = made
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _digest(folder: Path, options: str) -> str:
-    """Over the options and all Python files of the recipe's folder."""
+def _digest(folders: Iterable[Path], options: str) -> str:
+    """Over the options and all Python files of the recipe's folder and of those that it uses."""
     digest = hashlib.sha256(options.encode())
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

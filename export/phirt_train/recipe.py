@@ -10,7 +10,7 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import jinja2
@@ -41,6 +41,10 @@ _Name = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of le
 _Module = Annotated[
     str, Matching("[A-Za-z_][A-Za-z0-9_]*[.]py", "the name of a Python file beside the recipe")
 ]
+_Neighbour = Annotated[
+    str,
+    Matching("([.][.]/)*([A-Za-z0-9_-]+/)*[A-Za-z_][A-Za-z0-9_]*", "a folder as Python names packages"),
+]
 _Seed = Annotated[int, Range(0, (1 << 31) - 1)]
 
 
@@ -67,10 +71,22 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreparationConfig:
-    """Code that comes with a recipe and writes its data: a Python file beside the recipe, and its options."""
+    """Code that comes with a recipe and writes its data.
+
+    Attributes:
+        module: a Python file beside the recipe.
+        options: what it is told; the module says what it takes.
+        uses: folders whose modules it imports, relative to the recipe: `../nano` is its `..nano`.
+    """
 
     module: _Module
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    uses: Annotated[tuple[_Neighbour, ...], Length(0, 64)] = ()
+
+    def __post_init__(self) -> None:
+        names = [PurePosixPath(folder).name for folder in self.uses]
+        if len(set(names)) < len(names):
+            raise ValueError("uses names two folders of one name, and code imports them by their names")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,6 +178,47 @@ def test_a_run_of_other_code_or_options_is_not_mixed_with_it(recipe: Path) -> No
         run_recipe(recipe, recipe / "run")
 
 
+@pytest.fixture
+def borrowing(recipe: Path) -> Path:
+    """A recipe whose code imports another folder's, which imports its own neighbour."""
+    mine = recipe / "mine"
+    mine.mkdir()
+    (mine / "recipe.toml").write_text(WITH_CODE.replace('"prepare.py"', '"prepare.py"\nuses = ["../lent"]'))
+    (mine / "prepare.py").write_text(PREPARE.replace("from .words", "from ..lent.more"))
+    lent = recipe / "lent"
+    lent.mkdir()
+    (lent / "more.py").write_text('from .words import WORDS as OTHERS\nWORDS = [*OTHERS, "land"]\n')
+    (recipe / "words.py").rename(lent / "words.py")
+    return mine
+
+
+def test_code_of_another_folder_is_imported_by_its_name(borrowing: Path) -> None:
+    run_recipe(borrowing, borrowing / "run")
+    written = (borrowing / "run/prepared/sea.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in written[:4]] == ["wave 0", "tide 0", "shore 0", "land 0"]
+    (borrowing.parent / "lent/words.py").write_text('WORDS = ["wave"]\n')
+    with pytest.raises(ConfigError, match="prepared was written by another recipe, or other code of it"):
+        run_recipe(borrowing, borrowing / "run")
+
+
+@pytest.mark.parametrize(
+    ("uses", "message"),
+    [
+        ('["../gone"]', "the recipe uses .*gone, which is no folder; correct 'uses'"),
+        ('["../lent", "lent"]', "uses names two folders of one name"),
+        ('["../lent/../.."]', "is '../lent/../..', expected a folder as Python names packages"),
+        ('["/tmp"]', "expected a folder as Python names packages"),
+        ('"../lent"', "'uses' is '../lent', expected a list"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_one_line(borrowing: Path, uses: str, message: str) -> None:
+    path = borrowing / "recipe.toml"
+    path.write_text(path.read_text().replace('["../lent"]', uses))
+    with pytest.raises(ConfigError, match=message) as refused:
+        run_recipe(borrowing, borrowing / "run")
+    assert "\n" not in str(refused.value)
+
+
 def test_a_recipe_that_names_no_code_runs_none(recipe: Path) -> None:
     (recipe / "prepare.py").write_text("raise AssertionError\n")
     (recipe / "recipe.toml").write_text(MODEL + LANGUAGE)

@@ -1,0 +1,47 @@
+"""Writes the training data of the reports' recipes: each group of files by a module of its own.
+
+A recipe names the groups that it reads, `[prepare.options.text]` for one, each with how much is made. What
+nano's code writes already is its own: it is imported from there.
+
+Knows the groups. Knows nothing of what any of them writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from phirt.errors import ConfigError
+from phirt_train.preparation import PreparationTask
+
+from .text_kinds import TextKinds
+
+
+class Group(Protocol):
+    """Files that belong together: a frozen dataclass of how much is made."""
+
+    def write(self, task: PreparationTask) -> None:
+        """Write them under `task.output`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The groups; one that is left out is not written.
+
+    Attributes:
+        text: documents of the kinds that text models are trained on.
+    """
+
+    text: TextKinds | None = None
+
+
+def prepare(task: PreparationTask, options: Options) -> None:
+    """Write every group that the recipe names."""
+    if not (task.data / "README.md").is_file():
+        raise ConfigError(
+            f"{task.data} is not the data folder; it must hold README.md, text/, images/ and speech/"
+        )
+    for field in dataclasses.fields(options):
+        group: Group | None = getattr(options, field.name)
+        if group is not None:
+            group.write(task)
