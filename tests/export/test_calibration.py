@@ -320,7 +320,7 @@ def test_the_command_compares_the_bundle_and_says_its_size(checkpoint, data, tmp
 @pytest.mark.skipif(not RESET.exists(), reason="the system does not tell the peak of a running process")
 def test_moments_take_the_memory_of_a_few_layers(checkpoint, sequences):
     small = Checkpoint(checkpoint).config
-    sizes = {"num_layers": 48, "intermediate_size": 24_576, "num_heads": 4}
+    sizes = {"num_layers": 24, "intermediate_size": 24_576, "num_heads": 4}
     large = dataclasses.replace(small, decoder=dataclasses.replace(small.decoder, **sizes), adapters={})
     layer = 4 * 3 * large.decoder.hidden_size * large.decoder.intermediate_size
     texts = [s for s in sequences if s.route == "none"]
@@ -341,12 +341,12 @@ def test_moments_take_the_memory_of_a_few_layers(checkpoint, sequences):
     hessians = calibrating.Hessians(calibrating.LayerStream(Source(), large, texts))
     RESET.write_text("5")
     before = resident("VmRSS")
-    found = hessians.moments("model.layers.47.mlp.gate_up_proj.base_layer.weight", lambda *_: None).inputs
+    found = hessians.moments("model.layers.23.mlp.gate_up_proj.base_layer.weight", lambda *_: None).inputs
     grown = resident("VmHWM") - before
     assert found.shape == (64, 64)
     # A layer of the quantized model and one of the original, the largest tensor once more while it is copied,
-    # activations inside, and what the allocator keeps of layers before: far from all 48.
-    assert grown < 24 * layer, f"{grown >> 20} MiB"
+    # activations inside, and what the allocator keeps of layers before: not all 24.
+    assert grown < 16 * layer, f"{grown >> 20} MiB"
 
 
 def resident(field: str) -> int:
