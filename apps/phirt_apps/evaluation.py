@@ -18,6 +18,7 @@ from phirt.errors import ConfigError
 from .examinations import TaskInputs, examine, task_table
 from .extras import needs_extra
 from .output import Output, one_line, plain_table
+from .retrieval import NeedleInputs, needle_table, needles_object, seek_needles
 from .size_table import size_table
 
 if TYPE_CHECKING:
@@ -111,14 +112,15 @@ def evaluate(
     against: Path | None,
     inputs: Inputs | None,
     tasks: TaskInputs | None,
+    needles: NeedleInputs | None,
     out: Output,
     *,
     plot: Path | None = None,
     as_json: bool,
 ) -> None:
     """Writes what was measured as tables, or as one JSON object: on each route of `bundle` that takes what is
-    given, for each of its parts, and for each task. `inputs` None is tasks alone. `plot` is a picture of the
-    comparison to write.
+    given, for each of its parts, for each task, and for needles. `inputs` None is tasks and needles alone.
+    `plot` is a picture of the comparison to write.
     """
     if plot is not None:
         _require_plot(plot, compares=against is not None and inputs is not None)
@@ -141,13 +143,19 @@ def evaluate(
         lines += section.lines()
     elif against is not None:
         lines.append(f"reference: {one_line(str(against))}, {kind}")
-    if tasks is not None:
+    if tasks is not None or needles is not None:
         from phirt_quant.evaluation import BundleScorer
+        from phirt_quant.examiner import text_form
 
-        scorers = [BundleScorer(candidate), *([] if reference is None else [reference])]
-        results = examine(candidate, scorers, tasks, out)
-        document["tasks"] = {name: result.as_object() for name, result in results.items()}
-        tables.append(task_table(results))
+        form, scorers = text_form(candidate), [BundleScorer(candidate), *([reference] if reference else [])]
+        if tasks is not None:
+            results = examine(form, scorers, tasks, out)
+            document["tasks"] = {name: result.as_object() for name, result in results.items()}
+            tables.append(task_table(results))
+        if needles is not None:
+            found = seek_needles(form, scorers, needles, out)
+            document["needles"] = needles_object(found)
+            tables.append(needle_table(found))
     if as_json:
         out.json(document)
         return

@@ -16,8 +16,8 @@ from phirt.errors import ConfigError
 from .output import Output, plain_table
 
 if TYPE_CHECKING:
-    import phirt
     from phirt_quant.evaluation import Scorer
+    from phirt_quant.examiner import TextForm
     from phirt_quant.metrics import Estimate
 
 
@@ -56,14 +56,14 @@ class TaskResult:
 
 
 def examine(
-    candidate: phirt.Model, scorers: Sequence[Scorer], inputs: TaskInputs, out: Output
+    form: TextForm, scorers: Sequence[Scorer], inputs: TaskInputs, out: Output
 ) -> dict[str, TaskResult]:
-    """The results by task; scorers are the candidate's and, where there is one, the reference's.
+    """The results by task; scorers are the candidate's and, where there is one, the reference's, and `form`
+    is how all of them have text.
 
     Raises:
         ConfigError: there is no such task, or the data folder does not hold its file.
     """
-    from phirt_quant.examiner import text_form
     from phirt_quant.metrics import estimate
     from phirt_quant.task_scores import read_examination, run
     from phirt_quant.tasks import known_tasks
@@ -77,7 +77,7 @@ def examine(
         )
         for name in dict.fromkeys(inputs.names)
     ]
-    form, results = text_form(candidate), {}
+    results = {}
     for examination in examinations:
         with out.busy(examination.name) as display:
             on_progress = functools.partial(display.advance, examination.name)
@@ -85,6 +85,30 @@ def examine(
         measured = {metric: tuple(estimate(metric, of) for of in outcomes) for metric in examination.metrics}
         results[examination.name] = TaskResult(len(examination.items), examination.shots, measured)
     return results
+
+
+def text_result(form: TextForm, scorer: Scorer, text: Path | None, tokens: int, out: Output) -> TaskResult:
+    """How well one model predicts the first tokens of a text (None: the program's own sentences), each
+    document from its beginning on.
+    """
+    from phirt_quant import samples
+    from phirt_quant.metrics import estimate
+    from phirt_quant.task_scores import Examination, run
+    from phirt_quant.tasks.task import Document
+    from phirt_quant.text_files import read_documents
+
+    documents, left = [], tokens
+    for document in samples.SENTENCES if text is None else read_documents(text):
+        ids = list(form.encode(document))[:left]
+        left -= len(ids)
+        if ids:
+            documents.append(Document(form.decode(ids)))
+    metrics = ("bits_per_byte", "byte_perplexity", "word_perplexity")
+    label = "predicting the text"
+    with out.busy(label) as display:
+        on_progress = functools.partial(display.advance, label)
+        (outcomes,) = run(Examination("text", metrics, 0, tuple(documents)), form, [scorer], on_progress)
+    return TaskResult(len(documents), 0, {metric: (estimate(metric, outcomes),) for metric in metrics})
 
 
 def task_table(results: dict[str, TaskResult]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,20 @@ from torch import Tensor
 from phirt.bundle.adapters import choose_rule, encoder_name, projector_index
 from phirt.bundle.manifest import Manifest, Modality, Rule
 from phirt.encoders.encoder import open_encoders
-from phirt.errors import ConfigError
+from phirt.errors import BundleError, ConfigError
 from phirt.generate.sequence import Prompt
 from phirt.prompt.messages import Inputs
-from phirt_export.chat_files import pruned_tokenizer
+from phirt.prompt.tokenizer import Tokenizer
+from phirt.prompt.tools import VISIBLE_TOKENS
+from phirt_export.chat_files import TOKENIZER_NAME, pruned_tokenizer
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.model_scorer import ModelScorer
 from phirt_export.model_weights import LAYERS, load_model, streamed_model
 from phirt_export.reference import Model, ModelConfig
 from phirt_export.reference.model import Route
 from phirt_quant.evaluation import STEPS, Case, Logits
+from phirt_quant.examiner import TextForm
+from phirt_quant.likelihood import leading_ids
 
 # Activations of a prompt with media, a few rows of logits, and what torch itself takes.
 _ROOM = 1 << 30
@@ -115,6 +120,36 @@ class CheckpointReference:
         projector = self._manifest.encoders[name].projectors[projector_index(self._manifest, name, rule)]
         prepared = self._encoders[name].prepare(source, self._manifest.limits, "high")
         return media_rows(self._model, modality, prepared.make_inputs(), projector)
+
+
+def open_alone(folder: Path) -> tuple[TextForm, ModelScorer]:
+    """A checkpoint's text and its model in float32, without a bundle: for whatever is asked by ids alone.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, its tokenizer serves no runtime, or it needs more memory
+            than there is.
+    """
+    opened = Checkpoint(folder)
+    config, tokens = opened.config, opened.config.tokens
+    is_whole = _float_bytes(config) <= _HELD_BYTES
+    require_memory(opened, needed_memory(config) if is_whole else streamed_memory(config))
+    with tempfile.TemporaryDirectory(prefix="phirt-") as place:
+        path = Path(place) / TOKENIZER_NAME
+        path.write_bytes(pruned_tokenizer(opened.folder, config.decoder.vocab_size))
+        try:
+            tokenizer = Tokenizer(path, config.decoder.vocab_size, VISIBLE_TOKENS)
+        except BundleError as error:
+            raise ConfigError(f"the tokenizer of {folder} cannot be used: {error}") from error
+        begin = tuple(leading_ids(path))
+    form = TextForm(
+        encode=tokenizer.encode_content,
+        decode=lambda ids: tokenizer.decode(list(ids)),
+        begin=begin,
+        bos=tokens.bos,
+        context=config.decoder.rope.context,
+    )
+    model = load_model(opened) if is_whole else streamed_model(opened)
+    return form, ModelScorer(model, tokens.eos, form.context)
 
 
 def media_rows(model: Model, modality: Modality, inputs: Inputs, projector: str) -> Tensor:

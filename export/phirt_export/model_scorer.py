@@ -6,6 +6,7 @@ every step is a pass over all ids before it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from phirt_export.reference import Model
 from phirt_export.reference.model import Route
-from phirt_quant.evaluation import Logits
+from phirt_quant.evaluation import Logits, likeliest
 
 _LOGITS_BYTES = 64 << 20
 
@@ -26,6 +27,8 @@ class ModelScorer:
 
     def __init__(self, model: Model, eos: Sequence[int], context: int) -> None:
         self._model, self._eos, self._context = model, frozenset(eos), context
+        media = (model.config.tokens.image, model.config.tokens.audio)
+        self._placeholders = [token for token in media if token is not None]
 
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """See `phirt_quant.evaluation.Scorer`."""
@@ -42,7 +45,7 @@ class ModelScorer:
                 rest = rest[: self._context - len(known)]
                 rows = self.logits([*known, *rest], None, "none", len(known) - 1)
                 for place, logits in enumerate(rows):
-                    token = int(logits.argmax())
+                    token = likeliest(logits, self._placeholders)
                     if token in self._eos or len(known) == self._context:
                         return
                     yield token
@@ -57,7 +60,7 @@ class ModelScorer:
         with torch.no_grad():
             while len(known) < self._context:
                 (logits,) = self.logits(known, media, route, len(known) - 1)
-                token = int(logits.argmax())
+                token = likeliest(logits, self._placeholders)
                 if token in self._eos:
                     return
                 yield token
@@ -74,3 +77,15 @@ class ModelScorer:
         hidden = self._model.hidden_states(ids, media, route)[0, first:]
         for rows in hidden.split(max(16, _LOGITS_BYTES // (4 * len(head)))):
             yield from F.linear(rows, head).float().cpu().numpy()
+
+
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The model without dropout and moving statistics; which parts train is as before afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phirt.errors import ConfigError
+from phirt_export.model_scorer import evaluating
 from phirt_export.reference import Model
 from phirt_export.reference.config import RopeConfig
 from phirt_export.reference.decoder import rope_tables
@@ -63,15 +64,10 @@ def perplexity(
     the first positions may go unscaled.
     """
     nats, count = 0.0, 0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _tables(model, rope, first_unscaled):
-            for passage in passages:
-                nats += _nats(model, passage)
-                count += len(passage.token_ids) - passage.first
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), _tables(model, rope, first_unscaled):
+        for passage in passages:
+            nats += _nats(model, passage)
+            count += len(passage.token_ids) - passage.first
     mean = nats / count
     return math.exp(mean) if mean < math.log(1e300) else math.inf
 

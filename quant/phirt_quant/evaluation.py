@@ -49,6 +49,16 @@ class Case:
     first: int = 1
 
 
+def likeliest(logits: Logits, placeholders: Sequence[int]) -> int:
+    """The likeliest id of those that an answer may have: placeholders stand for rows of features."""
+    token = int(logits.argmax())
+    if token in placeholders:
+        allowed = logits.copy()
+        allowed[list(placeholders)] = -np.inf
+        token = int(allowed.argmax())
+    return token
+
+
 class Scorer(Protocol):
     """A model that tells what it would have said."""
 
@@ -100,6 +110,7 @@ class BundleScorer:
     def __init__(self, model: phirt.Model) -> None:
         self._engine = model.generator.new_engine()
         self._context, self._eos = model.manifest.geometry.context, model.manifest.tokens.eos
+        self._placeholders = model.manifest.placeholders
 
     def score(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """See `Scorer`."""
@@ -110,7 +121,7 @@ class BundleScorer:
         prompt = Prompt(np.array(ids, np.int64))
         yield from self._engine.generate(
             prompt,
-            lambda logits: int(logits.argmax()),
+            self._choose,
             max_new_tokens=self._context,
             eos=self._eos,
             speculation=self._engine.speculation(self._eos, repeatable=True),
@@ -118,9 +129,10 @@ class BundleScorer:
 
     def reply(self, case: Case, prompt: Prompt) -> Iterator[int]:
         """See `Listener`."""
-        yield from self._engine.generate(
-            prompt, lambda logits: int(logits.argmax()), max_new_tokens=self._context, eos=self._eos
-        )
+        yield from self._engine.generate(prompt, self._choose, max_new_tokens=self._context, eos=self._eos)
+
+    def _choose(self, logits: Logits) -> int:
+        return likeliest(logits, self._placeholders)
 
 
 class BundleReference(BundleScorer):

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phirt.errors import ConfigError
+from phirt_quant.evaluation import likeliest
 from phirt_quant.examiner import Examiner, TextForm
 from phirt_quant.likelihood import rolling_likelihood, rolling_windows
 from phirt_quant.media_files import read_media
@@ -234,3 +235,9 @@ def test_media_are_read_from_a_tar_or_beside_the_records(tmp_path):
     tar_path.write_bytes(b"no tar")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_media(records, ["a.ogg"])
+
+
+def test_no_answer_holds_a_placeholder():
+    logits = np.array([0.0, 3.0, 1.0, 2.0], np.float32)
+    assert likeliest(logits, (1,)) == 3 and likeliest(logits, (1, 3)) == 2 and likeliest(logits, ()) == 1
+    assert logits.tolist() == [0.0, 3.0, 1.0, 2.0]

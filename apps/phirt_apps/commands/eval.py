@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from phirt.errors import ConfigError
 from phirt_apps import options
 from phirt_apps.models import bundle_folder
 from phirt_apps.output import Output
@@ -62,7 +63,10 @@ def command(
         Path | None, typer.Option("--data", metavar="FOLDER", help="Where the tasks' files are.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="Records of each task, spread evenly.")
+        int | None,
+        typer.Option(
+            "--limit", min=1, metavar="N", help="Records of each task, spread evenly; needles of a kind."
+        ),
     ] = None,
     shots: Annotated[
         int | None, typer.Option("--shots", min=0, metavar="K", help="Examples. Default: the task's.")
@@ -73,7 +77,13 @@ def command(
             "--metric", metavar="NAME", help="A measure beside the task's own, as acc_bytes; repeatable."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws the examples.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws examples and passkeys.")] = 0,
+    needles: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--needles", min=1, metavar="N", help="Passkeys hidden in N tokens of text; repeatable."
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="A picture of KL by place and layer (extra plot)."),
@@ -93,17 +103,34 @@ def command(
     exact match of what the model writes; recordings by word error rate. Differences have the standard error
     of pairs.
 
+    Needles are passkeys that are hidden at five depths in sentences (those of --text, where it is given) and
+    asked for at the end. MODEL may be a checkpoint, too, which is measured alone.
+
     \b
       phirt eval phi4-int4 --against Phi-4-multimodal-instruct
       phirt eval phi4-int4 --against phi4-fp32 --text book.txt --window 2048 --stride 512
       phirt eval phi4-int4 --task arc_easy --task lambada --data benchmarks --limit 500
+      phirt eval phi4-int4 --needles 1024 --needles 4096
     """
-    from phirt_apps import evaluation
+    from phirt_apps import checkpoint_evaluation, evaluation
     from phirt_apps.examinations import TaskInputs
+    from phirt_apps.retrieval import NeedleInputs
 
+    out, folder = Output(), bundle_folder(bundle)
     tasks = TaskInputs(task, data, limit, shots, seed, metric or ()) if task else None
+    sought = NeedleInputs(needles, text, limit, seed) if needles else None
+    alone = tasks is None and sought is None
+    if checkpoint_evaluation.is_checkpoint(folder):
+        if against is not None or image or audio or window is not None or stride is not None or plot:
+            raise ConfigError(
+                f"{folder} is a checkpoint, which is measured alone, by --text, --task and --needles; name a "
+                "bundle of it, and the checkpoint by --against"
+            )
+        given = (text, tokens) if alone or (text is not None and sought is None) else None
+        checkpoint_evaluation.evaluate_checkpoint(folder, given, tasks, sought, out, as_json=json)
+        return
     inputs = None
-    if tasks is None or text is not None or image or audio:
+    if alone or (text is not None and sought is None) or image or audio:
         inputs = evaluation.Inputs(text, tokens, image or (), audio or (), window, stride)
     reference = None if against is None else bundle_folder(against)
-    evaluation.evaluate(bundle_folder(bundle), reference, inputs, tasks, Output(), plot=plot, as_json=json)
+    evaluation.evaluate(folder, reference, inputs, tasks, sought, out, plot=plot, as_json=json)
