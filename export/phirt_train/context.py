@@ -26,6 +26,7 @@ class TrainingContext:
         limits: what one image or recording may be.
         is_fresh: whether no earlier stage has trained any weight that this one starts from.
         report: takes reports of progress.
+        made: the folder of what the run's steps have made, see `phirt_train.step`.
     """
 
     stage: str
@@ -37,9 +38,12 @@ class TrainingContext:
     limits: Limits
     is_fresh: bool
     report: Report
+    made: Path | None = None
 
     def path(self, name: str) -> Path:
         """Where a file that the recipe names lies."""
+        if self.made is not None and name.startswith(f"{self.made.name}/"):
+            return self.made.parent / name
         return self.data / name
 
     def note(self, activity: str, step: int = 0, steps: int | None = None, unit: str = "records") -> None:

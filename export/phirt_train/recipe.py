@@ -1,7 +1,8 @@
 """Recipes: a TOML file that says which stages run, on what data, with which sizes and schedules.
 
 Knows the file's tables and checks all of them once. What an objective learns from is the objective's own
-matter, as are the numbers of a model. Knows nothing of tensors or of how a stage is carried out.
+matter, as are the options of steps and the numbers of a model. Knows nothing of tensors or of how a stage is
+carried out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -31,12 +32,14 @@ from phirt_export.reference import (
 from phirt_train.chat_format import CHAT_TEMPLATE, SPECIAL_TOKENS, SpecialTokens
 from phirt_train.objectives import find_objective
 from phirt_train.stage import StageConfig
+from phirt_train.step import StepConfig, step_of
+from phirt_train.steps import find_step
 
 RECIPE_NAME = "recipe.toml"
 _MAX_BYTES = 1 << 20
 _REMEDY = "correct the recipe"
-_SINGLE_STAGE = re.compile(rb"^\s*\[stage\]", re.MULTILINE)
-_RESERVED = ("cache", "checkpoint", "prepared")  # what else lies in a run's folder
+_SINGLE_TABLE = re.compile(rb"^\s*\[(stage|step)\]", re.MULTILINE)
+_RESERVED = ("cache", "checkpoint", "made", "prepared")  # what else lies in a run's folder
 _Name = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, . - and _")]
 _Module = Annotated[
     str, Matching("[A-Za-z_][A-Za-z0-9_]*[.]py", "the name of a Python file beside the recipe")
@@ -91,8 +94,9 @@ class PreparationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Other values for a whole recipe: of the tables of that name, and for every stage (of `data`, those that
-    the stage has). Steps are multiplied by `step_scale`.
+    """Other values for a whole recipe: of the tables of that name, for every stage (of `data`, those that the
+    stage has), and, in `options`, for the options of every step that has them. Training steps are multiplied
+    by `step_scale`.
     """
 
     step_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
@@ -100,6 +104,7 @@ class Scale:
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prepare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,7 @@ class Recipe:
         chat_template: a jinja template, as the bundle will have it.
         prepare: code that writes the data; None where the data are files already.
         stages: in the order in which they run.
+        steps: what is done between them; those after one stage in the order in which they run.
     """
 
     name: str
@@ -127,21 +133,53 @@ class Recipe:
     chat_template: str
     prepare: PreparationConfig | None
     stages: tuple[StageConfig, ...]
+    steps: tuple[StepConfig, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for stage in self.stages:
-            if stage.name in seen or stage.name in _RESERVED:
-                raise ConfigError(
-                    f"two stages are called {stage.name}; give each a name of its own"
-                    if stage.name in seen
-                    else f"a stage is called {stage.name}, as a folder of every run is; choose another name"
-                )
+            self._check_name("stage", stage.name, seen)
             if later := [name for name in stage.starts_from if name not in seen]:
                 raise ConfigError(
                     f"stage {stage.name} starts from {', '.join(later)}, which no earlier stage provides"
                 )
             seen.add(stage.name)
+        stages = frozenset(seen)
+        for step in self.steps:
+            self._check_name("step", step.name, seen)
+            if step.after is not None and step.after not in stages:
+                raise ConfigError(f"step {step.name} comes after {step.after}, which is no stage")
+            seen.add(step.name)
+        self._check_order()
+
+    @staticmethod
+    def _check_name(kind: str, name: str, seen: set[str]) -> None:
+        if name in _RESERVED:
+            raise ConfigError(f"a {kind} is called {name}, as a folder of every run is; choose another name")
+        if name in seen:
+            raise ConfigError(f"two stages or steps are called {name}; give each a name of its own")
+
+    def _check_order(self) -> None:
+        """Refuses what reads a file that is made later, or by nobody."""
+        made: set[str] = set()
+        for part in self.in_order():
+            names = part.options.files() if isinstance(part, StepConfig) else part.data.files()
+            for name in names:
+                if (maker := step_of(name)) is not None and maker not in made:
+                    raise ConfigError(f"{part.name} reads {name}, and no step {maker} comes before it")
+            if isinstance(part, StepConfig):
+                made.add(part.name)
+
+    def in_order(self) -> Iterator[StageConfig | StepConfig]:
+        """Stages and steps as they run."""
+        yield from self.steps_after(None)
+        for stage in self.stages:
+            yield stage
+            yield from self.steps_after(stage.name)
+
+    def steps_after(self, stage: str | None) -> Iterator[StepConfig]:
+        """The steps that follow a stage, or, for None, that come first."""
+        return (step for step in self.steps if step.after == stage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +188,7 @@ class _Document:
 
     name: _Name
     stage: Annotated[tuple[Mapping[str, Any], ...], Length(1, 256)]
+    step: Annotated[tuple[Mapping[str, Any], ...], Length(0, 256)] = ()
     seed: _Seed = 0
     base: str | None = None
     chat_template: str | None = None
@@ -204,6 +243,7 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
         chat_template=_template(document, base),
         prepare=document.prepare,
         stages=stages,
+        steps=tuple(_step(path, table, changes, model) for table in document.step),
     )
     _check_template(path, recipe.chat_template)
     return recipe
@@ -223,7 +263,9 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError among them
-        remedy = "write [[stage]] above each stage" if _SINGLE_STAGE.search(content) else _REMEDY
+        single = _SINGLE_TABLE.search(content)
+        name = "" if single is None else single[1].decode()
+        remedy = f"write [[{name}]] above each {name}" if name else _REMEDY
         raise ConfigError(f"{path} is not valid TOML: {error}; {remedy}") from error
 
 
@@ -233,8 +275,9 @@ def _fields(value: object, path: Path, *place: str) -> Fields:
 
 def _scaled(path: Path, raw: dict[str, Any], scale: str | None) -> tuple[dict[str, Any], Scale]:
     """The recipe's tables with those of the scale in place, and what it changes in stages."""
-    if isinstance(raw.get("stage"), dict):
-        raise ConfigError(f"{path}: 'stage' is one table, expected a list of them; write [[stage]]")
+    for name in ("stage", "step"):
+        if isinstance(raw.get(name), dict):
+            raise ConfigError(f"{path}: {name!r} is one table, expected a list of them; write [[{name}]]")
     scales = _fields({"scale": raw.pop("scale", {})}, path).mapping("scale")
     if scale is not None and scale not in scales:
         raise ConfigError(f"{path} has no scale {scale!r}; it has: {', '.join(sorted(scales)) or 'none'}")
@@ -316,13 +359,9 @@ def _check_template(path: Path, template: str) -> None:
 
 
 def _stage(path: Path, table: Mapping[str, Any], changes: Scale, model: ModelConfig) -> StageConfig:
-    name = table.get("name")
-    place = f"stage {name}" if isinstance(name, str) else "a stage"
-    known = table.get("data")
+    place = _place("stage", table)
     merged = _merged(table, changes.stage)
-    if isinstance(known, dict) and isinstance(changes.stage.get("data"), Mapping):
-        scaled = {key: value for key, value in changes.stage["data"].items() if key in known}
-        merged["data"] = _merged(known, scaled)
+    merged["data"] = _known_merged(table.get("data"), changes.stage.get("data"))
     fields = _fields(merged, path, place)
     try:
         kind = find_objective(fields.text("objective"))
@@ -331,6 +370,39 @@ def _stage(path: Path, table: Mapping[str, Any], changes: Scale, model: ModelCon
         stage = read_dataclass(StageConfig, rest, data=data)
         stage.check(model)
     except ConfigError as error:
-        text = str(error)
-        raise error if text.startswith(str(path)) else ConfigError(f"{path}: {place}: {text}") from error
+        raise _placed(error, path, place) from error
     return dataclasses.replace(stage, steps=max(1, round(stage.steps * changes.step_scale)))
+
+
+def _step(path: Path, table: Mapping[str, Any], changes: Scale, model: ModelConfig) -> StepConfig:
+    place = _place("step", table)
+    merged = {**table, "options": _known_merged(table.get("options", {}), changes.options)}
+    fields = _fields(merged, path, place)
+    try:
+        kind = find_step(fields.text("kind"))
+        options = read_dataclass(kind.options, fields.child("options"))
+        rest = _fields({key: value for key, value in merged.items() if key != "options"}, path, place)
+        step = read_dataclass(StepConfig, rest, options=options)
+        if kind.needs_model and step.after is None:
+            raise ConfigError(f"{step.kind} needs a model; name the stage that it comes 'after'")
+        step.check(model)
+    except ConfigError as error:
+        raise _placed(error, path, place) from error
+    return step
+
+
+def _place(kind: str, table: Mapping[str, Any]) -> str:
+    name = table.get("name")
+    return f"{kind} {name}" if isinstance(name, str) else f"a {kind}"
+
+
+def _known_merged(table: Any, changes: Any) -> Any:
+    """`table` with those changes in place whose keys it has."""
+    if not isinstance(table, Mapping) or not isinstance(changes, Mapping):
+        return table
+    return _merged(table, {key: value for key, value in changes.items() if key in table})
+
+
+def _placed(error: ConfigError, path: Path, place: str) -> ConfigError:
+    text = str(error)
+    return error if text.startswith(str(path)) else ConfigError(f"{path}: {place}: {text}")

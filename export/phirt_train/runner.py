@@ -1,9 +1,10 @@
-"""Runs a recipe: its own code where it has any, the tokenizer, then each stage that is not done yet, and a
-table of what they reached.
+"""Runs a recipe: its own code where it has any, the tokenizer, then each stage and step that is not done yet,
+and a table of what they reached.
 
-Knows the order of stages and the run folder. Knows nothing of objectives' insides.
+Knows the order of stages and the run folder. Knows nothing of objectives' and steps' insides.
 
-A run folder holds `prepared/` (what the recipe's own code wrote), `tokenizer.json`, `cache/`, and for each
+A run folder holds `prepared/` (what the recipe's own code wrote), `made/` (what steps made),
+`tokenizer.json`, `cache/`, and for each
 stage `state.safetensors` while it runs, then `model.safetensors` (every tensor trained so far) and
 `result.json`; at the end `checkpoint/`, which `phirt export` takes.
 """
@@ -31,14 +32,19 @@ from phirt_train.preparation import prepare_data
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
+from phirt_train.stage import StageConfig
+from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
+from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
     WEIGHTS_NAME,
     base_identity,
     check_recipe,
+    checkpoint_after,
     copied_names,
     fresh_model,
     load_into,
+    model_after,
     trained_before,
     write_checkpoint,
 )
@@ -70,8 +76,8 @@ def run_recipe(
         Interrupted: a signal arrived; the state is on disk.
     """
     recipe = load_recipe(path, scale)
-    if until is not None and until not in [stage.name for stage in recipe.stages]:
-        raise ConfigError(f"no stage {until!r}; stages: {', '.join(stage.name for stage in recipe.stages)}")
+    if until is not None and until not in (names := [part.name for part in recipe.in_order()]):
+        raise ConfigError(f"no stage {until!r}; stages: {', '.join(names)}")
     folder = recipe.folder if data is None else data
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give the one that holds the recipe's data")
@@ -101,28 +107,32 @@ class _Run:
             self.prepared = prepare_data(recipe, recipe.prepare, self.data, output, self.report)
             self.data = output
         self._require_files()
-        self._make_tokenizer()
         digests = self._digests()
         results: list[StageResult] = []
-        for index, stage in enumerate(recipe.stages):
-            done = _finished(self.run_dir / stage.name, digests[index])
+        for part in recipe.in_order():
+            if isinstance(part, StageConfig) or part.after is not None:
+                self._make_tokenizer()
+            done = _finished(self.run_dir / part.name, digests[part.name])
             if done is None:
-                done = self._run_stage(index, digests[index])
+                done = self._run_part(part, digests[part.name])
                 write_text(self.run_dir / "results.md", result_table([*results, done]))
             results.append(done)
-            if stage.name == until:
+            if part.name == until:
                 return results
         write_checkpoint(recipe, self.run_dir)
         return results
 
+    def _run_part(self, part: StageConfig | StepConfig, digest: str) -> StageResult:
+        return self._run_step(part, digest) if isinstance(part, StepConfig) else self._run_stage(part, digest)
+
     def _require_files(self) -> None:
         """Refuses at once what a stage would miss after hours."""
-        for stage in self.recipe.stages:
-            for name in stage.data.files():
+        for reader, names in files_needed(self.recipe).items():
+            for name in names:
                 if not (self.data / name).is_file():
                     raise ConfigError(
-                        f"stage {stage.name} reads {name}, and {self.data} holds no such file; put it there, "
-                        "or correct the recipe"
+                        f"{reader} reads {name}, and {self.data} holds no such file; put it there, or "
+                        "correct the recipe"
                     )
 
     def _make_tokenizer(self) -> None:
@@ -134,38 +144,77 @@ class _Run:
             path.write_bytes(tokenizer_bytes(recipe.base))
             return
         every = dict.fromkeys(name for stage in recipe.stages for name in stage.data.files())
-        names = recipe.tokenizer.sources or tuple(every)
-        write_text(path, train_tokenizer(recipe.tokenizer, [self.data / n for n in names], self.report))
+        first = {None, *(step.name for step in recipe.steps_after(None))}
+        names = recipe.tokenizer.sources or tuple(name for name in every if step_of(name) in first)
+        write_text(path, train_tokenizer(recipe.tokenizer, [self._place(n) for n in names], self.report))
 
-    def _digests(self) -> list[str]:
-        """One SHA-256 a stage, over all that its weights are a function of: sizes, seed, text, its own table
-        and those of the stages that it starts from.
+    def _place(self, name: str) -> Path:
+        """Where a file lies that the recipe names."""
+        return (self.data if step_of(name) is None else self.run_dir) / name
+
+    def _digests(self) -> dict[str, str]:
+        """For each stage and step one SHA-256, over all that its outcome is a function of: sizes, seed, text,
+        its own table and those of the stages that it starts from and the steps whose data it reads.
         """
         recipe = self.recipe
         common = (recipe.model, recipe.tokenizer, recipe.chat_template, self.prepared, base_identity(recipe))
+        seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
         digests: dict[str, str] = {}
-        for index, stage in enumerate(recipe.stages):
-            before = [digests[name] for name in stage.starts_from]
-            facts = repr((recipe.seed + index, common, stage, before))
-            digests[stage.name] = hashlib.sha256(facts.encode()).hexdigest()
-        return list(digests.values())
+        for part in recipe.in_order():
+            if isinstance(part, StepConfig):
+                digests[part.name] = step_digest(part, recipe.seed, common, digests)
+                continue
+            before = [digests[name] for name in part.starts_from]
+            facts = repr((seeds[part.name], common, part, before + made_digests(part.data.files(), digests)))
+            digests[part.name] = hashlib.sha256(facts.encode()).hexdigest()
+        return digests
 
-    def _context(self, index: int) -> TrainingContext:
-        recipe, stage = self.recipe, self.recipe.stages[index]
+    def _encoder(self) -> ConversationEncoder:
+        recipe = self.recipe
+        return ConversationEncoder(self.run_dir / TOKENIZER_NAME, recipe.chat_template, recipe.model)
+
+    def _context(self, stage: StageConfig) -> TrainingContext:
+        recipe, index = self.recipe, self.recipe.stages.index(stage)
         return TrainingContext(
             stage=stage.name,
             seed=recipe.seed + index,
             data=self.data,
             cache=self.run_dir / "cache",
-            encoder=ConversationEncoder(self.run_dir / TOKENIZER_NAME, recipe.chat_template, recipe.model),
+            encoder=self._encoder(),
             device=self.device,
             limits=model_limits(recipe.model),
             is_fresh=not stage.starts_from and recipe.base is None,
             report=self.report,
+            made=self.run_dir / MADE,
         )
 
-    def _run_stage(self, index: int, digest: str) -> StageResult:
-        stage, context = self.recipe.stages[index], self._context(index)
+    def _run_step(self, step: StepConfig, digest: str) -> StageResult:
+        recipe, folder = self.recipe, self.run_dir / step.name
+        weights = None
+        if (after := step.after) is not None:
+            weights = Weights(
+                lambda: model_after(recipe, self.run_dir, after).to(self.device).eval(),
+                lambda folder: checkpoint_after(recipe, self.run_dir, folder, after),
+                self._encoder(),
+            )
+        context = StepContext(
+            step=step.name,
+            seed=recipe.seed,
+            path=self._place,
+            output=self.run_dir / MADE / f"{step.name}.partial",
+            work=folder,
+            weights=weights,
+            device=self.device,
+            report=self.report,
+        )
+        outcome, seconds = run_step(step, context, self.run_dir)
+        check_made(recipe, self.run_dir, step)
+        result = StageResult(step.name, 0, seconds, outcome.units, outcome.unit, 0.0, outcome.figures, digest)
+        write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
+        return result
+
+    def _run_stage(self, stage: StageConfig, digest: str) -> StageResult:
+        context = self._context(stage)
         folder = self.run_dir / stage.name
         folder.mkdir(parents=True, exist_ok=True)
         self.report(Progress(stage.name, 0, stage.steps, "steps", "loading weights"))
@@ -220,8 +269,9 @@ def result_table(results: list[StageResult]) -> str:
     lines = ["| stage | steps | items | minutes | loss | held out |", "|---|---|---|---|---|---|"]
     for result in results:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
+        steps, loss = (str(result.steps), f"{result.loss:.3f}") if result.steps else ("", "")
         lines.append(
-            f"| {result.name} | {result.steps} | {result.units:,} {result.unit} | {result.seconds / 60:.1f} "
-            f"| {result.loss:.3f} | {figures} |"
+            f"| {result.name} | {steps} | {result.units:,} {result.unit} | {result.seconds / 60:.1f} "
+            f"| {loss} | {figures} |"
         )
     return "\n".join(lines) + "\n"

@@ -108,20 +108,30 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def write_checkpoint(recipe: Recipe, run_dir: Path) -> Path:
-    """The finished model as a checkpoint folder, staged and renamed."""
+def model_after(recipe: Recipe, run_dir: Path, *stages: str) -> Model:
+    """The model with the weights of these stages, later ones over earlier ones."""
     model = fresh_model(recipe)
-    for stage in recipe.stages:
-        load_into(model, load_file(run_dir / stage.name / WEIGHTS_NAME))
-    staging, final = run_dir / "checkpoint.partial", run_dir / "checkpoint"
+    for name in stages:
+        load_into(model, load_file(run_dir / name / WEIGHTS_NAME))
+    return model
+
+
+def checkpoint_after(recipe: Recipe, run_dir: Path, folder: Path, *stages: str) -> Path:
+    """The model with the weights of these stages as a checkpoint in `folder`, staged and renamed."""
+    staging = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    save_tensors(dict(model.state_dict()), staging / WEIGHTS_NAME)
+    save_tensors(dict(model_after(recipe, run_dir, *stages).state_dict()), staging / WEIGHTS_NAME)
     write_text(staging / CONFIG_NAME, recipe.model.to_json())
     write_text(staging / TEMPLATE_NAME, recipe.chat_template)
     shutil.copyfile(run_dir / TOKENIZER_NAME, staging / TOKENIZER_NAME)
-    shutil.rmtree(final, ignore_errors=True)
-    staging.replace(final)
-    return final
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.replace(folder)
+    return folder
+
+
+def write_checkpoint(recipe: Recipe, run_dir: Path) -> Path:
+    """The finished model as a checkpoint folder."""
+    return checkpoint_after(recipe, run_dir, run_dir / "checkpoint", *(one.name for one in recipe.stages))
 
 
 def base_identity(recipe: Recipe) -> list[tuple[str, int, int]]:
