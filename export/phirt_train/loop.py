@@ -14,21 +14,25 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt.runtime.atomic_file import sync_file, sync_folder
-from phirt_train.objective import Objective, Share
-from phirt_train.optimizers import learning_rate, make_optimizers, moment_keys
-from phirt_train.progress import Progress, Report
+from phirt_train.gradients import sum_gradients
+from phirt_train.guards import DivergenceError, SpikeGuard, why_no_number
+from phirt_train.objective import Objective, shares_of
+from phirt_train.optimizers import make_optimizers, moments_of, set_moments, set_rate
+from phirt_train.progress import Progress, Record, Report, StepRecord, forget
+from phirt_train.schedules import Course, lone_course
+from phirt_train.selection import part_rates, select
 from phirt_train.stage import StageConfig
 
 _REPORT_SECONDS = 1.0
@@ -73,31 +77,56 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 class StageRun:
-    """The running state of one stage: parameters, moments, averaged weights, position."""
+    """The running state of one stage: parameters, moments, averaged weights, position.
+
+    Args:
+        folder: where its state lies.
+        digest: of the recipe up to it.
+        course: where it lies in a schedule of several stages; by default its schedule is its own.
+        moments: what the stage that it continues has kept of its optimisers.
+        record: called after every step.
+    """
 
     CHECKPOINT_SECONDS = 120.0
 
     def __init__(
-        self, model: nn.Module, objective: Objective, stage: StageConfig, folder: Path, seed: int, digest: str
+        self,
+        model: nn.Module,
+        objective: Objective,
+        stage: StageConfig,
+        folder: Path,
+        seed: int,
+        digest: str,
+        *,
+        course: Course | None = None,
+        moments: Path | None = None,
+        record: Record = forget,
     ) -> None:
         self.seed, self.digest = seed, digest
         self.model, self.objective, self.stage = model, objective, stage
+        self.course, self.record = course or lone_course(stage), record
         self.state_path = folder / "state.safetensors"
-        self.parameters = _select(model, stage)
+        self.parameters = select(model, stage)
         self.parameters |= {f"head.{n}": p for n, p in objective.head.named_parameters()}
+        self.names = {parameter: name for name, parameter in self.parameters.items()}
         self.buffers = {n: b for n, b in model.named_buffers() if n.startswith(stage.trains)}
-        self.optimizers = make_optimizers(self.parameters, stage.schedule)
+        rates = part_rates(self.parameters, stage)
+        self.optimizers = make_optimizers(self.parameters, stage.schedule, rates)
+        self.shares = shares_of(stage)
         # Running statistics of batch norm belong to the weights that they were measured with: averaged too.
         self.averaged: dict[str, Tensor] = {}
         if stage.ema:
             self.averaged |= self.parameters
             self.averaged |= {n: b for n, b in self.buffers.items() if b.is_floating_point()}
         self.averages = {n: tensor.detach().clone() for n, tensor in self.averaged.items()}
+        self.guard = SpikeGuard(stage.schedule.spike_sigma, stage.schedule.spike_steps)
         self.step, self.units, self.seconds, self.loss = 0, 0, 0.0, float("nan")
         self._stop: int | None = None  # the signal that asked for it
         self._former_handlers: dict[int, Any] = {}
         if self.state_path.is_file():
             self._restore()
+        elif moments is not None:
+            set_moments(self.optimizers, self.names, load_file(moments))
 
     def _restore(self) -> None:
         with safe_open(self.state_path, "pt") as file:
@@ -110,81 +139,84 @@ class StageRun:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.step, self.units = position["step"], position["units"]
         self.seconds, self.loss = position["seconds"], position["loss"]
+        self.guard.restore(position["guard"])
+        parts = _parted(tensors)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight.{name}"])
+                parameter.copy_(parts["weight"][name])
             for name, buffer in self.buffers.items():
-                buffer.copy_(tensors[f"buffer.{name}"])
+                buffer.copy_(parts["buffer"][name])
             for name in self.averages:
-                self.averages[name].copy_(tensors[f"average.{name}"])
-        names = {parameter: name for name, parameter in self.parameters.items()}
-        for optimizer in self.optimizers:
-            for parameter, key in moment_keys(optimizer):
-                prefix = f"moment.{names[parameter]}/"
-                optimizer.state[key] = {
-                    moment.removeprefix(prefix): tensor.to(parameter.device)
-                    for moment, tensor in tensors.items()
-                    if moment.startswith(prefix)
-                }
+                self.averages[name].copy_(parts["average"][name])
+        set_moments(self.optimizers, self.names, parts["moment"])
 
     def save(self) -> None:
         """Write everything a later start needs."""
-        tensors: dict[str, Tensor] = {}
-        states = {
-            parameter: optimizer.state.get(key, {})
-            for optimizer in self.optimizers
-            for parameter, key in moment_keys(optimizer)
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "weight": self.parameters,
+            # A head whose question has not come up yet has no gradient and so no moments.
+            "moment": moments_of(self.optimizers, self.names),
+            "buffer": self.buffers,
+            "average": self.averages,
         }
-        for name, parameter in self.parameters.items():
-            tensors[f"weight.{name}"] = parameter
-            # A head whose question has not come up yet has no gradient and so no state.
-            moments = states[parameter]
-            tensors |= {f"moment.{name}/{key}": value for key, value in moments.items()}
-        tensors |= {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
-        tensors |= {f"average.{name}": average for name, average in self.averages.items()}
+        tensors = {f"{part}.{name}": tensor for part, some in parts.items() for name, tensor in some.items()}
         position = {
             "digest": self.digest,
             "step": self.step,
             "units": self.units,
             "seconds": self.seconds,
             "loss": self.loss,
+            "guard": self.guard.state(),
         }
         save_tensors(tensors, self.state_path, {"position": json.dumps(position)})
 
-    def _one_step(self) -> None:
-        schedule = self.stage.schedule
-        rate = learning_rate(schedule, self.step, self.stage.steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout draws from the global generator
-        loss = self.objective.loss(self.objective.prepare(self.step, Share()))
-        value, units = loss.total.item() / max(1, loss.weight), loss.units
-        self._check(loss.total, value)
-        (loss.total / max(1, loss.weight)).backward()
-        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), schedule.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        decay = min(self.stage.ema, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            for name, average in self.averages.items():
-                average.lerp_(self.averaged[name], 1 - decay)
-        self.loss = value if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * value
-        self.units += units
-        self.step += 1
+    def save_moments(self, path: Path) -> None:
+        """Write the optimisers' moments of the model's parameters, for a stage that continues this one."""
+        moments = moments_of(self.optimizers, self.names)
+        save_tensors({key: one for key, one in moments.items() if not key.startswith("head.")}, path)
 
-    def _check(self, loss: Tensor, value: float) -> None:
-        stage = self.stage
-        if not loss.requires_grad:
+    def _one_step(self) -> None:
+        stage, rate = self.stage, self.course.rate(self.step)
+        set_rate(self.optimizers, rate)
+        torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout draws from the global generator
+        batches = (self.objective.prepare(self.step, share) for share in self.shares)
+        parameters = list(self.parameters.values())
+        figures = sum_gradients(batches, self.objective.loss, parameters)
+        if not figures.reached:
             raise ConfigError(
                 f"stage {stage.name} trains {', '.join(stage.trains)}, which its data do not reach (text "
                 "alone takes no adapter, for one); train other parameters, or give other data"
             )
-        if not math.isfinite(value):
-            raise ConfigError(
-                f"the loss of stage {stage.name} is no number at step {self.step}; lower schedule.peak "
-                f"({stage.schedule.peak:g}), or look at the data"
+        norm = torch.nn.utils.clip_grad_norm_(parameters, stage.schedule.clip_norm).item()
+        self._guard(figures.loss, norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(stage.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                average.lerp_(self.averaged[name], 1 - decay)
+        self.loss = figures.loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * figures.loss
+        self.units += figures.units
+        self.step += 1
+        self.record(StepRecord(self.step, figures.loss, norm, rate, self.units, self.seconds))
+
+    def _guard(self, loss: float, norm: float) -> None:
+        """Stops the stage before an update that would spoil the weights; the last good state is kept."""
+        reason = why_no_number(loss, norm)
+        begins = self.guard.spikes == 0 and (reason is not None or self.guard.is_spike(loss, norm))
+        if begins:
+            self.save()  # from here on the weights may be spoilt: nothing is written over this
+        if reason is None and self.guard.add(loss, norm):
+            schedule = self.stage.schedule
+            reason = (
+                f"the loss ({loss:.4g}) or the gradient's length ({norm:.4g}) lay more than "
+                f"{schedule.spike_sigma:g} deviations over its mean for {schedule.spike_steps} steps"
+            )
+        if reason is not None:
+            raise DivergenceError(
+                f"stage {self.stage.name} stopped at step {self.step}: {reason}; its last good state is in "
+                f"{self.state_path}; lower schedule.peak ({self.course.schedule.peak:g}), or look at the data"
             )
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:
@@ -217,9 +249,8 @@ class StageRun:
         report(Progress(self.stage.name, self.step, self.stage.steps, "steps", "measuring"))
         measured = self.objective.validate()
         figures = {name: value for name, value in measured.items() if math.isfinite(value)}
-        stage = self.stage
         return StageResult(
-            stage.name,
+            self.stage.name,
             self.step,
             self.seconds,
             self.units,
@@ -239,7 +270,8 @@ class StageRun:
             self._one_step()
             now = time.monotonic()
             self.seconds = spent + now - begun
-            if self._stop is not None or now - saved > self.CHECKPOINT_SECONDS:
+            is_due = self._stop is not None or now - saved > self.CHECKPOINT_SECONDS
+            if is_due and not self.guard.spikes:
                 self.save()
                 saved = now
             if self._stop is not None:
@@ -265,29 +297,10 @@ class StageRun:
                 )
 
 
-def trained_names(names: Iterable[str], stage: StageConfig) -> list[str]:
-    """The names that begin with (or, written with a leading `*`, contain) one of the stage's patterns.
-
-    Raises:
-        ConfigError: a pattern fits no name.
-    """
-
-    def fits(name: str, pattern: str) -> bool:
-        return pattern[1:] in name if pattern.startswith("*") else name.startswith(pattern)
-
-    known = list(names)
-    if idle := [pattern for pattern in stage.trains if not any(fits(name, pattern) for name in known)]:
-        raise ConfigError(
-            f"stage {stage.name}: no parameter fits {', '.join(idle)}; names are like {known[0]} and "
-            f"{known[-1]}"
-        )
-    return [name for name in known if any(fits(name, pattern) for pattern in stage.trains)]
-
-
-def _select(model: nn.Module, stage: StageConfig) -> dict[str, nn.Parameter]:
-    """The parameters that the stage trains, by name; all others are frozen."""
-    parameters = dict(model.named_parameters())
-    chosen = trained_names(parameters, stage)
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in chosen)
-    return {name: parameters[name] for name in chosen}
+def _parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a state by the part of it that their names begin with."""
+    parts: dict[str, dict[str, Tensor]] = {"weight": {}, "moment": {}, "buffer": {}, "average": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = tensor
+    return parts

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from phirt.errors import ConfigError
 from phirt_export.reference import Model
 from phirt_train.context import TrainingContext
 from phirt_train.stage import StageConfig
@@ -30,6 +31,22 @@ class Share:
         """This part of the items; parts differ by one item at most."""
         begin, end = (part * len(items) // self.count for part in (self.index, self.index + 1))
         return items[begin:end]
+
+
+def shares_of(stage: StageConfig, process: int = 0, processes: int = 1) -> Sequence[Share]:
+    """The shares of a step that a process takes, one a forward pass.
+
+    Raises:
+        ConfigError: the step cannot be dealt out evenly.
+    """
+    if stage.batch % processes:
+        raise ConfigError(
+            f"the batch of stage {stage.name} is {stage.batch}; accepted with {processes} processes: "
+            f"multiples of {processes}"
+        )
+    own = stage.batch // processes
+    passes = -(-own // min(own, stage.micro_batch or own))
+    return [Share(process * passes + number, processes * passes) for number in range(passes)]
 
 
 class Loss(NamedTuple):

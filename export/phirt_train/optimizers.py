@@ -1,11 +1,13 @@
 """Optimisers of a stage: AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
 
-Knows parameters and their shapes. Knows nothing of steps or of what is trained on.
+Knows parameters, their shapes and the rate of each part. Knows nothing of steps or of what is trained on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +17,26 @@ from phirt_train.stage import Schedule
 
 _COEFFICIENTS, _ITERATIONS, _SMALLEST_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
 _RMS_OF_ADAMW = 0.2  # of an update's elements (Liu et al. 2025)
+_MOMENTUM = 0.95
+_RATE_OF_PART = "rate_of_part"  # what a group's rate is multiplied by
 
 
-def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
-    """Rate at `step` of `steps`: linear warm-up, then a cosine down to `final_ratio`·peak."""
-    if step < schedule.warmup_steps:
-        return schedule.peak * (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
-    low = schedule.final_ratio
-    return schedule.peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix with its singular values brought near 1 by Newton-Schulz's iteration, with the coefficients of
-    Jordan et al. (2024), computed in `dtype`.
+def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices [..., rows, columns] with their singular values brought near 1 by Newton-Schulz's iteration,
+    with the coefficients of Jordan et al. (2024), computed in `dtype`.
     """
-    x = matrix.to(dtype)
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
-    x = x / x.norm().clamp(min=_SMALLEST_NORM)
+    x = matrices.to(dtype)
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=_SMALLEST_NORM)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = _COEFFICIENTS[0] * x + (_COEFFICIENTS[1] * gram + _COEFFICIENTS[2] * (gram @ gram)) @ x
-    turned: Tensor = x.T if is_tall else x
-    return turned.to(matrix.dtype)
+    turned: Tensor = x.mT if is_tall else x
+    return turned.to(matrices.dtype)
 
 
-class HiddenMuon(torch.optim.Muon):
+class HiddenMuon(torch.optim.Optimizer):
     """Muon for hidden matrices and for convolutions, a convolution taken as the matrix of its flattened
     filters.
 
@@ -50,11 +45,8 @@ class HiddenMuon(torch.optim.Muon):
 
     MIN_INPUTS = 16
 
-    def __init__(self, sources: list[nn.Parameter], schedule: Schedule) -> None:
-        self.sources = sources
-        self.matrices = [nn.Parameter(source.detach().flatten(1)) for source in sources]
-        assert all(m.data_ptr() == s.data_ptr() for m, s in zip(self.matrices, sources, strict=True))
-        super().__init__(self.matrices, lr=schedule.peak, weight_decay=schedule.weight_decay)
+    def __init__(self, parameters: Iterable[Any], schedule: Schedule) -> None:
+        super().__init__(parameters, {"lr": schedule.peak, "weight_decay": schedule.weight_decay})
 
     @classmethod
     def suits(cls, name: str, parameter: nn.Parameter) -> bool:
@@ -70,47 +62,89 @@ class HiddenMuon(torch.optim.Muon):
         """Update every parameter that has a gradient, as torch's Muon does, its products in the type that the
         machine is fast in.
         """
-        (group,) = self.param_groups
-        rate, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        for source, matrix in zip(self.sources, self.matrices, strict=True):
-            if source.grad is None:
-                continue
-            gradient, state = source.grad.flatten(1), self.state[matrix]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            mean = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-            direction = orthogonalized(gradient.lerp(mean, momentum), product_type(gradient.device))
-            matrix.mul_(1 - rate * decay)
-            matrix.add_(direction, alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group["lr"], group["weight_decay"])
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the parameters and of their matrices."""
-        super().zero_grad(set_to_none)
-        for source in self.sources:
-            source.grad = None
+    def _update(self, parameter: nn.Parameter, rate: float, decay: float) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM)
+        matrix = gradient.lerp(mean, _MOMENTUM).flatten(1)
+        direction = orthogonalized(matrix, product_type(gradient.device)).view_as(gradient)
+        parameter.mul_(1 - rate * decay)
+        parameter.add_(direction, alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
 
 
-def make_optimizers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
-    hidden = [p for n, p in parameters.items() if schedule.muon and HiddenMuon.suits(n, p)]
-    taken = {id(p) for p in hidden}
-    rest = [p for p in parameters.values() if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
+def make_optimizers(
+    parameters: Mapping[str, nn.Parameter], schedule: Schedule, rates: Mapping[str, float]
+) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+
+    Args:
+        parameters: what is trained, by name.
+        schedule: which of the two, and their constants.
+        rates: what the rate is multiplied by, by name, where that is not 1.
+    """
+    matrices: dict[float, list[nn.Parameter]] = {}
+    others: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        rate = rates.get(name, 1.0)
+        if schedule.muon and HiddenMuon.suits(name, parameter):
+            matrices.setdefault(rate, []).append(parameter)
+        else:
+            others.setdefault((rate, parameter.dim() >= 2), []).append(parameter)
     optimizers: list[torch.optim.Optimizer] = []
-    if rest:
+    if others:
+        groups = [
+            {"params": some, "weight_decay": schedule.weight_decay if decays else 0.0, _RATE_OF_PART: rate}
+            for (rate, decays), some in others.items()
+        ]
+        optimizers.append(torch.optim.AdamW(groups, betas=(0.9, schedule.beta2), fused=True))
+    if matrices:
         optimizers.append(
-            torch.optim.AdamW(groups, lr=schedule.peak, betas=(0.9, schedule.beta2), fused=True)
+            HiddenMuon([{"params": some, _RATE_OF_PART: rate} for rate, some in matrices.items()], schedule)
         )
-    if hidden:
-        optimizers.append(HiddenMuon(hidden, schedule))
     return optimizers
 
 
-def moment_keys(optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    """Each parameter of the model with the one that the optimiser keeps its moments under."""
-    if isinstance(optimizer, HiddenMuon):
-        return list(zip(optimizer.sources, optimizer.matrices, strict=True))
-    return [(p, p) for group in optimizer.param_groups for p in group["params"]]
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Let the next step of each part take its multiple of a rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group[_RATE_OF_PART]
+
+
+def moments_of(
+    optimizers: Iterable[torch.optim.Optimizer], names: Mapping[nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """What the optimisers remember of each parameter, as NAME/MOMENT."""
+    return {
+        f"{names[parameter]}/{moment}": tensor
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for moment, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def set_moments(
+    optimizers: Iterable[torch.optim.Optimizer],
+    names: Mapping[nn.Parameter, str],
+    moments: Mapping[str, Tensor],
+) -> None:
+    """Let the optimisers go on from what `moments_of` has given; parameters without any begin anew."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in moments.items():
+        name, _, moment = key.rpartition("/")
+        by_name.setdefault(name, {})[moment] = tensor
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if found := by_name.get(names[parameter]):
+                    optimizer.state[parameter] = {
+                        moment: tensor.to(parameter.device) for moment, tensor in found.items()
+                    }

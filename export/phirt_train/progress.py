@@ -34,8 +34,34 @@ class Progress:
     remaining: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What one step of a stage came to.
+
+    Attributes:
+        step: the number of steps done, this one included.
+        loss: of this step alone.
+        gradient_norm: length of the gradient, before it is clipped.
+        rate: the schedule's learning rate.
+        units: items learnt from so far.
+        seconds: of training so far, over all starts.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    rate: float
+    units: int
+    seconds: float
+
+
 Report = Callable[[Progress], None]
+Record = Callable[[StepRecord], None]
 
 
 def ignore(progress: Progress) -> None:
     """The report of a caller who does not ask for any."""
+
+
+def forget(record: StepRecord) -> None:
+    """The record of a caller who keeps none."""

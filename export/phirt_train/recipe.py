@@ -31,6 +31,7 @@ from phirt_export.reference import (
 )
 from phirt_train.chat_format import CHAT_TEMPLATE, SPECIAL_TOKENS, SpecialTokens
 from phirt_train.objectives import find_objective
+from phirt_train.schedules import check_chains
 from phirt_train.stage import StageConfig
 from phirt_train.step import StepConfig, step_of
 from phirt_train.steps import find_step
@@ -151,6 +152,7 @@ class Recipe:
                 raise ConfigError(f"step {step.name} comes after {step.after}, which is no stage")
             seen.add(step.name)
         self._check_order()
+        check_chains(self.stages)
 
     @staticmethod
     def _check_name(kind: str, name: str, seen: set[str]) -> None:

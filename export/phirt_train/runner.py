@@ -4,8 +4,8 @@ and a table of what they reached.
 Knows the order of stages and the run folder. Knows nothing of objectives' and steps' insides.
 
 A run folder holds `prepared/` (what the recipe's own code wrote), `made/` (what steps made),
-`tokenizer.json`, `cache/`, and for each
-stage `state.safetensors` while it runs, then `model.safetensors` (every tensor trained so far) and
+`tokenizer.json`, `cache/`, and for each stage `state.safetensors` while it runs, then `model.safetensors`
+(every tensor trained so far), `moments.safetensors` where a later stage continues its schedule, and
 `result.json`; at the end `checkpoint/`, which `phirt export` takes.
 """
 
@@ -32,11 +32,13 @@ from phirt_train.preparation import prepare_data
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
+from phirt_train.schedules import course_of, is_continued
 from phirt_train.stage import StageConfig
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
 from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
+    MOMENTS_NAME,
     WEIGHTS_NAME,
     base_identity,
     check_recipe,
@@ -165,7 +167,9 @@ class _Run:
                 digests[part.name] = step_digest(part, recipe.seed, common, digests)
                 continue
             before = [digests[name] for name in part.starts_from]
-            facts = repr((seeds[part.name], common, part, before + made_digests(part.data.files(), digests)))
+            course = course_of(recipe.stages, part.name)  # the rates of a chain depend on its later stages
+            before += made_digests(part.data.files(), digests)
+            facts = repr((seeds[part.name], common, part, before, course))
             digests[part.name] = hashlib.sha256(facts.encode()).hexdigest()
         return digests
 
@@ -230,7 +234,17 @@ class _Run:
         objective.head.to(self.device)
         if stage.quantize_aware:
             set_weight_grid(model, stage.quantize_aware)
-        run = StageRun(model, objective, stage, folder, context.seed, digest)
+        stages, continued = self.recipe.stages, stage.schedule.continues
+        run = StageRun(
+            model,
+            objective,
+            stage,
+            folder,
+            context.seed,
+            digest,
+            course=course_of(stages, stage.name),
+            moments=None if continued is None else self.run_dir / continued / MOMENTS_NAME,
+        )
         result = run.run(self.report)
         if stage.quantize_aware:
             snap_weights(model)
@@ -238,6 +252,8 @@ class _Run:
         trained = {name for name in run.parameters if not name.startswith("head.")}
         kept = trained | set(run.buffers) | set(copied)  # among the buffers tables that no checkpoint has
         tensors = {name: state[name] for name in sorted(kept) if name in state}
+        if is_continued(stages, stage.name):
+            run.save_moments(folder / MOMENTS_NAME)
         save_tensors(before | tensors, folder / WEIGHTS_NAME)
         write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
         run.state_path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from phirt.errors import ConfigError
 from phirt.fields import Length, Matching, Range
@@ -21,20 +21,58 @@ Pattern = Annotated[
 ]
 
 
+ScheduleKind = Literal["cosine", "linear", "wsd"]
+Decay = Literal["linear", "cosine", "1-sqrt"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Learning rate over the steps: linear warm-up, then a cosine from `peak` to `final_ratio`·peak.
+    """Learning rate over the steps, and how the weights follow their gradients.
 
-    `muon` orthogonalises the updates of hidden matrices and convolutions (Muon); everything else takes AdamW.
+    Attributes:
+        peak: the rate after the warm-up; left out where the schedule of an earlier stage goes on.
+        kind: how it falls after the warm-up to `final_ratio`·peak: over all steps as a `cosine` or `linear`;
+            or `wsd`: it stays, and falls in the last `decay_share` of the steps as `decay` says.
+        warmup_steps: steps of the linear rise to the peak.
+        continues: an earlier stage, whose optimiser moments are taken over. Without a peak its schedule goes
+            on where it stood, with a length of both stages together; with a peak the rate rises to it from
+            where it stood.
+        clip_norm: the longest gradient; longer ones are shortened.
+        muon: orthogonalise the updates of hidden matrices and convolutions (Muon); everything else takes
+            AdamW.
+        spike_sigma, spike_steps: the stage stops where its loss or the length of its gradient stays so many
+            deviations over their mean of the last 100 steps for so many steps; a sigma of 0 never stops it.
     """
 
-    peak: Annotated[float, Range(1e-9, 10.0)]
+    peak: Annotated[float, Range(1e-9, 10.0)] | None = None
+    kind: ScheduleKind = "cosine"
     warmup_steps: Annotated[int, Range(0, 10**9)] = 100
     final_ratio: Probability = 0.05
+    decay: Decay = "linear"
+    decay_share: Probability = 0.1
+    continues: StageName | None = None
     weight_decay: Annotated[float, Range(0.0, 10.0)] = 0.05
     clip_norm: Annotated[float, Range(1e-6, 1e6)] = 1.0
     beta2: Annotated[float, Range(0.0, 0.999999)] = 0.98
     muon: bool = False
+    spike_sigma: Annotated[float, Range(0.0, 1e6)] = 12.0
+    spike_steps: Annotated[int, Range(1, 10**6)] = 25
+
+    def __post_init__(self) -> None:
+        if self.peak is None and self.continues is None:
+            raise ValueError("'peak' is missing, expected the rate after the warm-up")
+        fixed = ("kind", "warmup_steps", "final_ratio", "decay", "decay_share")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        if self.resumes and (given := [n for n in fixed if getattr(self, n) != defaults[n]]):
+            raise ValueError(
+                f"{given[0]} is given, and stage {self.continues}, whose schedule goes on, decides it; leave "
+                "it out, or give a peak to warm up to"
+            )
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the schedule of an earlier stage goes on, with no warm-up of its own."""
+        return self.continues is not None and self.peak is None
 
 
 class StageData(Protocol):
@@ -58,6 +96,12 @@ class StageConfig:
         trains: beginnings of the names of the parameters that are trained, or, with a leading `*`, any part
             of them; all others stay frozen.
         steps, batch: length and items of a step.
+        micro_batch: items that a forward pass takes at once, as memory allows; by default all of a step. The
+            gradients are those of the whole step.
+        rates: what the schedule's rate is multiplied by for some of the parameters; of the patterns (as in
+            `trains`; those of a stage's own head begin with "head.") the first that fits counts.
+        checkpoint_activations: keep of each decoder layer its input alone and compute it again for the
+            gradient: less memory for a third more work.
         data: what the objective learns from, as the objective describes it.
         ema: decay of the averaged weights that the stage ends with; 0 keeps the last weights.
         quantize_aware: train the decoder's base weights on the int4 grid with this block size; 0 for off.
@@ -74,6 +118,11 @@ class StageConfig:
     schedule: Schedule
     data: StageData
     starts_from: Annotated[tuple[StageName, ...], Length(0, 64)] = ()
+    micro_batch: Annotated[int, Range(1, 1 << 16)] | None = None
+    rates: Annotated[Mapping[Pattern, Annotated[float, Range(0.0, 1e6)]], Length(0, 256)] = dataclasses.field(
+        default_factory=dict
+    )
+    checkpoint_activations: bool = False
     ema: Annotated[float, Range(0.0, 0.999999)] = 0.0
     quantize_aware: Annotated[int, Range(0, 1 << 16)] = 0
     copies: Annotated[Mapping[str, str], Length(0, 64)] = dataclasses.field(default_factory=dict)

@@ -22,11 +22,13 @@ from phirt_export.checkpoint_scores import available_memory
 from phirt_export.model_weights import load_model
 from phirt_export.reference import Model, initialize
 from phirt_export.reference.config import CONFIG_NAME
-from phirt_train.loop import save_tensors, trained_names
+from phirt_train.loop import save_tensors
 from phirt_train.recipe import Recipe
+from phirt_train.selection import check_rates, trained_names
 from phirt_train.stage import StageConfig
 
 WEIGHTS_NAME = "model.safetensors"
+MOMENTS_NAME = "moments.safetensors"
 _ROOM = 1 << 29  # what torch and a small batch take
 _TRAINED_BYTES = 16  # of a trained float32 weight: itself, its gradient, two moments
 
@@ -98,7 +100,9 @@ def check_recipe(recipe: Recipe) -> None:
     most = 0
     for stage in recipe.stages:
         copied_names(sizes, stage.copies)
-        most = max(most, sum(sizes[name] for name in trained_names(sizes, stage)))
+        trained = trained_names(sizes, stage)
+        check_rates(trained, stage)
+        most = max(most, sum(sizes[name] for name in trained))
     needed, there = 4 * sum(sizes.values()) + _TRAINED_BYTES * most + tables + _ROOM, available_memory()
     if there is not None and needed > there:
         raise ConfigError(

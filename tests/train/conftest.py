@@ -28,17 +28,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _small_data(folder: Path) -> Path:
-    spec = importlib.util.spec_from_file_location("small_data", Path(__file__).with_name("small_data.py"))
+def _beside(name: str) -> Any:
+    """A module of this folder."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return Path(module.write_small_data(folder))
+    return module
+
+
+@pytest.fixture(scope="session")
+def toy() -> Any:
+    """The module `toy_stage`."""
+    return _beside("toy_stage")
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _small_data(tmp_path_factory.mktemp("data") / "data")
+    return Path(_beside("small_data").write_small_data(tmp_path_factory.mktemp("data") / "data"))
 
 
 @pytest.fixture(scope="session")
