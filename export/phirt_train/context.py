@@ -9,6 +9,7 @@ import torch
 
 from phirt.bundle.manifest import Limits
 from phirt_train.data.conversations import ConversationEncoder
+from phirt_train.data.rejects import Rejects
 from phirt_train.progress import Progress, Report
 
 
@@ -27,6 +28,7 @@ class TrainingContext:
         is_fresh: whether no earlier stage has trained any weight that this one starts from.
         report: takes reports of progress.
         made: the folder of what the run's steps have made, see `phirt_train.step`.
+        rejects: what is left out of the data, and why.
     """
 
     stage: str
@@ -39,6 +41,7 @@ class TrainingContext:
     is_fresh: bool
     report: Report
     made: Path | None = None
+    rejects: Rejects = dataclasses.field(default_factory=Rejects)
 
     def path(self, name: str) -> Path:
         """Where a file that the recipe names lies."""

@@ -89,6 +89,11 @@ class FrozenPhotos:
             self.prepare([(path, view)])
         return self._store.read(name)
 
+    def check(self, path: Path, view: int) -> None:
+        """Raises MediaError where a view is not kept and cannot be made."""
+        if path.suffix != ".npy" and _name(path, view, self._change) not in self._store:
+            self._pixels(path, view)
+
     @property
     def num_tokens(self) -> int:
         """Rows of every picture."""
@@ -146,6 +151,11 @@ class FrozenSounds:
         if name not in self._store:
             self.prepare([(path, view)])
         return self._store.read(name)
+
+    def check(self, path: Path, view: int) -> None:
+        """Raises MediaError where a view is not kept and cannot be made."""
+        if _name(path, view, self._change) not in self._store:
+            open_recording(path, self._limits, (RATE,))
 
     def count(self, path: Path) -> int:
         """About how many rows a file makes, by its header."""

@@ -1,6 +1,7 @@
 """Rows of the decoder's width for the pictures and recordings of conversations, with gradients.
 
 Knows the towers of the reference model and how media are read. Knows nothing of text or of what is learnt.
+Reading and changing media is work of the CPU, apart from encoding them: it can be done ahead of a step.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from phirt.encoders.phi4mm_image import ImageConstants, ImageInputs
 from phirt_export.narrow import narrow
 from phirt_export.reference import Model
 from phirt_train.context import TrainingContext
-from phirt_train.data.audio import FrameReader, augment_batch
+from phirt_train.data.audio import FrameReader, Frames, augment_batch
 from phirt_train.data.augmentation import (
     UNCHANGED_AUDIO,
     UNCHANGED_IMAGE,
@@ -26,7 +28,23 @@ from phirt_train.data.augmentation import (
     ImageAugmentation,
 )
 from phirt_train.data.images import count_image_tokens, read_image
-from phirt_train.frozen_media import FrozenPhotos, FrozenSounds
+from phirt_train.frozen_media import FrozenPhotos, FrozenSounds, View
+
+Opened = ImageInputs | Frames | View
+
+
+class MediaInputs(NamedTuple):
+    """Media as towers take them: the modality of each in order, and those of each kind together.
+
+    `frames` are [B, T, mels] with the frames of each recording [B], None without any; photos and sounds are
+    views of files whose encoder stays frozen.
+    """
+
+    modalities: tuple[Modality, ...]
+    pictures: Sequence[ImageInputs] = ()
+    frames: tuple[Tensor, Tensor] | None = None
+    photos: Sequence[View] = ()
+    sounds: Sequence[View] = ()
 
 
 class MediaFeatures:
@@ -68,7 +86,7 @@ class MediaFeatures:
             self._sounds = FrozenSounds(model.sound_embed, audio, context.cache, context.limits)
 
     def count(self, path: Path, modality: Modality) -> int:
-        """About how many rows a file becomes, by its header."""
+        """About how many rows a file becomes, by its header. Raises MediaError for what is none."""
         if path not in self._counted:
             self._counted[path] = self._count(path, modality)
         return self._counted[path]
@@ -84,40 +102,62 @@ class MediaFeatures:
         assert self._reader is not None
         return -(-self._reader.count_frames(path) // self._model.audio_embed.config.subsampling)
 
-    def images(self, paths: Sequence[Path], rng: np.random.Generator, *, is_training: bool) -> list[Tensor]:
-        """Features [rows, hidden] of each picture."""
-        if not paths:
-            return []
-        if self._photos is not None:
-            views = [self._view(path, rng, is_training) for path in paths]
-            return self._photos.rows(list(zip(paths, views, strict=True)))
+    def open(self, path: Path, modality: Modality, rng: np.random.Generator, *, is_training: bool) -> Opened:
+        """One file as a tower takes it; recordings are changed later, together. Raises MediaError for what is
+        no picture or recording.
+        """
+        frozen = self._photos if modality == "image" else self._sounds
+        if frozen is not None:
+            view = path, 0 if self._is_kept(path, is_training) else int(rng.integers(self._views))
+            frozen.check(*view)
+            return view
+        if modality == "audio":
+            assert self._reader is not None
+            return self._reader.read(path)
         assert self._constants is not None
-        inputs = []
-        for path in paths:
-            change = UNCHANGED_IMAGE if self._is_kept(path, is_training) else self._image_change
-            inputs.append(read_image(path, self._constants, self._context.limits, change, rng))
-        return image_features(self._model, inputs, self._context.device)
+        change = UNCHANGED_IMAGE if self._is_kept(path, is_training) else self._image_change
+        return read_image(path, self._constants, self._context.limits, change, rng)
 
     def _is_kept(self, path: Path, is_training: bool) -> bool:
         return not is_training or any(path.resolve().is_relative_to(f) for f in self._unchanged)
 
-    def _view(self, path: Path, rng: np.random.Generator, is_training: bool) -> int:
-        return 0 if self._is_kept(path, is_training) else int(rng.integers(self._views))
+    def batch(
+        self, opened: Sequence[tuple[Modality, Opened]], rng: np.random.Generator, *, is_training: bool
+    ) -> MediaInputs:
+        """Opened files as one batch; recordings that are learnt from are changed at random."""
+        clips = [one for _, one in opened if isinstance(one, np.ndarray)]
+        frames = None
+        if clips:
+            mean_frame = self._model.audio_embed.encoder.encoder_embedding.global_mean.cpu()
+            change = self._audio_change if is_training else UNCHANGED_AUDIO
+            frames = augment_batch(clips, change, rng, mean_frame)
+        return MediaInputs(
+            tuple(modality for modality, _ in opened),
+            [one for _, one in opened if isinstance(one, ImageInputs)],
+            frames,
+            [one for modality, one in opened if isinstance(one, tuple) and modality == "image"],
+            [one for modality, one in opened if isinstance(one, tuple) and modality == "audio"],
+        )
 
-    def audio(
-        self, paths: Sequence[Path], projector: str, rng: np.random.Generator, *, is_training: bool
-    ) -> list[Tensor]:
-        """Features [rows, hidden] of each recording through a projector."""
-        if not paths:
-            return []
-        if self._sounds is not None:
-            views = [self._view(path, rng, is_training) for path in paths]
-            return self._sounds.rows(list(zip(paths, views, strict=True)))
-        assert self._reader is not None
+    def encode(self, inputs: MediaInputs, projector: str) -> list[Tensor]:
+        """Features [rows, hidden] of each of the media, in order; recordings go through a projector."""
+        images: list[Tensor] = []
+        audio: list[Tensor] = []
+        if inputs.photos:
+            assert self._photos is not None
+            images = self._photos.rows(inputs.photos)
+        if inputs.pictures:
+            images = image_features(self._model, inputs.pictures, self._context.device)
+        if inputs.sounds:
+            assert self._sounds is not None
+            audio = self._sounds.rows(inputs.sounds)
+        if inputs.frames is not None:
+            audio = self._heard(*inputs.frames, projector)
+        rows = {"image": iter(images), "audio": iter(audio)}
+        return [next(rows[modality]) for modality in inputs.modalities]
+
+    def _heard(self, frames: Tensor, lengths: Tensor, projector: str) -> list[Tensor]:
         embed, device = self._model.audio_embed, self._context.device
-        mean_frame = embed.encoder.encoder_embedding.global_mean.cpu()
-        change = self._audio_change if is_training else UNCHANGED_AUDIO
-        frames, lengths = augment_batch([self._reader.read(path) for path in paths], change, rng, mean_frame)
         rows = embed(frames.to(device), projector, lengths.to(device))
         tokens = -(-lengths // embed.config.subsampling)
         return [row[:count] for row, count in zip(rows, tokens.tolist(), strict=True)]

@@ -13,12 +13,14 @@ from phirt_export.reference.config import (
     load_config,
 )
 from phirt_export.reference.model import ROUTES, Model, Route, initialize
+from phirt_export.reference.packed import Documents
 
 __all__ = [
     "ROUTES",
     "AdapterConfig",
     "AudioConfig",
     "DecoderConfig",
+    "Documents",
     "Model",
     "ModelConfig",
     "PhotoConfig",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phirt_export.reference.config import AdapterConfig, DecoderConfig, RopeConfig
+from phirt_export.reference.packed import Documents
 
 WeightTransform = Callable[[Tensor], Tensor]
 
@@ -105,7 +106,7 @@ class Attention(nn.Module):
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Documents | None, adapter: str | None
     ) -> Tensor:
         c = self.config
         batch, length, _ = x.shape
@@ -113,7 +114,10 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        if isinstance(mask, Documents):
+            y = mask.attend(q, k, v, c.sliding_window)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1), adapter)
         return projected
 
@@ -154,7 +158,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config, adapters)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, adapter: str | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Documents | None, adapter: str | None
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, adapter)
         change: Tensor = self.mlp(self.post_attention_layernorm(x), adapter)

@@ -16,6 +16,7 @@ from phirt_export.reference.audio import AudioEmbed
 from phirt_export.reference.config import ModelConfig
 from phirt_export.reference.decoder import Layer, WeightTransform, rope_tables
 from phirt_export.reference.efficientnet import PhotoEmbed
+from phirt_export.reference.packed import Documents
 from phirt_export.reference.vision import ImageEmbed
 from phirt_export.reference.whisper import SoundEmbed
 
@@ -77,6 +78,17 @@ class Backbone(nn.Module):
         cos, sin = rope_tables(self.rope, length)
         return cos.to(self.rope_cos.device), sin.to(self.rope_sin.device)
 
+    def packed_rotary(self, documents: Documents) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, 1, T, rotary_dim / 2]: each document turns as if it were alone."""
+        short = min(documents.longest, self.rope.original_context)
+        tables = [table[documents.positions.clamp(max=short - 1)] for table in self.rotary(short)]
+        if documents.longest > self.rope.original_context:
+            is_long = (documents.lengths > self.rope.original_context)[..., None]
+            turned = [table[documents.positions] for table in self.rotary(documents.longest)]
+            tables = [torch.where(is_long, long, own) for long, own in zip(turned, tables, strict=True)]
+        cos, sin = tables
+        return cos[:, None], sin[:, None]
+
 
 class Model(nn.Module):
     """A Phi-4-multimodal-class model of any size, or a decoder alone."""
@@ -131,7 +143,7 @@ class Model(nn.Module):
         input_ids: Tensor,
         media_features: Tensor | None = None,
         route: Route = "none",
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, hidden] of ids [B, T].
 
@@ -139,7 +151,8 @@ class Model(nn.Module):
             input_ids: int64 [B, T].
             media_features: [rows, hidden]: the rows that replace the placeholders, batch-major, in order.
             route: which LoRA branch is active.
-            mask: bool [B, 1, T, T], True = may attend; None for the causal mask, within the sliding window.
+            mask: bool [B, 1, T, T], True = may attend; None for the causal mask, within the sliding window;
+                or the documents that share the rows, each of which sees itself alone.
         """
         if mask is None:
             mask = self.window_mask(input_ids.shape[1], input_ids.device)
@@ -147,7 +160,10 @@ class Model(nn.Module):
         if media_features is not None:
             placeholders = self.is_media(input_ids)[..., None].expand_as(x)
             x = x.masked_scatter(placeholders, media_features.to(x.dtype))
-        cos, sin = self.model.rotary(input_ids.shape[1])
+        if isinstance(mask, Documents):
+            cos, sin = self.model.packed_rotary(mask)
+        else:
+            cos, sin = self.model.rotary(input_ids.shape[1])
         for layer in self.model.layers:
             x = layer(x, cos, sin, mask, ROUTES[route].adapter)
         normed: Tensor = self.model.norm(x)
@@ -158,7 +174,7 @@ class Model(nn.Module):
         input_ids: Tensor,
         media_features: Tensor | None = None,
         route: Route = "none",
-        mask: Tensor | None = None,
+        mask: Tensor | Documents | None = None,
     ) -> Tensor:
         """Logits [B, T, vocab]; arguments as in `hidden_states`."""
         return F.linear(self.hidden_states(input_ids, media_features, route, mask), self.head_weight())

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import lzma
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -84,6 +84,10 @@ class PreferencePair:
         if self.chosen == self.rejected:
             raise ValueError("'chosen' and 'rejected' are equal, so nothing is preferred")
 
+    def with_answer(self, answer: str) -> Conversation:
+        """The turns and an answer to them."""
+        return Conversation((*self.messages, TrainingMessage("assistant", answer)), self.tools)
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -118,16 +122,27 @@ class Transcript:
     text: str
 
 
-def read_records(path: Path, cls: type[T]) -> Iterator[tuple[str, T]]:
+def read_records(
+    path: Path, cls: type[T], reject: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, T]]:
     """The records of a file, each with its place for messages.
+
+    Args:
+        reject: takes what is wrong with a line, which is then left out; None to refuse the file.
 
     Raises:
         ConfigError: the file cannot be read, or a line is no such record.
     """
-    for place, value in read_lines(path):
-        fields = Fields(value, place, ConfigError, _REMEDY)
-        record: T = read_dataclass(typing.cast(Any, cls), fields)
-        yield place, record
+    for place, line in _lines(path):
+        try:
+            fields = Fields(_parsed(line, place), place, ConfigError, _REMEDY)
+            record: T = read_dataclass(typing.cast(Any, cls), fields)
+        except ConfigError as error:
+            if reject is None:
+                raise
+            reject(str(error))
+        else:
+            yield place, record
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -136,23 +151,34 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         ConfigError: the file cannot be read, or a line is no JSON.
     """
+    for place, line in _lines(path):
+        yield place, _parsed(line, place)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines that are not empty; bytes that are no UTF-8 become lone surrogates."""
     if not path.is_file():
         raise ConfigError(f"the recipe names {path.name}, and {path.parent} holds no such file")
     opener = lzma.open if path.suffix == ".xz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _parsed(line, f"{path} line {number}")
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+                    yield f"{path} line {number}", line
+    except (OSError, EOFError, lzma.LZMAError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; give a file of JSON lines in UTF-8") from error
 
 
-def _parsed(line: str, place: str) -> tuple[str, Any]:
+def _parsed(line: str, place: str) -> Any:
     if len(line) > MAX_LINE_CHARACTERS:
         raise ConfigError(f"{place} is longer than {MAX_LINE_CHARACTERS} characters; split it")
+    if not line.isascii():
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{place} cannot be read: it is no UTF-8; {_REMEDY}") from error
     try:
-        return place, json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place} is no JSON: {error}; {_REMEDY}") from error
 

@@ -22,10 +22,14 @@ from numpy.typing import NDArray
 from phirt.errors import ConfigError
 from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import EncodedConversation, MediaRef
-from phirt_train.data.records import Conversation, Document, read_records
+from phirt_train.data.records import Conversation, Document, PreferencePair, read_records
+from phirt_train.data.rejects import Rejected, Rejects
 
 T = TypeVar("T")
-_VERSION = 1  # of the layout on disk
+Outcome = list[EncodedConversation] | str  # of a record; or what is wrong with it
+Encode = Callable[[Sequence[tuple[str, T]]], Iterator[Outcome]]
+_VERSION = 2  # of the layout on disk
+_REJECTED = "rejected.json"
 _CHUNK = 1000
 
 
@@ -54,6 +58,13 @@ class TokenSequences:
         span = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.token_ids[span], self.loss_mask[span]
 
+    def only(self, numbers: NDArray[np.int64]) -> TokenSequences:
+        """These sequences alone, without media."""
+        parts = [self[int(number)] for number in numbers]
+        token_ids, loss_mask = (np.concatenate(part) for part in zip(*parts, strict=True))
+        starts = np.cumsum([0, *(len(ids) for ids, _ in parts)])
+        return TokenSequences(token_ids, loss_mask, starts, [()] * len(parts), self.file)
+
 
 def load_documents(name: str, context: TrainingContext) -> TokenSequences:
     """The token ids of a file of texts (`records.Document`).
@@ -62,8 +73,9 @@ def load_documents(name: str, context: TrainingContext) -> TokenSequences:
         ConfigError: the file is missing or holds something else.
     """
 
-    def encode(records: Sequence[tuple[str, Document]]) -> list[EncodedConversation]:
-        return context.encoder.encode_documents([document.text for _, document in records])
+    def encode(records: Sequence[tuple[str, Document]]) -> Iterator[Outcome]:
+        for encoded in context.encoder.encode_documents([document.text for _, document in records]):
+            yield [encoded]
 
     return _load(name, Document, encode, context)
 
@@ -76,28 +88,54 @@ def load_conversations(name: str, context: TrainingContext) -> TokenSequences:
     """
     folder = context.path(name).parent
 
-    def encode(records: Sequence[tuple[str, Conversation]]) -> list[EncodedConversation]:
-        encoded = []
+    def encode(records: Sequence[tuple[str, Conversation]]) -> Iterator[Outcome]:
         for place, conversation in records:
             try:
-                one = context.encoder.encode(conversation)
+                yield [_with_media(context.encoder.encode(conversation), folder)]
             except ConfigError as error:
-                raise ConfigError(f"{place}: {error}") from error
-            for item in one.media:
-                if not (folder / item.path).is_file():
-                    raise ConfigError(f"{place}: {item.path} is no file in {folder}; correct the path")
-            encoded.append(one)
-        return encoded
+                yield f"{place}: {error}"
 
     return _load(name, Conversation, encode, context)
 
 
-def _load(
-    name: str,
-    cls: type[T],
-    encode: Callable[[Sequence[tuple[str, T]]], list[EncodedConversation]],
-    context: TrainingContext,
-) -> TokenSequences:
+def load_preferences(name: str, context: TrainingContext) -> TokenSequences:
+    """The token ids of a file of preferences (`records.PreferencePair`): sequence 2i is the prompt with the
+    chosen answer of pair i, 2i + 1 the one with the rejected answer; only these answers are learnt.
+
+    Raises:
+        ConfigError: as `load_conversations`.
+    """
+    folder = context.path(name).parent
+
+    def encode(records: Sequence[tuple[str, PreferencePair]]) -> Iterator[Outcome]:
+        for place, pair in records:
+            try:
+                yield [
+                    _last_answer(_with_media(context.encoder.encode(conversation), folder))
+                    for conversation in (pair.with_answer(pair.chosen), pair.with_answer(pair.rejected))
+                ]
+            except ConfigError as error:
+                yield f"{place}: {error}"
+
+    return _load(name, PreferencePair, encode, context)
+
+
+def _with_media(encoded: EncodedConversation, folder: Path) -> EncodedConversation:
+    for item in encoded.media:
+        if not (folder / item.path).is_file():
+            raise ConfigError(f"{item.path} is no file in {folder}; correct the path")
+    return encoded
+
+
+def _last_answer(encoded: EncodedConversation) -> EncodedConversation:
+    """The same with nothing learnt before the last answer."""
+    mask, begin = encoded.loss_mask, len(encoded.loss_mask)
+    while begin and mask[begin - 1]:
+        begin -= 1
+    return dataclasses.replace(encoded, loss_mask=(False,) * begin + mask[begin:])
+
+
+def _load(name: str, cls: type[T], encode: Encode[T], context: TrainingContext) -> TokenSequences:
     path = context.path(name)
     if not path.is_file():
         raise ConfigError(f"the recipe names {name}, and {context.data} holds no such file")
@@ -106,8 +144,13 @@ def _load(
         staging = folder.with_suffix(".partial")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _write(staging, _encoded(name, path, cls, encode, context))
+        rejected = Rejects()
+        _write(staging, _encoded(name, path, cls, encode, context, rejected))
+        left_out = [dataclasses.asdict(file) for file in rejected.files.values()]
+        (staging / _REJECTED).write_text(json.dumps(left_out), encoding="utf-8")
         staging.replace(folder)
+    for file in json.loads((folder / _REJECTED).read_text(encoding="utf-8")):
+        context.rejects.files[name] = Rejected(**file)
     return _read(folder, path)
 
 
@@ -118,20 +161,24 @@ def _key(path: Path, kind: str, encoder: str) -> str:
 
 
 def _encoded(
-    name: str,
-    path: Path,
-    cls: type[T],
-    encode: Callable[[Sequence[tuple[str, T]]], list[EncodedConversation]],
-    context: TrainingContext,
+    name: str, path: Path, cls: type[T], encode: Encode[T], context: TrainingContext, rejected: Rejects
 ) -> Iterator[EncodedConversation]:
-    records, done = read_records(path, cls), 0
+    unread: list[str] = []
+    records, done = read_records(path, cls, unread.append), 0
     context.note(f"reading {name}")
     while chunk := list(itertools.islice(records, _CHUNK)):
-        yield from encode(chunk)
+        for outcome in encode(chunk):
+            if isinstance(outcome, str):
+                rejected.add(name, outcome)
+            else:
+                yield from outcome
         done += len(chunk)
         context.note(f"reading {name}", done)
-    if not done:
+    if unread:
+        rejected.add(name, unread[0], len(unread))
+    if not done and not unread:
         raise ConfigError(f"{path} holds no records; leave it out, or fill it")
+    rejected.check(name, done + len(unread))
 
 
 def _write(folder: Path, sequences: Iterable[EncodedConversation]) -> None:

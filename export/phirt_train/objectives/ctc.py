@@ -28,8 +28,18 @@ from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
 from phirt_train.data.audio import FrameReader, Frames, augment_batch
 from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
-from phirt_train.data.mixture import HeldOut, Mixture, Sources, check_optional, present
-from phirt_train.data.records import Transcript, read_records
+from phirt_train.data.mixture import (
+    HeldOut,
+    Sources,
+    check_optional,
+    check_sources,
+    refuse_filters,
+    shares_of,
+)
+from phirt_train.data.readable import read_usable, take_readable
+from phirt_train.data.records import Transcript
+from phirt_train.data.rejects import Broken
+from phirt_train.data.sampling import Consumed, SimilarSampler
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import StageConfig
 
@@ -56,8 +66,8 @@ class CtcData:
     held_out: HeldOut = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty; give the share of one file at least")
+        check_sources(self.sources, {})
+        refuse_filters(self.sources)
         check_optional(self.optional, self.sources)
 
     def check(self, model: ModelConfig) -> None:
@@ -88,6 +98,7 @@ class Spoken(NamedTuple):
     frames: Tensor
     lengths: Tensor
     targets: Sequence[Sequence[int]]
+    broken: Broken = Broken("", ())
 
 
 def plain_words(text: str) -> str:
@@ -110,8 +121,12 @@ class Ctc:
         config = model.audio_embed.config
         self.model, self.stage, self.context, self.data = model, stage, context, data
         self._reader = FrameReader(config, context.limits)
-        sources = {name: self._load(name) for name in present(context.data, data.sources, data.optional)}
-        self.sources = Mixture(sources, data.sources)
+        shares = shares_of(context.data, data.sources, data.optional)
+        sources = {name: self._load(name) for name in shares.names}
+        self.sources = list(sources.values())
+        lengths = {name: clips.lengths for name, clips in sources.items()}
+        self._sizes = {name: len(own) for name, own in lengths.items()}
+        self._sampler = SimilarSampler(lengths, shares, stage.batch, stage.steps, context.seed, _SHORT)
         self.held_out = {label: self._load(name) for label, name in data.held_out.items()}
         self.letters = self._alphabet(sources.values())
         self._norm = model.audio_embed.encoder.encoder_embedding
@@ -124,18 +139,14 @@ class Ctc:
         nn.init.zeros_(self.head.bias)
 
     def _load(self, name: str) -> _Clips:
-        path = self.context.path(name)
-        self.context.note(f"reading {name}")
-        paths, texts, lengths = [], [], []
-        for place, record in read_records(path, Transcript):
-            paths.append(path.parent / record.audio)
-            if not paths[-1].is_file():
-                raise ConfigError(f"{place}: {record.audio} is no file in {path.parent}; correct the path")
-            texts.append(plain_words(record.text))
-            lengths.append(self._reader.count_frames(paths[-1]))
-        if not paths:
-            raise ConfigError(f"{path} holds no records; leave it out, or fill it")
-        return _Clips(paths, texts, np.array(lengths))
+        lengths: list[int] = []
+
+        def measure(path: Path, _: Transcript) -> None:
+            lengths.append(self._reader.count_frames(path))
+
+        records = read_usable(name, Transcript, self.context, lambda record: record.audio, measure)
+        texts = [plain_words(record.text) for _, record in records]
+        return _Clips([path for path, _ in records], texts, np.array(lengths))
 
     @staticmethod
     def _alphabet(sources: Iterable[_Clips]) -> str:
@@ -166,29 +177,30 @@ class Ctc:
         spelled: Tensor = scores.float().unflatten(-1, (LETTERS_A_TOKEN, -1)).flatten(1, 2)
         return F.log_softmax(spelled, dim=-1)
 
-    def _pick(self, rng: np.random.Generator) -> tuple[_Clips, list[int]]:
-        """Recordings of similar length from one source."""
-        clips, batch = self.sources.draw(rng), self.stage.batch
-        pool = rng.integers(0, len(clips), 4 * batch)
-        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
-        if clips.lengths[pool[-1]] > _SHORT:
-            begin = int(rng.integers(0, 4)) * batch
-            pool = pool[begin : begin + batch]
-        return clips, [int(index) for index in pool]
+    def consumed(self, step: int) -> dict[str, Consumed]:
+        """What the steps before this one have taken of each source."""
+        return self._sampler.consumed(step)
 
     def prepare(self, step: int, share: Share) -> Spoken:
         """Frames of this part of a step, changed at random, and the letters that are said."""
-        clips, picks = self._pick(np.random.default_rng((self.context.seed, step)))
-        picks = list(share.of(picks))
-        pieces = [self._reader.read(clips.paths[index]) for index in picks]
+        source, places = self._sampler.picks(step)
+        clips, picks, pieces, rejected = self.sources[source], [], [], []
+        for place in share.of(places):
+            index, frames_of, wrong = take_readable(
+                len(clips), place, lambda item: self._reader.read(clips.paths[item])
+            )
+            picks.append(index)
+            pieces.append(frames_of)
+            rejected += wrong
         changes = np.random.default_rng((self.context.seed, step, share.index))
         frames, lengths = augment_batch(pieces, self.data.augment, changes, self._mean_frame)
         targets = [[self.letters.index(letter) for letter in clips.texts[index]] for index in picks]
-        return Spoken(frames, lengths, targets)
+        return Spoken(frames, lengths, targets, Broken(self._sampler.draws.shares.names[source], rejected))
 
     def loss(self, batch: Spoken) -> Loss:
         """Over the recordings, of each its CTC loss per letter."""
-        frames, lengths, targets = batch
+        frames, lengths, targets, broken = batch
+        self.context.rejects.count(broken, self._sizes[broken.name])
         mean = F.ctc_loss(
             self._log_probabilities(frames, lengths).transpose(0, 1),
             torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phirt.encoders.image_file import open_image
 from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import ConfigError
 from phirt.fields import Length, Range
@@ -25,8 +26,11 @@ from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
 from phirt_train.data.images import read_image
-from phirt_train.data.mixture import HeldOut, Mixture, Sources
-from phirt_train.data.records import LabelledImage, read_records
+from phirt_train.data.mixture import HeldOut, Sources, check_sources, refuse_filters, shares_of
+from phirt_train.data.readable import read_usable, take_readable
+from phirt_train.data.records import LabelledImage
+from phirt_train.data.rejects import Broken
+from phirt_train.data.sampling import Consumed, Sampler
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
 
@@ -58,8 +62,8 @@ class ImageClassificationData:
     held_out: HeldOut = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty; give the share of one file at least")
+        check_sources(self.sources, {})
+        refuse_filters(self.sources)
         if self.resolutions and self.resolutions[0][0] != 0:
             raise ValueError("the first of resolutions begins at another share of the steps than 0")
         if unknown := [name for name in self.unchanged if name not in self.sources]:
@@ -106,6 +110,7 @@ class _Drawn(NamedTuple):
     pixels: Tensor
     masks: Tensor
     parts: Sequence[_Part]
+    broken: Sequence[Broken]
 
 
 class ImageClassification:
@@ -119,10 +124,12 @@ class ImageClassification:
         self.model, self.stage, self.context, self.data = model, stage, context, data
         config = model.image_embed.config
         self._constants = dataclasses.replace(narrow(ImageConstants, config), max_crops=1)
-        read = {name: self._read(name) for name in data.sources}
+        shares = shares_of(context.data, data.sources)
+        read = {name: self._read(name) for name in shares.names}
         self.classes = _classes(record for records in read.values() for _, record in records)
-        sources = {name: self._pictures(records, name in data.unchanged) for name, records in read.items()}
-        self.sources = Mixture(sources, data.sources)
+        self.sources = [self._pictures(records, name in data.unchanged) for name, records in read.items()]
+        sizes = {name: len(records) for name, records in read.items()}
+        self._sampler = Sampler(sizes, shares, stage.batch, stage.steps, context.seed)
         self.held_out = {label: self._pictures(self._read(n), True) for label, n in data.held_out.items()}
         self.head = nn.ModuleDict({"norm": nn.LayerNorm(config.hidden_size)})
         self.heads = nn.ModuleDict(
@@ -144,17 +151,10 @@ class ImageClassification:
                     parameter.zero_()
 
     def _read(self, name: str) -> list[tuple[Path, LabelledImage]]:
-        path = self.context.path(name)
-        self.context.note(f"reading {name}")
-        found = []
-        for place, record in read_records(path, LabelledImage):
-            image = path.parent / record.image
-            if not image.is_file():
-                raise ConfigError(f"{place}: {record.image} is no file in {path.parent}; correct the path")
-            found.append((image, record))
-        if not found:
-            raise ConfigError(f"{path} holds no records; leave it out, or fill it")
-        return found
+        def check(path: Path, _: LabelledImage) -> None:
+            open_image(path, self.context.limits)
+
+        return read_usable(name, LabelledImage, self.context, lambda record: record.image, check)
 
     def _pictures(self, records: Sequence[tuple[Path, LabelledImage]], is_unchanged: bool) -> _Pictures:
         """Classes that are in no training source have no answer."""
@@ -172,14 +172,26 @@ class ImageClassification:
         return passed[-1] if passed else self._constants.crop_size
 
     def _crops(
-        self, paths: Sequence[Path], side: int, change: ImageAugmentation, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Pixels [n, 3, side, side] and patch masks [n, g, g], one crop each."""
+        self, source: _Pictures, places: Sequence[int], side: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, list[int], list[str]]:
+        """Pixels [n, 3, side, side] and patch masks [n, g, g], one crop each, of the pictures at these places
+        or, where they are broken, of the next; the places that were taken, and what is wrong with the others.
+        """
         constants = dataclasses.replace(self._constants, crop_size=side)
-        inputs = [read_image(path, constants, self.context.limits, change, rng) for path in paths]
+        change = UNCHANGED_IMAGE if source.is_unchanged else self.data.augment
+        inputs, taken, broken = [], [], []
+        for place in places:
+            index, one, wrong = take_readable(
+                len(source),
+                place,
+                lambda item: read_image(source.paths[item], constants, self.context.limits, change, rng),
+            )
+            inputs.append(one)
+            taken.append(index)
+            broken += wrong
         pixels = torch.from_numpy(np.stack([one.pixel_values[1] for one in inputs]))
         masks = torch.from_numpy(np.stack([one.patch_mask[1] for one in inputs]))
-        return pixels, masks.view(len(paths), constants.grid, constants.grid)
+        return pixels, masks.view(len(places), constants.grid, constants.grid), taken, broken
 
     def _features(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """The tower's mean over each picture's patches, normalised, [n, hidden]."""
@@ -197,23 +209,33 @@ class ImageClassification:
         scores: Tensor = self.heads[str(list(self.classes).index(question))](features)
         return scores
 
+    def consumed(self, step: int) -> dict[str, Consumed]:
+        """What the steps before this one have taken of each source."""
+        return self._sampler.consumed(step)
+
     def prepare(self, step: int, share: Share) -> _Drawn:
         """Crops of this part of a step, and what they show."""
         rng = np.random.default_rng((self.context.seed, step, share.index))
-        side, wanted = self._resolution(step), len(share.of(range(self.stage.batch)))
-        pixels, masks, parts = [], [], []
-        for source, count in zip(self.sources.sources, self.sources.counts(wanted, rng), strict=True):
-            if count:
-                picks = rng.integers(0, len(source), count)
-                x, mask, partner, own = self._mixed(source, picks, side, rng)
-                pixels.append(x)
-                masks.append(mask)
-                targets = {question: target[picks] for question, target in source.targets.items()}
-                parts.append(_Part(targets, partner, own))
-        return _Drawn(torch.cat(pixels), torch.cat(masks), parts)
+        side = self._resolution(step)
+        by_source: dict[int, list[int]] = {}
+        for pick in share.of(self._sampler.picks(step)):
+            by_source.setdefault(pick.source, []).append(pick.item)
+        pixels, masks, parts, broken = [], [], [], []
+        for number, places in sorted(by_source.items()):
+            source = self.sources[number]
+            x, mask, picks, wrong = self._crops(source, places, side, rng)
+            x, mask, partner, own = self._mixed(source, x, mask, rng)
+            pixels.append(x)
+            masks.append(mask)
+            targets = {question: target[picks] for question, target in source.targets.items()}
+            parts.append(_Part(targets, partner, own))
+            broken.append(Broken(self._sampler.draws.shares.names[number], wrong))
+        return _Drawn(torch.cat(pixels), torch.cat(masks), parts, broken)
 
     def loss(self, batch: _Drawn) -> Loss:
         """Over the pictures, of each the sum over the questions that it answers."""
+        for broken in batch.broken:
+            self.context.rejects.count(broken, self._sampler.sizes[broken.name])
         features = self._features(batch.pixels, batch.masks)
         total, begin = features.new_zeros(()), 0
         for targets, partner, own in batch.parts:
@@ -227,17 +249,15 @@ class ImageClassification:
         return Loss(total, len(features), len(features))
 
     def _mixed(
-        self, source: _Pictures, picks: np.ndarray, side: int, rng: np.random.Generator
+        self, source: _Pictures, x: Tensor, mask: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, float]:
         """Crops and masks of some pictures, perhaps mixed: with which, and the share of each one's own."""
-        change = UNCHANGED_IMAGE if source.is_unchanged else self.data.augment
-        x, mask = self._crops([source.paths[index] for index in picks], side, change, rng)
         if rng.random() < 0.5:  # as a global view, whose padding is not masked
             mask = torch.ones_like(mask)
-        partner, share = torch.arange(len(picks)), 1.0
+        partner, share = torch.arange(len(x)), 1.0
         if not source.is_unchanged and rng.random() < self.data.mixup:
             share = float(rng.beta(_MIX_CONCENTRATION, _MIX_CONCENTRATION))
-            partner = torch.from_numpy(rng.permutation(len(picks)))
+            partner = torch.from_numpy(rng.permutation(len(x)))
             x, mask = share * x + (1 - share) * x[partner], mask | mask[partner]
         return x, mask, partner, share
 
@@ -247,14 +267,16 @@ class ImageClassification:
         figures: dict[str, float] = {}
         rng = np.random.default_rng(0)
         for label, pictures in self.held_out.items():
-            chunks = [pictures.paths[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
-            side = self._constants.crop_size
-            features = torch.cat(
-                [self._features(*self._crops(c, side, UNCHANGED_IMAGE, rng)) for c in chunks]
-            )
+            places, side = list(range(len(pictures))), self._constants.crop_size
+            features, taken = [], []
+            for begin in range(0, len(places), _AT_ONCE):
+                x, mask, picks, _ = self._crops(pictures, places[begin : begin + _AT_ONCE], side, rng)
+                features.append(self._features(x, mask))
+                taken += picks
             for question, target in pictures.targets.items():
+                target = target[taken]
                 known = target != _NO_ANSWER
-                right = self._scores(question, features[known]).argmax(1).cpu() == target[known]
+                right = self._scores(question, torch.cat(features)[known]).argmax(1).cpu() == target[known]
                 name = label if len(pictures.targets) == 1 else f"{label} {question}"
                 figures[f"{name} accuracy"] = right.float().mean().item()
         return figures

@@ -1,7 +1,7 @@
 """Next-token prediction on text: rows cut from documents, and rows packed with whole conversations.
 
-Knows token arrays, packing and masks. Knows nothing of media. Conversations in one row do not see each other,
-and only the assistant's tokens are learnt; documents are learnt whole.
+Knows sources, rows and targets. Knows nothing of media or of how rows are packed. Conversations in one row do
+not see each other, and only the assistant's tokens are learnt; documents are learnt whole.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from phirt.errors import ConfigError
 from phirt.fields import Range
 from phirt_export.precision import autocast
-from phirt_export.reference import Model, ModelConfig
+from phirt_export.reference import Documents, Model, ModelConfig
 from phirt_train.context import TrainingContext
-from phirt_train.data.mixture import HeldOut, Mixture, Sources
+from phirt_train.data.mixture import HeldOut, Shares, Source, Sources, check_sources, join_shares, source_of
+from phirt_train.data.packing import PackedText, RowSource, RunningText
+from phirt_train.data.sampling import Consumed, Draws
 from phirt_train.data.token_store import TokenSequences, load_conversations, load_documents
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
 
 IGNORED = -100  # what torch's cross-entropy leaves out
 _HELD_OUT_TEXTS = 100
-
-Row = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]  # token ids, loss mask, conversation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,11 @@ class LanguageModelingData:
 
     Attributes:
         row_tokens: length of a row.
-        documents: share of each file of texts.
-        conversations: share of each file of conversations without media.
+        documents: share of each file of texts, by tokens.
+        conversations: share of each file of conversations without media, by their number.
         document_share: share of the rows that are cut from documents; by default all or none of them.
+        pack_documents: whether documents are packed as conversations are: whole, or cut where they are longer
+            than a row, and not seeing each other. Otherwise they run on, and a row shows what it is cut from.
         held_out: files of texts to measure bits per byte on, by what the figure is called.
     """
 
@@ -50,6 +52,7 @@ class LanguageModelingData:
     documents: Sources = dataclasses.field(default_factory=dict)
     conversations: Sources = dataclasses.field(default_factory=dict)
     document_share: Probability | None = None
+    pack_documents: bool = False
     held_out: HeldOut = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,12 +60,16 @@ class LanguageModelingData:
             raise ValueError("neither documents nor conversations are given")
         if self.document_share is None and self.documents and self.conversations:
             raise ValueError("document_share is missing; give the share of rows that are cut from documents")
+        if both := [name for name in self.documents if name in self.conversations]:
+            raise ValueError(f"{both[0]} is among documents and among conversations; it can be one of them")
         for name, sources, share in (
             ("documents", self.documents, self.share_of_documents),
             ("conversations", self.conversations, 1 - self.share_of_documents),
         ):
             if share > 0 and not sources:
                 raise ValueError(f"document_share is {self.document_share}, but there are no {name}")
+            if sources:
+                check_sources(sources, {})
 
     @property
     def share_of_documents(self) -> float:
@@ -83,6 +90,16 @@ class LanguageModelingData:
         return (*self.documents, *self.conversations, *self.held_out.values())
 
 
+class RowBatch(NamedTuple):
+    """Token ids and targets [B, T], targets -100 where nothing is learnt; which documents share the rows,
+    None where a row is one.
+    """
+
+    token_ids: Tensor
+    targets: Tensor
+    documents: Documents | None
+
+
 class LanguageModeling:
     """Cross-entropy per learnt token."""
 
@@ -91,27 +108,58 @@ class LanguageModeling:
     def __init__(self, model: Model, stage: StageConfig, context: TrainingContext) -> None:
         data = stage.data
         assert isinstance(data, LanguageModelingData)
-        self.model, self.stage, self.context, self.data = model, stage, context, data
+        self.model, self.context, self.data = model, context, data
         self.length = data.row_tokens
-        documents = {name: load_documents(name, context) for name in data.documents}
-        conversations = {name: load_conversations(name, context) for name in data.conversations}
-        self._check(conversations)
-        self.documents = Mixture(documents, data.documents) if documents else None
-        self.conversations = Mixture(conversations, data.conversations) if conversations else None
+        documents = {name: self._documents(name) for name in data.documents}
+        conversations, means = {}, {}
+        for name in data.conversations:
+            conversations[name], means[name] = self._conversations(name)
+        self.sources: dict[str, RowSource] = {**documents, **conversations}
+        self._draws = Draws(self._shares(means), stage.batch, stage.steps, context.seed)
         self.held_out = {label: load_documents(name, context) for label, name in data.held_out.items()}
         self.head = nn.Module()
         compiles = stage.compile and (context.device.type != "cpu" or shutil.which("g++") is not None)
-        self._forward = torch.compile(self._row_loss) if compiles else self._row_loss
+        # A compiled pass takes a mask of one shape, and positions that run on.
+        self._compiles = compiles and self.length <= model.config.decoder.rope.original_context
+        self._forward = torch.compile(self._row_loss) if self._compiles else self._row_loss
 
-    def _check(self, conversations: dict[str, TokenSequences]) -> None:
-        for name, source in conversations.items():
-            if any(source.media):
-                raise ConfigError(
-                    f"{name} has images or audio, which language_modeling does not learn; use the objective "
-                    "supervised_finetuning"
-                )
+    def _documents(self, name: str) -> RowSource:
+        sequences, source = load_documents(name, self.context), source_of(self.data.documents[name])
+        if not self.data.pack_documents and not source.filters:
+            return RunningText(sequences, self.length, self.context.seed, name)
+        numbers = _within(sequences, source, name)
+        if self.data.pack_documents:
+            return self._packed(sequences, numbers, name, cuts=True)
+        return RunningText(sequences.only(numbers), self.length, self.context.seed, name)
 
-    def _row_loss(self, token_ids: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+    def _conversations(self, name: str) -> tuple[RowSource, float]:
+        """The rows of a file of conversations, and the mean length of one."""
+        sequences = load_conversations(name, self.context)
+        if any(sequences.media):
+            raise ConfigError(
+                f"{name} has images or audio, which language_modeling does not learn; use the objective "
+                "supervised_finetuning"
+            )
+        numbers = _within(sequences, source_of(self.data.conversations[name]), name)
+        packed = self._packed(sequences, numbers, name, cuts=False)
+        return packed, packed.total_tokens / len(numbers)
+
+    def _packed(
+        self, sequences: TokenSequences, numbers: NDArray[np.int64], name: str, *, cuts: bool
+    ) -> PackedText:
+        pad = self.model.config.tokens.pad
+        return PackedText(sequences, numbers, self.length, cuts, pad, self.context.seed, name)
+
+    def _shares(self, means: Mapping[str, float]) -> Shares:
+        """Shares of rows: of conversations, whose shares are of their number, by how long they are."""
+        data, parts = self.data, []
+        if data.documents:
+            parts.append((Shares.of(data.documents), data.share_of_documents))
+        if means:
+            parts.append((Shares.of(data.conversations, means.__getitem__), 1 - data.share_of_documents))
+        return join_shares(parts)
+
+    def _row_loss(self, token_ids: Tensor, targets: Tensor, mask: Tensor | Documents | None) -> Tensor:
         """Sum of the cross-entropy over the learnt tokens."""
         with autocast(token_ids.device):
             logits = self.model(token_ids, mask=mask)
@@ -119,56 +167,39 @@ class LanguageModeling:
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
-    def _document_row(self, rng: np.random.Generator) -> Row:
-        assert self.documents is not None
-        source = self.documents.draw(rng)
-        total = len(source.token_ids)
-        begin = int(rng.integers(0, max(1, total - self.length)))
-        # Text that is shorter than a row begins again at its end.
-        token_ids = source.token_ids[np.arange(begin, begin + self.length + 1) % total].astype(np.int64)
-        return token_ids, np.ones(len(token_ids), bool), np.zeros(len(token_ids), np.int64)
+    @property
+    def item_tokens(self) -> float:
+        """Tokens of a row."""
+        return float(self.length)
 
-    def _conversation_row(self, rng: np.random.Generator) -> Row:
-        """Whole conversations one after another; the last one is cut where the row ends."""
-        assert self.conversations is not None
-        token_ids: list[NDArray[np.int64]] = []
-        loss_mask: list[NDArray[np.bool_]] = []
-        numbers: list[NDArray[np.int64]] = []
-        left = self.length + 1
-        while left > 0:
-            source = self.conversations.draw(rng)
-            piece, learnt = source[int(rng.integers(len(source)))]
-            token_ids.append(piece[:left].astype(np.int64))
-            loss_mask.append(learnt[:left])
-            numbers.append(np.full(len(piece[:left]), len(numbers), np.int64))
-            left -= len(piece)
-        return np.concatenate(token_ids), np.concatenate(loss_mask), np.concatenate(numbers)
+    def consumed(self, step: int) -> dict[str, Consumed]:
+        """What the steps before this one have taken of each source."""
+        found, shares = {}, self._draws.shares
+        for number, rows in enumerate(self._draws.before(step).tolist()):
+            name = shares.names[number]
+            source = self.sources[name]
+            tokens, total = source.tokens(rows), source.total_tokens
+            found[name] = Consumed(shares.kinds[number], rows, tokens, min(tokens, total), tokens / total)
+        return found
 
-    def prepare(self, step: int, share: Share) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Token ids [B, T], targets [B, T] (-100 where nothing is learnt) and the attention mask, or None if
-        causal.
-        """
-        rows = [self._row(step, number) for number in share.of(range(self.stage.batch))]
-        token_ids, loss_mask, numbers = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+    def prepare(self, step: int, share: Share) -> RowBatch:
+        """Rows of this part of a step."""
+        names = self._draws.shares.names
+        rows = [self.sources[names[source]].row(number) for source, number in share.of(self._draws.of(step))]
+        token_ids, loss_mask, numbers = (np.stack(part) for part in zip(*rows, strict=True))
         same = numbers[:, 1:] == numbers[:, :-1]
-        targets = torch.where(loss_mask[:, 1:] & same, token_ids[:, 1:], IGNORED)
-        if self.data.share_of_documents == 1.0:
-            return token_ids[:, :-1], targets, None
-        inside = numbers[:, :-1]
-        causal = torch.ones(self.length, self.length, dtype=torch.bool).tril()
-        return token_ids[:, :-1], targets, ((inside[:, :, None] == inside[:, None, :]) & causal)[:, None]
+        targets = np.where(loss_mask[:, 1:] & same, token_ids[:, 1:], IGNORED)
+        is_packed = bool((numbers != 0).any())
+        documents = Documents.of(numbers[:, :-1]) if is_packed else None
+        return RowBatch(torch.from_numpy(token_ids[:, :-1].copy()), torch.from_numpy(targets), documents)
 
-    def _row(self, step: int, number: int) -> Row:
-        """A function of seed, step and the row's number alone, whichever process makes it."""
-        rng = np.random.default_rng((self.context.seed, step, number))
-        is_document = rng.random() < self.data.share_of_documents
-        return self._document_row(rng) if is_document else self._conversation_row(rng)
-
-    def loss(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> Loss:
+    def loss(self, batch: RowBatch) -> Loss:
         """Over the learnt tokens; all tokens that are read count as units."""
-        token_ids, targets, mask = batch
+        token_ids, targets, documents = batch
         device = self.context.device
-        mask = None if mask is None else mask.to(device)
+        mask: Tensor | Documents | None = None if documents is None else documents.to(device)
+        if self._compiles and isinstance(mask, Documents):
+            mask = mask.mask(self.model.config.decoder.sliding_window)
         total = self._forward(token_ids.to(device), targets.to(device), mask)
         return Loss(total, int((targets != IGNORED).sum()), token_ids.numel())
 
@@ -188,6 +219,19 @@ class LanguageModeling:
                 row = token_ids[begin : begin + self.length + 1].to(self.context.device)
                 nats += self._row_loss(row[None, :-1], row[None, 1:], None).item()
         return nats / math.log(2) / max(1, size)
+
+
+def _within(sequences: TokenSequences, source: Source, name: str) -> NDArray[np.int64]:
+    """The sequences whose length a source accepts."""
+    sizes = np.diff(sequences.starts)
+    high = int(sizes.max()) if source.max_tokens is None else source.max_tokens
+    numbers = np.flatnonzero((sizes >= source.min_tokens) & (sizes <= high))
+    if not len(numbers):
+        raise ConfigError(
+            f"{name} has no item of {source.min_tokens} to {high} tokens, its longest has {sizes.max()}; "
+            "change min_tokens and max_tokens"
+        )
+    return numbers
 
 
 KIND = ObjectiveKind(LanguageModelingData, LanguageModeling)

@@ -21,8 +21,9 @@ from phirt.fields import Range
 from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
-from phirt_train.data.mixture import HeldOut, Mixture, Sources
+from phirt_train.data.mixture import HeldOut, Sources, check_sources, refuse_filters, shares_of
 from phirt_train.data.records import LabelledImage, read_records
+from phirt_train.data.sampling import Consumed, Sampler
 from phirt_train.frozen_media import FrozenPhotos
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
@@ -51,6 +52,10 @@ class NameClassificationData:
     mixup: Probability = 0.0
     smoothing: Probability = 0.05
     held_out: HeldOut = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_sources(self.sources, {})
+        refuse_filters(self.sources)
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError where the model has no such classifier."""
@@ -94,8 +99,11 @@ class NameClassification:
         names = model.config.photo.classes[data.classifier]
         self._number = {name: number for number, name in enumerate(names)}
         self._photos = FrozenPhotos(model.photo_embed, data.augment, context.cache, context.limits)
+        shares = shares_of(context.data, data.sources)
         sources = {name: self._load(name) for name in data.sources}
-        self.sources = Mixture(sources, data.sources)
+        self.sources = list(sources.values())
+        sizes = {name: len(named) for name, named in sources.items()}
+        self._sampler = Sampler(sizes, shares, stage.batch, stage.steps, context.seed)
         self.held_out = {label: self._load(name) for label, name in data.held_out.items()}
         self.head = nn.Module()
         wanted = [(p, v) for named in sources.values() for v in range(data.views) for p in named.paths]
@@ -116,14 +124,16 @@ class NameClassification:
     def _scores(self, seen: Tensor) -> Tensor:
         return self.model.photo_embed.scores(seen, self.data.classifier)
 
+    def consumed(self, step: int) -> dict[str, Consumed]:
+        """What the steps before this one have taken of each source."""
+        return self._sampler.consumed(step)
+
     def prepare(self, step: int, share: Share) -> _Drawn:
         """Views of this part of a step, the numbers of their names, and with which each is mixed."""
-        numbers = share.of(range(self.stage.batch))
         rng = np.random.default_rng((self.context.seed, step, share.index))
         views, targets = [], []
-        for _ in numbers:
-            named = self.sources.draw(rng)
-            index = int(rng.integers(len(named)))
+        for number, index in share.of(self._sampler.picks(step)):
+            named = self.sources[number]
             views.append((named.paths[index], int(rng.integers(self.data.views))))
             targets.append(named.targets[index])
         own, order = 1.0, np.arange(len(views))

@@ -24,8 +24,10 @@ from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
 from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
-from phirt_train.data.mixture import Mixture, present
-from phirt_train.data.records import Transcript, read_records
+from phirt_train.data.mixture import shares_of
+from phirt_train.data.readable import read_usable
+from phirt_train.data.records import Transcript
+from phirt_train.data.sampling import Consumed, SimilarSampler
 from phirt_train.frozen_media import FrozenSounds, inside
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.objectives.ctc import CtcData, Spoken, plain_words
@@ -100,8 +102,11 @@ class PieceCtc:
         self.model, self.stage, self.context, self.data = model, stage, context, data
         self.pieces = Pieces(model.config.whisper.pieces)
         self._sounds = FrozenSounds(model.sound_embed, data.augment, context.cache, context.limits)
-        sources = {name: self._load(name) for name in present(context.data, data.sources, data.optional)}
-        self.sources = Mixture(sources, data.sources)
+        shares = shares_of(context.data, data.sources, data.optional)
+        sources = {name: self._load(name) for name in shares.names}
+        self.sources = list(sources.values())
+        lengths = {name: clips.lengths for name, clips in sources.items()}
+        self._sampler = SimilarSampler(lengths, shares, stage.batch, stage.steps, context.seed, _SHORT)
         self.held_out = {label: self._load(name) for label, name in data.held_out.items()}
         self.head = nn.Module()
         wanted = [(p, v) for clips in sources.values() for v in range(data.views) for p in clips.paths]
@@ -109,24 +114,29 @@ class PieceCtc:
         self._sounds.prepare(wanted, lambda left: context.note("listening to recordings", left, unit="left"))
 
     def _load(self, name: str) -> _Clips:
-        path = self.context.path(name)
-        paths, texts = [], []
-        for _, record in read_records(path, Transcript):
-            paths.append(path.parent / record.audio)
-            texts.append(plain_words(record.text))
-        if not paths:
-            raise ConfigError(f"{path} holds no records; leave it out, or fill it")
-        lengths = np.array([self._sounds.count(one) for one in paths])
-        return _Clips(paths, texts, [self.pieces.split(text) for text in texts], lengths)
+        lengths: list[int] = []
+
+        def measure(path: Path, _: Transcript) -> None:
+            lengths.append(self._sounds.count(path))
+
+        records = read_usable(name, Transcript, self.context, lambda record: record.audio, measure)
+        texts = [plain_words(record.text) for _, record in records]
+        targets = [self.pieces.split(text) for text in texts]
+        return _Clips([path for path, _ in records], texts, targets, np.array(lengths))
 
     def _log_probabilities(self, stacked: Tensor, lengths: Tensor) -> Tensor:
         with autocast(self.context.device):
             _, scores = self.model.sound_embed.recognise(stacked, inside(lengths, stacked))
         return F.log_softmax(scores.float(), -1)
 
+    def consumed(self, step: int) -> dict[str, Consumed]:
+        """What the steps before this one have taken of each source."""
+        return self._sampler.consumed(step)
+
     def prepare(self, step: int, share: Share) -> Spoken:
         """What the encoder hears in this part of a step, partly hidden, and the pieces that are said."""
-        clips, picks = self._pick(np.random.default_rng((self.context.seed, step)))
+        source, places = self._sampler.picks(step)
+        clips, picks = self.sources[source], share.of(places)
         changes = np.random.default_rng((self.context.seed, step, share.index))
         picks = list(share.of(picks))
         views = [(clips.paths[index], int(changes.integers(self.data.views))) for index in picks]
@@ -135,7 +145,7 @@ class PieceCtc:
 
     def loss(self, batch: Spoken) -> Loss:
         """Over the recordings, of each its CTC loss per piece."""
-        stacked, lengths, targets = batch
+        stacked, lengths, targets, _ = batch
         mean = F.ctc_loss(
             self._log_probabilities(stacked, lengths).transpose(0, 1),
             torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
@@ -145,16 +155,6 @@ class PieceCtc:
             zero_infinity=True,
         )
         return Loss(mean * len(targets), len(targets), len(targets))
-
-    def _pick(self, rng: np.random.Generator) -> tuple[_Clips, list[int]]:
-        """Recordings of similar length from one source."""
-        clips, batch = self.sources.draw(rng), self.stage.batch
-        pool = rng.integers(0, len(clips), 4 * batch)
-        pool = pool[np.argsort(clips.lengths[pool], kind="stable")]
-        if clips.lengths[pool[-1]] > _SHORT:
-            begin = int(rng.integers(0, 4)) * batch
-            pool = pool[begin : begin + batch]
-        return clips, [int(index) for index in pool]
 
     def _masked(self, stacked: Tensor, rng: np.random.Generator) -> Tensor:
         if not self.data.mask:
