@@ -56,6 +56,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     (folder / "benchmarks").mkdir()
     question = {"query": "Question: What floats?", "choices": ["a ship", "a stone"], "gold": 0}
     (folder / "benchmarks" / "arc_easy.jsonl").write_text(json.dumps(question) + "\n")
+    problem = {"question": "What is 2 + 3?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}
+    (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     path = folder / "bin" / "phirt"
     path.parent.mkdir()
     path.write_text(f'#!/bin/sh\nexec {shlex.join(PHIRT)} "$@"\n')

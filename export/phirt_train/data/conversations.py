@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,9 +22,10 @@ from phirt.errors import BundleError, ConfigError
 from phirt.prompt.chat_template import ChatTemplate, Encoded
 from phirt.prompt.messages import Media, Message
 from phirt.prompt.tokenizer import Tokenizer
-from phirt.prompt.tools import CALL_CLOSE, CALL_OPEN, VISIBLE_TOKENS, Tools
+from phirt.prompt.tools import VISIBLE_TOKENS, Tools
 from phirt_export.encoders import tower_plans
 from phirt_export.reference import ModelConfig
+from phirt_train.data.answers import answer_ids
 from phirt_train.data.records import Conversation, TrainingMessage
 
 
@@ -102,7 +102,7 @@ class ConversationEncoder:
         for turn in turns:
             if turn.role == "assistant":
                 prompt = self._render(messages, tools)
-                answers.append((_ids(prompt), self._answer(turn)))
+                answers.append((_ids(prompt), answer_ids(self._tokenizer, turn)))
                 messages.append(Message("assistant", "", token_ids=answers[-1][1]))
             else:
                 messages.append(self._message(turn))
@@ -132,19 +132,6 @@ class ConversationEncoder:
                 raise ConfigError(f"{path} is of modality {modality}, which the recipe's model does not take")
             media.append(Media(self._encoder_of[modality], modality, path, 1, None))
         return Message(role, turn.content, tuple(media))
-
-    def _answer(self, turn: TrainingMessage) -> tuple[int, ...]:
-        """An answer's ids: calls of tools, whose marks are control tokens, then its text."""
-        if not turn.tool_calls:
-            return tuple(self._tokenizer.encode_content(turn.content))
-        marks = [self._tokenizer.id_of(name) for name in (CALL_OPEN, CALL_CLOSE)]
-        if None in marks:
-            raise ConfigError(f"the tokenizer has no {CALL_OPEN} and {CALL_CLOSE}, which calls of tools need")
-        opening, closing = (mark for mark in marks if mark is not None)
-        calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in turn.tool_calls]
-        text = json.dumps(calls, ensure_ascii=False)
-        ids = [opening, *self._tokenizer.encode_content(text), closing]
-        return (*ids, *(self._tokenizer.encode_content(turn.content) if turn.content else ()))
 
     def _check_answer(self, token_ids: list[int], prompt: list[int], answer: tuple[int, ...]) -> None:
         """Refuses what the runtime would not prompt with, and answers that no token ends."""
