@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from phirt.errors import ConfigError
 from phirt_train.data.records import read_lines, texts_of
 from phirt_train.progress import Progress, Report
 from phirt_train.recipe import TokenizerConfig
@@ -28,12 +29,15 @@ def _texts(config: TokenizerConfig, paths: Sequence[Path], report: Report) -> It
     for index, path in enumerate(paths):
         report(Progress(STAGE, index, len(paths), "files", f"reading {path.name}"))
         left = config.max_characters
-        for _, record in read_lines(path):
+        wrong: list[str] = []  # what is no JSON is counted by the stage that learns from the file
+        for _, record in read_lines(path, wrong.append):
             for text in texts_of(record):
                 left -= len(text)
                 yield from filter(None, marks.split(text))
             if left < 0:
                 break
+        if wrong and left == config.max_characters:
+            raise ConfigError(wrong[0])
     report(Progress(STAGE, len(paths), len(paths), "files", f"learning {config.vocab_size} tokens"))
 
 

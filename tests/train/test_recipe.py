@@ -48,7 +48,7 @@ def refusal(path: Path, scale: str | None = None) -> str:
         ('name = "text"', 'name = "../text"', "'name' is '../text', expected a name of letters"),
         ('name = "text"', 'name = "cache"', "a stage is called cache, as a folder of every run is"),
         ('starts_from = ["text"]', 'starts_from = ["joint"]', "starts from joint, which no earlier stage"),
-        ('objective = "ctc"', 'objective = "guess"', "objective is 'guess'; accepted: ctc, image_classific"),
+        ('objective = "ctc"', 'objective = "guess"', "objective is 'guess'; accepted: "),
         ('trains = ["*lora_A.vision"', 'trains = ["*lora_C.vision"', "no parameter fits *lora_C.vision"),
         ("quantize_aware = 32", "quantize_aware = 48", "quantize_aware is 48; accepted: 0, or a power"),
         ("[[0.0, 96], [0.55, 128]]", "[[0.0, 90]]", "resolutions has the side 90; accepted: multiples of 32"),

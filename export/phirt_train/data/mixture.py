@@ -184,7 +184,7 @@ def refuse_filters(sources: Mapping[str, float | Points | Source]) -> None:
 
 
 def shares_of(
-    folder: Path,
+    path_of: Callable[[str], Path],
     sources: Mapping[str, float | Points | Source],
     optional: Iterable[str] = (),
     tasks: Mapping[str, float] = types.MappingProxyType({}),
@@ -195,24 +195,25 @@ def shares_of(
     Raises:
         ConfigError: none is there, or those that are there have no weight at some position.
     """
-    there = {name: sources[name] for name in present(folder, sources, optional)}
+    there = {name: sources[name] for name in present(path_of, sources, optional)}
     kinds = {source_of(value).kind for value in there.values()}
     known = {kind: weight for kind, weight in tasks.items() if kind in kinds}
     try:
         return Shares.of(there, factor, known)
     except ValueError as error:
-        raise ConfigError(f"of the sources that {folder} holds: {error}; change their shares") from error
+        raise ConfigError(f"of the sources that are there: {error}; change their shares") from error
 
 
-def present(folder: Path, names: Iterable[str], optional: Iterable[str]) -> list[str]:
+def present(path_of: Callable[[str], Path], names: Iterable[str], optional: Iterable[str]) -> list[str]:
     """The sources that there are; only those in `optional` may be missing.
 
     Raises:
         ConfigError: none of them is there.
     """
     named, left_out = list(names), set(optional)
-    there = [name for name in named if name not in left_out or (folder / name).is_file()]
+    there = [name for name in named if name not in left_out or path_of(name).is_file()]
     if not there:
+        folder = path_of(named[0]).parent
         raise ConfigError(f"{folder} holds none of {', '.join(named)}; the stage needs one of them at least")
     return there
 

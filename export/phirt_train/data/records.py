@@ -145,14 +145,22 @@ def read_records(
             yield place, record
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The JSON values of a file's lines that are not empty, each with its place.
+def read_lines(path: Path, reject: Callable[[str], None] | None = None) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a file's lines that are not empty, each with its place; `reject` as in
+    `read_records`.
 
     Raises:
         ConfigError: the file cannot be read, or a line is no JSON.
     """
     for place, line in _lines(path):
-        yield place, _parsed(line, place)
+        try:
+            value = _parsed(line, place)
+        except ConfigError as error:
+            if reject is None:
+                raise
+            reject(str(error))
+        else:
+            yield place, value
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

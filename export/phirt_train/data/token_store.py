@@ -149,6 +149,7 @@ def _load(name: str, cls: type[T], encode: Encode[T], context: TrainingContext) 
         left_out = [dataclasses.asdict(file) for file in rejected.files.values()]
         (staging / _REJECTED).write_text(json.dumps(left_out), encoding="utf-8")
         staging.replace(folder)
+    context.rejects.files.pop(name, None)  # a file may be read to learn from and to measure with
     for file in json.loads((folder / _REJECTED).read_text(encoding="utf-8")):
         context.rejects.files[name] = Rejected(**file)
     return _read(folder, path)

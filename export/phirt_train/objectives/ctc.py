@@ -121,7 +121,7 @@ class Ctc:
         config = model.audio_embed.config
         self.model, self.stage, self.context, self.data = model, stage, context, data
         self._reader = FrameReader(config, context.limits)
-        shares = shares_of(context.data, data.sources, data.optional)
+        shares = shares_of(context.path, data.sources, data.optional)
         sources = {name: self._load(name) for name in shares.names}
         self.sources = list(sources.values())
         lengths = {name: clips.lengths for name, clips in sources.items()}

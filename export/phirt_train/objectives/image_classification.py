@@ -124,7 +124,7 @@ class ImageClassification:
         self.model, self.stage, self.context, self.data = model, stage, context, data
         config = model.image_embed.config
         self._constants = dataclasses.replace(narrow(ImageConstants, config), max_crops=1)
-        shares = shares_of(context.data, data.sources)
+        shares = shares_of(context.path, data.sources)
         read = {name: self._read(name) for name in shares.names}
         self.classes = _classes(record for records in read.values() for _, record in records)
         self.sources = [self._pictures(records, name in data.unchanged) for name, records in read.items()]

@@ -99,7 +99,7 @@ class NameClassification:
         names = model.config.photo.classes[data.classifier]
         self._number = {name: number for number, name in enumerate(names)}
         self._photos = FrozenPhotos(model.photo_embed, data.augment, context.cache, context.limits)
-        shares = shares_of(context.data, data.sources)
+        shares = shares_of(context.path, data.sources)
         sources = {name: self._load(name) for name in data.sources}
         self.sources = list(sources.values())
         sizes = {name: len(named) for name, named in sources.items()}

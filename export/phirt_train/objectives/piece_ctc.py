@@ -102,7 +102,7 @@ class PieceCtc:
         self.model, self.stage, self.context, self.data = model, stage, context, data
         self.pieces = Pieces(model.config.whisper.pieces)
         self._sounds = FrozenSounds(model.sound_embed, data.augment, context.cache, context.limits)
-        shares = shares_of(context.data, data.sources, data.optional)
+        shares = shares_of(context.path, data.sources, data.optional)
         sources = {name: self._load(name) for name in shares.names}
         self.sources = list(sources.values())
         lengths = {name: clips.lengths for name, clips in sources.items()}

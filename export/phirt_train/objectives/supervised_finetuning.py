@@ -102,7 +102,7 @@ class SupervisedFinetuning:
             data.views,
         )
         self._rows = ConversationRows(model, context, media)
-        shares = shares_of(context.data, data.sources, data.optional, data.tasks)
+        shares = shares_of(context.path, data.sources, data.optional, data.tasks)
         self.sources = [self._load(name, source_of(data.sources[name])) for name in shares.names]
         self.held_out = {label: self._load(name, _WHOLE) for label, name in data.held_out.items()}
         sizes = {source.name: len(source) for source in self.sources}
