@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 
 from phirt.errors import ConfigError
 from phirt.fields import Fields, Length, Range, parse_json, read_dataclass, write_dataclass
@@ -35,6 +36,7 @@ _SPIKE_SIGMAS = 3.0
 _WINDOW = 100  # steps before a step whose losses say what is usual
 _LEAST_WINDOW = 10
 _BLOW_UP = 10.0  # times the usual norm
+_LEAST_EXPLAINED = 0.5
 _MARGIN = 1e-9  # of a vertex at the outermost rate
 
 _Tokens = Annotated[int, Range(1, 1 << 62)]
@@ -52,11 +54,14 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """The best rate at one horizon, and the loss that the parabola has there."""
+    """The best rate at one horizon, the loss that the parabola has there, and the share of the losses'
+    variance that the parabola explains.
+    """
 
     tokens: _Tokens
     rate: _Rate
     loss: float
+    explained: Annotated[float, Range(0.0, 1.0)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,16 @@ class RateFit:
     def rate(self, tokens: int) -> float:
         """The peak rate of a run of so many tokens."""
         return float(self.coefficient * tokens**self.exponent)
+
+    def table(self) -> str:
+        """The horizons beside the line through them, as a Markdown table."""
+        lines = ["| tokens | best rate | on the line | loss | explained |", "|---|---|---|---|---|"]
+        for point in self.points:
+            lines.append(
+                f"| {point.tokens:,} | {point.rate:.3g} | {self.rate(point.tokens):.3g} | {point.loss:.4f} "
+                f"| {100 * point.explained:.0f} % |"
+            )
+        return "\n".join(lines) + "\n"
 
     def save(self, path: Path) -> None:
         """Write the JSON that `fitted_rate` reads."""
@@ -112,8 +127,9 @@ def best_rate(trials: Sequence[Trial]) -> Optimum:
     """The vertex of the parabola over ln rate through runs of one horizon, by least squares.
 
     Raises:
-        ConfigError: fewer than three rates, losses that bend the wrong way, or a vertex outside of the rates
-            that were tried: one cannot say then where the best one is.
+        ConfigError: fewer than three rates, losses that bend the wrong way, a vertex outside of the rates
+            that were tried, or losses that scatter more than the parabola explains: one cannot say then where
+            the best rate is.
     """
     (tokens, *others) = {trial.tokens for trial in trials} or {0}
     assert not others
@@ -141,7 +157,21 @@ def best_rate(trials: Sequence[Trial]) -> Optimum:
             f"at {tokens} tokens the best rate lies outside of those that were tried, {tried}, near "
             f"{math.exp(min(max(vertex, -27.0), 6.0)):.3g}; try {side} ones"
         )
-    return Optimum(tokens, math.exp(vertex), constant - slope**2 / (4 * bend))
+    explained = _explained(np.array(losses), np.polyval((bend, slope, constant), logarithms - middle))
+    if explained < _LEAST_EXPLAINED:
+        raise ConfigError(
+            f"at {tokens} tokens a parabola explains {100 * explained:.0f} % of how the losses of the rates "
+            f"{tried} vary, accepted: {100 * _LEAST_EXPLAINED:.0f} %; measure the loss on more held-out "
+            "text, try closer rates, or longer runs"
+        )
+    return Optimum(tokens, math.exp(vertex), constant - slope**2 / (4 * bend), explained)
+
+
+def _explained(losses: npt.NDArray[np.float64], curve: npt.NDArray[np.floating]) -> float:
+    """The share of the losses' variance that a curve through them has."""
+    total = float(((losses - losses.mean()) ** 2).sum())
+    rest = float(((losses - curve) ** 2).sum())
+    return min(1.0, max(0.0, 1 - rest / total)) if total else 1.0
 
 
 def fit_rates(trials: Iterable[Trial]) -> RateFit:

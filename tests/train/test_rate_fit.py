@@ -39,6 +39,8 @@ def test_the_law_that_made_the_losses_is_found_again(tmp_path):
     for point in fit.points:
         assert point.rate == pytest.approx(0.05 * point.tokens**-0.32, rel=1e-9)
         assert point.loss == pytest.approx(2.0 + 3.0 / point.tokens**0.1)
+        assert point.explained == pytest.approx(1.0)
+    assert "| 40,000 | 0.00168 | 0.00168 | 3.0397 | 100 % |" in fit.table()
     fit.save(path := tmp_path / "lr_fit.json")
     assert {"coefficient", "exponent", "points"} <= set(json.loads(path.read_text()))
     assert load_fit(path) == fit
@@ -64,6 +66,14 @@ def test_a_vertex_by_hand():
 def test_what_has_no_best_rate_is_refused(losses, said):
     trials = [Trial(50, rate, loss) for rate, loss in zip([1e-3, 1e-2, 1e-1], losses, strict=True)]
     with pytest.raises(ConfigError, match=said):
+        best_rate(trials)
+
+
+def test_losses_that_scatter_are_refused():
+    # Through (ln rate, loss) = (-2, 3), (-1, 1), (0, 3), (1, 1), (2, 3) the best parabola is 57/35 + 2/7 x²,
+    # which leaves 3.657 of 4.8 squares: it explains 24 %.
+    trials = [Trial(50, math.exp(x), loss) for x, loss in zip(range(-2, 3), [3.0, 1, 3, 1, 3], strict=True)]
+    with pytest.raises(ConfigError, match="a parabola explains 24 % of how the losses"):
         best_rate(trials)
 
 
