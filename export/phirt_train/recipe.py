@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -30,15 +30,16 @@ from phirt_export.reference import (
     VisionConfig,
 )
 from phirt_train.chat_format import CHAT_TEMPLATE, SPECIAL_TOKENS, SpecialTokens
-from phirt_train.objectives import find_objective
+from phirt_train.given_tokenizer import given_tokenizer, ids_of
+from phirt_train.outside import find_outside
+from phirt_train.scales import Scale, merged
 from phirt_train.schedules import check_chains
 from phirt_train.stage import StageConfig
+from phirt_train.stage_table import REMEDY, open_fields, read_stage, read_step, stage_ropes, with_rope
 from phirt_train.step import StepConfig, step_of
-from phirt_train.steps import find_step
 
 RECIPE_NAME = "recipe.toml"
 _MAX_BYTES = 1 << 20
-_REMEDY = "correct the recipe"
 _SINGLE_TABLE = re.compile(rb"^\s*\[(stage|step)\]", re.MULTILINE)
 _RESERVED = ("cache", "checkpoint", "made", "prepared")  # what else lies in a run's folder
 _Name = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, . - and _")]
@@ -54,9 +55,10 @@ _Seed = Annotated[int, Range(0, (1 << 31) - 1)]
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The byte-level BPE tokenizer that is learnt.
+    """The byte-level BPE tokenizer that is learnt, or another that is taken as it is.
 
     Attributes:
+        file: a tokenizer.json, or the checkpoint whose tokenizer is taken; by default one is learnt.
         vocab_size: tokens, special ones included; the decoder's vocab_size.
         sources: files of JSON lines whose texts it learns from; by default all that the stages read.
         max_characters: most characters of each file.
@@ -67,9 +69,10 @@ class TokenizerConfig:
     sources: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     max_characters: Annotated[int, Range(1, 1 << 40)] = 10_000_000
     special: SpecialTokens = SPECIAL_TOKENS
+    file: str | None = None
 
     def __post_init__(self) -> None:
-        if self.vocab_size < (least := 256 + len(self.special.tokens)):
+        if self.file is None and self.vocab_size < (least := 256 + len(self.special.tokens)):
             raise ValueError(f"vocab_size is {self.vocab_size}; bytes and special tokens alone are {least}")
 
 
@@ -91,21 +94,6 @@ class PreparationConfig:
         names = [PurePosixPath(folder).name for folder in self.uses]
         if len(set(names)) < len(names):
             raise ValueError("uses names two folders of one name, and code imports them by their names")
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Other values for a whole recipe: of the tables of that name, for every stage (of `data`, those that the
-    stage has), and, in `options`, for the options of every step that has them. Training steps are multiplied
-    by `step_scale`.
-    """
-
-    step_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prepare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +171,15 @@ class Recipe:
         """The steps that follow a stage, or, for None, that come first."""
         return (step for step in self.steps if step.after == stage)
 
+    def model_after(self, *stages: str) -> ModelConfig:
+        """The model as it is with the weights of these stages; how positions turn is up to the last of them
+        that changes it.
+        """
+        own = self.model.decoder.rope
+        ropes = stage_ropes(own, self.stages)
+        changed = [ropes[name] for name in stages if ropes[name] != own]
+        return with_rope(self.model, changed[-1] if changed else own)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Document:
@@ -231,10 +228,18 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
     """
     path = find_recipe(path)
     raw, changes = _scaled(path, _parse(path), scale)
-    document = read_dataclass(_Document, _fields(raw, path))
+    document = read_dataclass(_Document, open_fields(raw, path))
     base = None if document.base is None else path.parent / document.base
     model = _trained_further(document, base) if base is not None else _fresh_model(path, raw, document)
-    stages = tuple(_stage(path, table, changes, model) for table in document.stage)
+    stages: dict[str, StageConfig] = {}
+    for table in document.stage:
+        stage = read_stage(path, table, changes, model, stages)
+        if stage.name in stages:
+            raise ConfigError(f"{path}: two stages are called {stage.name}; give each a name of its own")
+        stages[stage.name] = stage
+    ropes = stage_ropes(model.decoder.rope, stages.values())
+    models: dict[str | None, ModelConfig] = {name: with_rope(model, rope) for name, rope in ropes.items()}
+    models[None] = model
     recipe = Recipe(
         name=document.name if scale is None else f"{document.name}-{scale}",
         seed=document.seed,
@@ -244,8 +249,8 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
         tokenizer=document.tokenizer,
         chat_template=_template(document, base),
         prepare=document.prepare,
-        stages=stages,
-        steps=tuple(_step(path, table, changes, model) for table in document.step),
+        stages=tuple(stages.values()),
+        steps=tuple(read_step(path, table, changes, models) for table in document.step),
     )
     _check_template(path, recipe.chat_template)
     return recipe
@@ -261,18 +266,14 @@ def _parse(path: Path) -> dict[str, Any]:
             f"cannot read the recipe {path}: {reason}; name a TOML file, or its folder"
         ) from error
     if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {_MAX_BYTES} bytes; {_REMEDY}")
+        raise ConfigError(f"{path} is larger than {_MAX_BYTES} bytes; {REMEDY}")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError among them
         single = _SINGLE_TABLE.search(content)
         name = "" if single is None else single[1].decode()
-        remedy = f"write [[{name}]] above each {name}" if name else _REMEDY
+        remedy = f"write [[{name}]] above each {name}" if name else REMEDY
         raise ConfigError(f"{path} is not valid TOML: {error}; {remedy}") from error
-
-
-def _fields(value: object, path: Path, *place: str) -> Fields:
-    return Fields(value, ": ".join([str(path), *place]), ConfigError, _REMEDY, closed=True)
 
 
 def _scaled(path: Path, raw: dict[str, Any], scale: str | None) -> tuple[dict[str, Any], Scale]:
@@ -280,22 +281,13 @@ def _scaled(path: Path, raw: dict[str, Any], scale: str | None) -> tuple[dict[st
     for name in ("stage", "step"):
         if isinstance(raw.get(name), dict):
             raise ConfigError(f"{path}: {name!r} is one table, expected a list of them; write [[{name}]]")
-    scales = _fields({"scale": raw.pop("scale", {})}, path).mapping("scale")
+    scales = open_fields({"scale": raw.pop("scale", {})}, path).mapping("scale")
     if scale is not None and scale not in scales:
         raise ConfigError(f"{path} has no scale {scale!r}; it has: {', '.join(sorted(scales)) or 'none'}")
     read = {name: read_dataclass(Scale, fields) for name, fields in scales.items()}
     changes = read[scale] if scale is not None else Scale()
     tables = {"model": changes.model, "tokenizer": changes.tokenizer, "prepare": changes.prepare}
-    return _merged(raw, {name: table for name, table in tables.items() if table}), changes
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the nested values of `changes` in place."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
+    return merged(raw, {name: table for name, table in tables.items() if table}), changes
 
 
 def _fresh_model(path: Path, raw: Mapping[str, Any], document: _Document) -> ModelConfig:
@@ -304,11 +296,11 @@ def _fresh_model(path: Path, raw: Mapping[str, Any], document: _Document) -> Mod
         if table is None:
             raise ConfigError(f"{path} has no table {name}; give it, or name a checkpoint as 'base'")
     assert document.model is not None and document.tokenizer is not None
-    fields = _fields(raw, path).child("model")
-    tables = _merged(document.model, {})
+    fields = open_fields(raw, path).child("model")
+    tables = merged(document.model, {})
     if fields.has("decoder"):
         tables["decoder"] = _with_rope(fields.child("decoder"), document.model["decoder"])
-    sizes = read_dataclass(_Model, _fields(tables, path, "model"))
+    sizes = read_dataclass(_Model, open_fields(tables, path, "model"))
     vocabulary = document.tokenizer.vocab_size
     if vocabulary != sizes.decoder.vocab_size:
         raise ConfigError(
@@ -316,12 +308,16 @@ def _fresh_model(path: Path, raw: Mapping[str, Any], document: _Document) -> Mod
             "give both the same vocab_size"
         )
     special = document.tokenizer.special
+    id_of: Callable[[str], int] = special.id_of
+    if document.tokenizer.file is not None:
+        given = given_tokenizer(find_outside(document.tokenizer.file, path.parent))
+        id_of = ids_of(given, vocabulary)
     tokens = TokenConfig(
-        bos=special.id_of(special.bos),
-        pad=special.id_of(special.pad),
-        eos=tuple(special.id_of(name) for name in special.eos),
-        image=special.id_of(special.image) if sizes.vision else None,
-        audio=special.id_of(special.audio) if sizes.audio else None,
+        bos=id_of(special.bos),
+        pad=id_of(special.pad),
+        eos=tuple(id_of(name) for name in special.eos),
+        image=id_of(special.image) if sizes.vision else None,
+        audio=id_of(special.audio) if sizes.audio else None,
     )
     return ModelConfig(sizes.decoder, tokens, sizes.vision, sizes.audio, sizes.adapters)
 
@@ -357,54 +353,4 @@ def _check_template(path: Path, template: str) -> None:
     try:
         jinja2.sandbox.ImmutableSandboxedEnvironment().parse(template)
     except (jinja2.TemplateError, RecursionError) as error:
-        raise ConfigError(f"{path}: 'chat_template' is no jinja template: {error}; {_REMEDY}") from error
-
-
-def _stage(path: Path, table: Mapping[str, Any], changes: Scale, model: ModelConfig) -> StageConfig:
-    place = _place("stage", table)
-    merged = _merged(table, changes.stage)
-    merged["data"] = _known_merged(table.get("data"), changes.stage.get("data"))
-    fields = _fields(merged, path, place)
-    try:
-        kind = find_objective(fields.text("objective"))
-        data = read_dataclass(kind.data, fields.child("data"))
-        rest = _fields({key: value for key, value in merged.items() if key != "data"}, path, place)
-        stage = read_dataclass(StageConfig, rest, data=data)
-        stage.check(model)
-    except ConfigError as error:
-        raise _placed(error, path, place) from error
-    return dataclasses.replace(stage, steps=max(1, round(stage.steps * changes.step_scale)))
-
-
-def _step(path: Path, table: Mapping[str, Any], changes: Scale, model: ModelConfig) -> StepConfig:
-    place = _place("step", table)
-    merged = {**table, "options": _known_merged(table.get("options", {}), changes.options)}
-    fields = _fields(merged, path, place)
-    try:
-        kind = find_step(fields.text("kind"))
-        options = read_dataclass(kind.options, fields.child("options"))
-        rest = _fields({key: value for key, value in merged.items() if key != "options"}, path, place)
-        step = read_dataclass(StepConfig, rest, options=options)
-        if kind.needs_model and step.after is None:
-            raise ConfigError(f"{step.kind} needs a model; name the stage that it comes 'after'")
-        step.check(model)
-    except ConfigError as error:
-        raise _placed(error, path, place) from error
-    return step
-
-
-def _place(kind: str, table: Mapping[str, Any]) -> str:
-    name = table.get("name")
-    return f"{kind} {name}" if isinstance(name, str) else f"a {kind}"
-
-
-def _known_merged(table: Any, changes: Any) -> Any:
-    """`table` with those changes in place whose keys it has."""
-    if not isinstance(table, Mapping) or not isinstance(changes, Mapping):
-        return table
-    return _merged(table, {key: value for key, value in changes.items() if key in table})
-
-
-def _placed(error: ConfigError, path: Path, place: str) -> ConfigError:
-    text = str(error)
-    return error if text.startswith(str(path)) else ConfigError(f"{path}: {place}: {text}")
+        raise ConfigError(f"{path}: 'chat_template' is no jinja template: {error}; {REMEDY}") from error

@@ -16,6 +16,7 @@ import hashlib
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,28 +27,30 @@ from phirt_export.bundle import model_limits
 from phirt_export.chat_files import TOKENIZER_NAME, tokenizer_bytes
 from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
+from phirt_train.given_tokenizer import given_tokenizer
 from phirt_train.loop import Interrupted, StageResult, StageRun, save_tensors
 from phirt_train.objectives import find_objective
+from phirt_train.outside import check_tokenizer, find_outside, weights_identity
 from phirt_train.preparation import prepare_data
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.schedules import course_of, is_continued
 from phirt_train.stage import StageConfig
+from phirt_train.stage_fields import missed
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
 from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
     MOMENTS_NAME,
     WEIGHTS_NAME,
-    base_identity,
     check_recipe,
     checkpoint_after,
     copied_names,
     fresh_model,
     load_into,
     model_after,
-    trained_before,
+    weights_before,
     write_checkpoint,
 )
 
@@ -62,6 +65,7 @@ def run_recipe(
     scale: str | None = None,
     report: Report = ignore,
     until: str | None = None,
+    ignore_gates: bool = False,
 ) -> list[StageResult]:
     """Run the stages of a recipe that are not done, and write the checkpoint once all are.
 
@@ -72,9 +76,10 @@ def run_recipe(
         scale: a scale of the recipe, see `load_recipe`.
         report: called from the beginning on, and about every second while a stage trains.
         until: stop after this stage.
+        ignore_gates: go on from stages that miss what they must reach.
 
     Raises:
-        ConfigError: the recipe is wrong or the data folder lacks what it names.
+        ConfigError: the recipe is wrong, the data folder lacks what it names, or a stage misses its gate.
         Interrupted: a signal arrived; the state is on disk.
     """
     recipe = load_recipe(path, scale)
@@ -86,7 +91,7 @@ def run_recipe(
     check_recipe(recipe)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        return _Run(recipe, run_dir, folder, report).run(until)
+        return _Run(recipe, run_dir, folder, report, ignore_gates=ignore_gates).run(until)
     except KeyboardInterrupt as interrupt:  # before training, which notices signals itself
         raise Interrupted("stopped before training; start again to continue", signal.SIGINT) from interrupt
     except OSError as error:
@@ -96,8 +101,11 @@ def run_recipe(
 class _Run:
     """One recipe on its way through a run folder."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path, data: Path, report: Report) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, data: Path, report: Report, *, ignore_gates: bool = False
+    ) -> None:
         self.recipe, self.run_dir, self.data, self.report = recipe, run_dir, data, report
+        self.ignore_gates = ignore_gates
         self.prepared = ""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -119,6 +127,8 @@ class _Run:
                 done = self._run_part(part, digests[part.name])
                 write_text(self.run_dir / "results.md", result_table([*results, done]))
             results.append(done)
+            if isinstance(part, StageConfig):
+                self._check_gate(part, done)
             if part.name == until:
                 return results
         write_checkpoint(recipe, self.run_dir)
@@ -126,6 +136,16 @@ class _Run:
 
     def _run_part(self, part: StageConfig | StepConfig, digest: str) -> StageResult:
         return self._run_step(part, digest) if isinstance(part, StepConfig) else self._run_stage(part, digest)
+
+    def _check_gate(self, stage: StageConfig, result: StageResult) -> None:
+        """Refuses to go on from a stage that has not reached what it must; its weights stay."""
+        figures = {"loss": result.loss, **result.figures}
+        if (phrases := missed(stage.gate, figures)) and not self.ignore_gates:
+            raise ConfigError(
+                f"stage {stage.name} misses its gate: {'; '.join(phrases)}; its weights are in "
+                f"{self.run_dir / stage.name}: mend the recipe and delete that folder, or change the gate; "
+                "then start again"
+            )
 
     def _require_files(self) -> None:
         """Refuses at once what a stage would miss after hours."""
@@ -140,6 +160,9 @@ class _Run:
     def _make_tokenizer(self) -> None:
         recipe, path = self.recipe, self.run_dir / TOKENIZER_NAME
         if path.is_file():
+            return
+        if recipe.tokenizer is not None and recipe.tokenizer.file is not None:
+            path.write_bytes(given_tokenizer(find_outside(recipe.tokenizer.file, recipe.folder)))
             return
         if recipe.tokenizer is None:
             assert recipe.base is not None
@@ -156,20 +179,26 @@ class _Run:
 
     def _digests(self) -> dict[str, str]:
         """For each stage and step one SHA-256, over all that its outcome is a function of: sizes, seed, text,
-        its own table and those of the stages that it starts from and the steps whose data it reads.
+        its own table and those of the stages that it starts from and the steps whose data it reads. What
+        a stage must reach is not among it.
         """
         recipe = self.recipe
-        common = (recipe.model, recipe.tokenizer, recipe.chat_template, self.prepared, base_identity(recipe))
+        base = [] if recipe.base is None else weights_identity(recipe.base)
+        common = (recipe.model, recipe.tokenizer, recipe.chat_template, self.prepared, base)
         seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
         digests: dict[str, str] = {}
         for part in recipe.in_order():
             if isinstance(part, StepConfig):
                 digests[part.name] = step_digest(part, recipe.seed, common, digests)
                 continue
-            before = [digests[name] for name in part.starts_from]
+            before: list[Any] = [digests[name] for name in part.starts_from]
+            if part.checkpoint is not None:
+                before.append(weights_identity(find_outside(part.checkpoint, recipe.folder)))
             course = course_of(recipe.stages, part.name)  # the rates of a chain depend on its later stages
             before += made_digests(part.data.files(), digests)
-            facts = repr((seeds[part.name], common, part, before, course))
+            asked = dataclasses.replace(part, gate={}, tokens=None, item_tokens=None)
+            rope = recipe.model_after(part.name).decoder.rope
+            facts = repr((seeds[part.name], common, asked, before, course, rope))
             digests[part.name] = hashlib.sha256(facts.encode()).hexdigest()
         return digests
 
@@ -186,8 +215,8 @@ class _Run:
             cache=self.run_dir / "cache",
             encoder=self._encoder(),
             device=self.device,
-            limits=model_limits(recipe.model),
-            is_fresh=not stage.starts_from and recipe.base is None,
+            limits=model_limits(recipe.model_after(stage.name)),
+            is_fresh=not stage.starts_from and stage.checkpoint is None and recipe.base is None,
             report=self.report,
             made=self.run_dir / MADE,
         )
@@ -222,9 +251,12 @@ class _Run:
         folder = self.run_dir / stage.name
         folder.mkdir(parents=True, exist_ok=True)
         self.report(Progress(stage.name, 0, stage.steps, "steps", "loading weights"))
+        if stage.checkpoint is not None:
+            outside = find_outside(stage.checkpoint, self.recipe.folder)
+            check_tokenizer(outside, stage, (self.run_dir / TOKENIZER_NAME).read_bytes())
         torch.manual_seed(context.seed)
-        model = fresh_model(self.recipe)
-        before = trained_before(stage, self.run_dir)
+        model = fresh_model(self.recipe, self.recipe.model_after(stage.name))
+        before = weights_before(self.recipe, stage, self.run_dir)
         load_into(model, before)
         state = model.state_dict()
         copied = copied_names(state, stage.copies)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol
 from phirt.errors import ConfigError
 from phirt.fields import Length, Matching, Range
 from phirt_export.reference import ModelConfig
+from phirt_train.stage_fields import Gate, RopeChange
 
 StageName = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "a name of letters, digits, - and _")]
 Probability = Annotated[float, Range(0.0, 1.0)]
@@ -108,6 +109,13 @@ class StageConfig:
         copies: before training, parameters whose names begin with a key become copies of those whose names
             begin with its value.
         compile: let torch compile the forward pass, where the objective can and a compiler is at hand.
+        checkpoint: weights from outside, taken before those of the stages: a checkpoint of any kind that is
+            exported, or a file of tensors under the model's own names, as a stage of another run leaves it.
+        takes: of the checkpoint, the tensors that one of these patterns fits; by default all.
+        rope: what changes of the model's rotary embedding and context, here and in stages that start here.
+        tokens: length in tokens in the place of steps; a scale multiplies it by its `token_scale`.
+        item_tokens: tokens that an item counts as in `tokens`; by default those of a row, or one.
+        gate: bounds of the loss and of figures on held-out data. A stage that misses one ends the run.
     """
 
     name: StageName
@@ -127,6 +135,21 @@ class StageConfig:
     quantize_aware: Annotated[int, Range(0, 1 << 16)] = 0
     copies: Annotated[Mapping[str, str], Length(0, 64)] = dataclasses.field(default_factory=dict)
     compile: bool = False
+    checkpoint: str | None = None
+    takes: Annotated[tuple[Pattern, ...], Length(0, 256)] = ()
+    rope: RopeChange | None = None
+    tokens: Annotated[float, Range(1.0, 1e18)] | None = None
+    item_tokens: Annotated[int, Range(1, 1 << 24)] | None = None
+    gate: Gate = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.takes and self.checkpoint is None:
+            raise ConfigError("takes says what of a checkpoint is taken, and none is named as 'checkpoint'")
+
+    @property
+    def tokens_of_item(self) -> int:
+        """Tokens that an item of a batch counts as in a budget of tokens."""
+        return self.item_tokens or int(getattr(self.data, "row_tokens", 1))
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError where the stage does not fit the model."""

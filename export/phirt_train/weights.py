@@ -20,9 +20,10 @@ from phirt_export.chat_files import TEMPLATE_NAME, TOKENIZER_NAME
 from phirt_export.checkpoint import Checkpoint, expected_shapes
 from phirt_export.checkpoint_scores import available_memory
 from phirt_export.model_weights import load_model
-from phirt_export.reference import Model, initialize
+from phirt_export.reference import Model, ModelConfig, initialize
 from phirt_export.reference.config import CONFIG_NAME
 from phirt_train.loop import save_tensors
+from phirt_train.outside import check_outside, find_outside, read_outside
 from phirt_train.recipe import Recipe
 from phirt_train.selection import check_rates, trained_names
 from phirt_train.stage import StageConfig
@@ -33,11 +34,13 @@ _ROOM = 1 << 29  # what torch and a small batch take
 _TRAINED_BYTES = 16  # of a trained float32 weight: itself, its gradient, two moments
 
 
-def fresh_model(recipe: Recipe) -> Model:
-    """The model before any stage: drawn from the seed, or the base's."""
+def fresh_model(recipe: Recipe, config: ModelConfig) -> Model:
+    """The model before any stage: drawn from the seed, or the base's; with the rope of `config`."""
     if recipe.base is not None:
-        return load_model(Checkpoint(recipe.base))
-    model = Model(recipe.model)
+        model = load_model(Checkpoint(recipe.base))
+        model.set_rope(config.decoder.rope)
+        return model
+    model = Model(config)
     initialize(model, recipe.seed)
     return model
 
@@ -50,16 +53,21 @@ def load_into(model: Model, tensors: Mapping[str, Tensor]) -> None:
             state[name].copy_(tensor)
 
 
-def trained_before(stage: StageConfig, run_dir: Path) -> dict[str, Tensor]:
-    """The tensors of the stages that it starts from, which must agree where they overlap."""
+def weights_before(recipe: Recipe, stage: StageConfig, run_dir: Path) -> dict[str, Tensor]:
+    """The tensors of the checkpoint and the stages that it starts from, which must agree where they
+    overlap.
+    """
     tensors: dict[str, Tensor] = {}
+    if stage.checkpoint is not None:
+        path = find_outside(stage.checkpoint, recipe.folder)
+        tensors |= read_outside(path, check_outside(path, stage, recipe.model_after(stage.name)))
     for name in stage.starts_from:
         more = load_file(run_dir / name / WEIGHTS_NAME)
         unlike = [key for key in more if key in tensors and not torch.equal(more[key], tensors[key])]
         if unlike:
             raise ConfigError(
-                f"stage {stage.name} starts from stages that trained {unlike[0]} apart; "
-                "start from the later one alone"
+                f"stage {stage.name} starts from weights that hold {unlike[0]} apart; start from the later "
+                "stage alone"
             )
         tensors |= more
     return tensors
@@ -90,8 +98,9 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ConfigError: as said.
     """
-    rope = recipe.model.decoder.rope
-    tables = rope.original_context * rope.rotary_dim * 16  # cosines and sines, and the angles in float64
+    ropes = [recipe.model_after(stage.name).decoder.rope for stage in recipe.stages]
+    # Cosines and sines, and the angles in float64.
+    tables = max(rope.original_context * rope.rotary_dim * 16 for rope in ropes)
     try:
         shapes = expected_shapes(recipe.model)
     except RuntimeError as error:  # a tensor with more elements than can be counted
@@ -103,6 +112,9 @@ def check_recipe(recipe: Recipe) -> None:
         trained = trained_names(sizes, stage)
         check_rates(trained, stage)
         most = max(most, sum(sizes[name] for name in trained))
+        if stage.checkpoint is not None:
+            outside = find_outside(stage.checkpoint, recipe.folder)
+            check_outside(outside, stage, recipe.model_after(stage.name))
     needed, there = 4 * sum(sizes.values()) + _TRAINED_BYTES * most + tables + _ROOM, available_memory()
     if there is not None and needed > there:
         raise ConfigError(
@@ -114,7 +126,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def model_after(recipe: Recipe, run_dir: Path, *stages: str) -> Model:
     """The model with the weights of these stages, later ones over earlier ones."""
-    model = fresh_model(recipe)
+    model = fresh_model(recipe, recipe.model_after(*stages))
     for name in stages:
         load_into(model, load_file(run_dir / name / WEIGHTS_NAME))
     return model
@@ -125,7 +137,7 @@ def checkpoint_after(recipe: Recipe, run_dir: Path, folder: Path, *stages: str) 
     staging = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     save_tensors(dict(model_after(recipe, run_dir, *stages).state_dict()), staging / WEIGHTS_NAME)
-    write_text(staging / CONFIG_NAME, recipe.model.to_json())
+    write_text(staging / CONFIG_NAME, recipe.model_after(*stages).to_json())
     write_text(staging / TEMPLATE_NAME, recipe.chat_template)
     shutil.copyfile(run_dir / TOKENIZER_NAME, staging / TOKENIZER_NAME)
     shutil.rmtree(folder, ignore_errors=True)
@@ -136,11 +148,3 @@ def checkpoint_after(recipe: Recipe, run_dir: Path, folder: Path, *stages: str) 
 def write_checkpoint(recipe: Recipe, run_dir: Path) -> Path:
     """The finished model as a checkpoint folder."""
     return checkpoint_after(recipe, run_dir, run_dir / "checkpoint", *(one.name for one in recipe.stages))
-
-
-def base_identity(recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the base's files; what is trained depends on them."""
-    if recipe.base is None:
-        return []
-    files = sorted(path for path in recipe.base.iterdir() if path.is_file())
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -51,21 +51,41 @@ def command(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the stages and count their parameters; train nothing.")
+    ] = False,
+    ignore_gates: Annotated[
+        bool, typer.Option("--ignore-gates", help="Go on from a stage that misses what it must reach.")
+    ] = False,
 ) -> None:
     """Runs the stages of RECIPE that are not done yet, writes a result table, and at the end a checkpoint.
 
     A recipe may name a Python file beside it, which writes its data and is run: read a stranger's first.
-    Ctrl-C keeps the state; the same command goes on where it stopped.
+    Ctrl-C keeps the state; the same command goes on where it stopped. A stage that misses its gate ends the
+    run, and its weights are kept.
 
     \b
+      phirt train export/recipes/nano --scale base --plan
       phirt train export/recipes/nano --data data
       phirt train export/recipes/nano --data data --scale tiny -o runs/try
     """
+    out = Output()
+    if plan:
+        show_plan(recipe, scale, out)
+        return
     name = recipe.name if recipe.is_dir() else recipe.stem
     folder = run_dir or Path("runs") / (name if scale is None else f"{name}-{scale}")
-    stopped_by = train(recipe, data, folder, Output(), scale=scale, until=until)
+    stopped_by = train(recipe, data, folder, out, scale=scale, until=until, ignore_gates=ignore_gates)
     if stopped_by is not None:
         raise typer.Exit(128 + stopped_by)
+
+
+def show_plan(recipe: Path, scale: str | None, out: Output) -> None:
+    """Writes the stages of a recipe as a table, with parameters counted on no device at all."""
+    with needs_extra("train"), out.busy("loading torch"):
+        from phirt_train.plan import plan_table
+        from phirt_train.recipe import load_recipe
+    out.answer(plan_table(load_recipe(recipe, scale)))
 
 
 def train(
@@ -76,6 +96,7 @@ def train(
     *,
     scale: str | None = None,
     until: str | None = None,
+    ignore_gates: bool = False,
 ) -> int | None:
     """Runs the recipe and writes its result table to stdout. Returns the signal that interrupted it, if any.
 
@@ -87,7 +108,9 @@ def train(
         from phirt_train.runner import result_table, run_recipe
     try:
         with interrupts.patient(), _progress(out) as report:
-            results = run_recipe(recipe, run_dir, data, scale=scale, report=report, until=until)
+            results = run_recipe(
+                recipe, run_dir, data, scale=scale, report=report, until=until, ignore_gates=ignore_gates
+            )
     except Interrupted as stop:
         out.notice(f"stopped; the state is in {one_line(str(run_dir))}: the same command goes on from there")
         return stop.signal

@@ -6,6 +6,7 @@ training.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phirt_export.reference.audio import AudioEmbed
-from phirt_export.reference.config import ModelConfig
+from phirt_export.reference.config import ModelConfig, RopeConfig
 from phirt_export.reference.decoder import Layer, WeightTransform, rope_tables
 from phirt_export.reference.efficientnet import PhotoEmbed
 from phirt_export.reference.packed import Documents
@@ -65,11 +66,16 @@ class Backbone(nn.Module):
         self.embed_tokens_extend = MediaEmbeds(config)
         self.layers = nn.ModuleList(Layer(decoder, config.adapters) for _ in range(decoder.num_layers))
         self.norm = nn.RMSNorm(decoder.hidden_size, eps=decoder.norm_eps)
+        self.set_rope(decoder.rope)
+
+    def set_rope(self, rope: RopeConfig) -> None:
+        """Turn positions so from now on."""
         # Tables of the short regime, kept: a compiled forward pass would compute them in every kernel.
-        cos, sin = rope_tables(decoder.rope, decoder.rope.original_context)
-        self.register_buffer("rope_cos", cos, persistent=False)
-        self.register_buffer("rope_sin", sin, persistent=False)
-        self.rope = decoder.rope
+        cos, sin = rope_tables(rope, rope.original_context)
+        device = self.embed_tokens.weight.device
+        self.register_buffer("rope_cos", cos.to(device), persistent=False)
+        self.register_buffer("rope_sin", sin.to(device), persistent=False)
+        self.rope = rope
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines [length, rotary_dim / 2] for a sequence of this total length."""
@@ -100,6 +106,13 @@ class Model(nn.Module):
         if not config.decoder.tied:
             self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
         self.embedding_transform: WeightTransform | None = None
+
+    def set_rope(self, rope: RopeConfig) -> None:
+        """Turn positions so from now on; a checkpoint of the model says so, too."""
+        self.config = dataclasses.replace(
+            self.config, decoder=dataclasses.replace(self.config.decoder, rope=rope)
+        )
+        self.model.set_rope(rope)
 
     @property
     def image_embed(self) -> ImageEmbed:

@@ -1,0 +1,59 @@
+"""Scales of a recipe: other sizes and lengths for all of it, under one name.
+
+Knows tables and what replaces what in them. Knows nothing of what the tables mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from phirt.fields import Range
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Other values for a whole recipe: of the tables of that name, for every stage (of `data`, those that the
+    stage has), and, in `options`, for the options of every step that has them.
+
+    Attributes:
+        step_scale: what the steps of a stage are multiplied by.
+        token_scale: what its tokens are multiplied by, where its length is given so.
+        gates: whether a stage that misses its gate ends the run.
+    """
+
+    step_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    token_scale: Annotated[float, Range(1e-15, 1e6)] = 1.0
+    gates: bool = True
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prepare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the nested values of `changes` in place."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def scaled_stage(table: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    """A stage's table with what the scale has for all stages; steps replace tokens, and the reverse."""
+    changed = merged(table, scale.stage)
+    lengths = [name for name in ("steps", "tokens") if name in scale.stage]
+    if len(lengths) == 1:
+        changed.pop("tokens" if lengths == ["steps"] else "steps", None)
+    changed["data"] = merged_known(table.get("data"), scale.stage.get("data"))
+    return changed
+
+
+def merged_known(table: Any, changes: Any) -> Any:
+    """`table` with those changes in place whose keys it has."""
+    if not isinstance(table, Mapping) or not isinstance(changes, Mapping):
+        return table
+    return merged(table, {key: value for key, value in changes.items() if key in table})
