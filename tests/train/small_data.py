@@ -30,6 +30,7 @@ def write_small_data(folder: Path) -> Path:
         for split in ("train", "val"):
             _write_pictures(folder / "images" / f"{source}.{split}", names, rng)
     _write_pictures(folder / "images/flags.train", ["Chad", "Peru"], rng)
+    _write_related(folder, rng)
     digits = [{"text": "one", "speaker": "fsdd1"}, {"text": "two", "speaker": "fsdd5"}]
     _write_clips(folder / "speech/fsdd.train", digits, 8000, rng)
     read = [{"text": "the river runs", "speaker": "so1"}, {"text": "an old house", "speaker": "so2"}]
@@ -39,6 +40,26 @@ def write_small_data(folder: Path) -> Path:
     order = {"text": None, "speaker": None, "intent": "orderDrink", "slots": {"size": "large"}}
     _write_clips(folder / "speech/speech_to_intent.train", [order], 16000, rng)
     return folder
+
+
+def _write_related(folder: Path, rng: np.random.Generator) -> None:
+    """Pages of a story, boxes with a sentence, and what is known of classes."""
+    pages = [
+        "The dog runs fast.",
+        "The cat sleeps.",
+        "It rains all day.",
+        "The sun is back.",
+        "We eat.",
+        "End.",
+    ]
+    boxes = [[["circle", "blue", 10, 10, 10]]] * 3
+    for split in ("train", "val"):
+        told = [{"captions": [page], "attributes": {"pages": [["1", n]]}} for n, page in enumerate(pages)]
+        _write_pictures(folder / f"images/asp.{split}", ["story illustration"] * 2, rng, told)
+        claims = [{"sentence": "There is a circle.", "attributes": {"boxes": boxes}}] * 6
+        _write_pictures(folder / f"images/nlvr.{split}", ["true", "false"], rng, claims, (100, 400))
+    known = {"label": "pear", "description": "A pear is green and soft. It is sweet."}
+    (folder / "images/grocery.classes.jsonl").write_text(json.dumps(known) + "\n")
 
 
 def _write_text(folder: Path) -> None:
@@ -52,7 +73,10 @@ def _write_text(folder: Path) -> None:
     files: dict[str, list[dict[str, Any]]] = {
         "wikipedia.train": pages,
         "wikipedia.val": pages[:2],
-        "stories.train": [{"title": "Wind", "pages": [SENTENCE * 12, "The wind roars. It is loud today."]}],
+        "stories.train": [
+            {"title": "Wind", "pages": [SENTENCE * 12, "The wind roars. It is loud today."]},
+            {"title": "Rain", "pages": ["It rains today."]},
+        ],
         "snips.train": [
             request,
             {**request, "text": "add red song to my list", "slots": [["item", "red song"]]},
@@ -67,6 +91,13 @@ def _write_text(folder: Path) -> None:
         "chatterbot.train": [{"category": "x", "turns": ["Hi there", "Hello to you"]}],
         "rasbt_instructions.train": [{"instruction": "Say yes.", "input": "", "output": "Yes."}],
         "trivia.train": [{"question": "Is it?", "answer": "Yes", "choices": ["Yes", "No"], "category": "x"}],
+        "stories_en_fr.train": [
+            {
+                "story": "1",
+                "title": {"en": "Wind", "fr": "Vent"},
+                "pages": [{"en": f"It is {n}.", "fr": f"Il est {n}."} for n in ("late", "cold", "warm")],
+            }
+        ],
         "sgd.train": [{"id": "1", "services": ["Find"], "turns": turns}],
     }
     for name, rows in files.items():
@@ -83,13 +114,21 @@ def _write_tar(path: Path, rows: list[dict[str, Any]], media: list[bytes]) -> No
             tar.addfile(member, io.BytesIO(content))
 
 
-def _write_pictures(path: Path, labels: list[str], rng: np.random.Generator) -> None:
+def _write_pictures(
+    path: Path,
+    labels: list[str],
+    rng: np.random.Generator,
+    known: list[dict[str, Any]] | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
     rows, media = [], []
     for index in range(6):
-        pixels = rng.integers(0, 256, (40 + 4 * index, 48, 3), dtype=np.uint8)
+        height, width = size or (40 + 4 * index, 48)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "PNG")
-        rows.append({"file": f"{index}.png", "label": labels[index % 2]})
+        row = {"file": f"{index}.png", "label": labels[index % 2]}
+        rows.append({**row, **(known[index] if known else {})})
         media.append(out.getvalue())
     _write_tar(path, rows, media)
 

@@ -160,17 +160,17 @@ def write_recordings(data: Path, output: Path, note: Note) -> tuple[dict[str, li
 def write_voices(
     data: Path, output: Path, counts: Mapping[str, int], seed: int, note: Note
 ) -> dict[str, list[Clip]]:
-    """Made speech by source; none without espeak-ng, and the recipe leaves such sources out."""
+    """Made speech of the named sources; none without espeak-ng, and the recipe leaves such sources out."""
     if not is_installed():
         note("espeak-ng is not installed: no speech is made", 0)
         return {}
-    texts = {
-        "spoken_digits": [DIGITS[i % 10] for i in range(counts["spoken_digits"])],
-        SPOKEN_QUESTIONS: [QUESTIONS[i % len(QUESTIONS)] for i in range(counts[SPOKEN_QUESTIONS])],
-        "spoken_sentences": sentences(data, counts["spoken_sentences"], seed),
-    }
     found = {}
-    for source, said in texts.items():
+    for source, count in counts.items():
+        if source == "spoken_sentences":
+            said = sentences(data, count, seed)
+        else:
+            texts = DIGITS if source == "spoken_digits" else QUESTIONS
+            said = [texts[i % len(texts)] for i in range(count)]
         found[source] = _write_clips(output, source, _made(said, seed), note)
         write_transcripts(output, source, found[source])
     return found

@@ -80,13 +80,13 @@ def name_picture(source: str, label: str, rng: np.random.Generator) -> Question:
     return Question(prompt, label)
 
 
-def _with_article(noun: str) -> str:
+def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def describe(things: Sequence[Thing]) -> str:
     """All shapes in reading order: "a red circle, a blue square and a green triangle"."""
-    names = [_with_article(f"{thing.colour} {thing.shape}") for thing in things]
+    names = [with_article(f"{thing.colour} {thing.shape}") for thing in things]
     return " and ".join(([", ".join(names[:-1])] if len(names) > 1 else []) + names[-1:])
 
 
@@ -116,7 +116,7 @@ def about_scene(scene: Scene, rng: np.random.Generator) -> Question:
     there = rng.random() < 0.5
     colour = pick.colour if there else str(rng.choice(["red", "green", "blue", "yellow", "purple", "orange"]))
     found = any((thing.shape, thing.colour) == (pick.shape, colour) for thing in things)
-    return Question(f"Is there {_with_article(f'{colour} {pick.shape}')}?", "yes" if found else "no")
+    return Question(f"Is there {with_article(f'{colour} {pick.shape}')}?", "yes" if found else "no")
 
 
 def spoken_answers(source: str, label: str, scene: Scene | None) -> dict[str, str]:

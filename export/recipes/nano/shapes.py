@@ -143,7 +143,22 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     ]  # fmt: skip
 
 
-def _background(rng: np.random.Generator, width: int, height: int, avoid: set[str]) -> Image.Image:
+def paint(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    centre: tuple[float, float],
+    radius: float,
+    fill: tuple[int, int, int],
+) -> None:
+    """Draw one shape."""
+    x, y = centre
+    if shape == "circle":
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    else:
+        draw.polygon(_outline(shape, x, y, radius), fill=fill)
+
+
+def background(rng: np.random.Generator, width: int, height: int, avoid: set[str]) -> Image.Image:
     """A plain or shaded ground that differs from every colour in use."""
     pale = "white" not in avoid and rng.random() < 0.3
     while True:
@@ -156,13 +171,15 @@ def _background(rng: np.random.Generator, width: int, height: int, avoid: set[st
     return Image.fromarray(np.clip(shaded, 0, 255).astype(np.uint8))
 
 
-def _tone(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
+def tone(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
     """A shade near the named colour."""
     red, green, blue = np.clip(np.array(COLOURS[colour]) + rng.integers(-18, 19, 3), 0, 255).tolist()
     return red, green, blue
 
 
-def _discs(rng: np.random.Generator, count: int, width: int, height: int) -> list[tuple[float, float, float]]:
+def discs_apart(
+    rng: np.random.Generator, count: int, width: int, height: int
+) -> list[tuple[float, float, float]]:
     """Centres and radii of `count` shapes in different ninths, in pixels; few shapes may be large, and none
     touch.
     """
@@ -196,15 +213,13 @@ def draw_scene(rng: np.random.Generator, size: int, max_things: int = 6) -> Scen
     kinds = [str(name) for name in rng.choice(SHAPES, count)]
     if count > 1 and rng.random() < 0.5:
         kinds = [kinds[0]] * count
-    image = _background(rng, width, height, set(names))
+    image = background(rng, width, height, set(names))
     draw = ImageDraw.Draw(image)
     things = []
-    for (x, y, radius), kind, colour in zip(_discs(rng, count, width, height), kinds, names, strict=True):
-        tone = _tone(rng, colour)
-        if kind == "circle":
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tone)
-        else:
-            draw.polygon(_outline(kind, x, y, radius), fill=tone)
+    for (x, y, radius), kind, colour in zip(
+        discs_apart(rng, count, width, height), kinds, names, strict=True
+    ):
+        paint(draw, kind, (x, y), radius, tone(rng, colour))
         things.append(Thing(kind, colour, int(y * 3 / height), int(x * 3 / width)))
     return Scene(image, tuple(sorted(things, key=lambda thing: (thing.row, thing.column))), None)
 
@@ -215,7 +230,7 @@ def draw_word(rng: np.random.Generator, size: int) -> Scene:
     shown = word.upper() if rng.random() < 0.3 else word.capitalize() if rng.random() < 0.3 else word
     colour = str(rng.choice(list(COLOURS)))
     height = int(size * rng.uniform(0.4, 1.0))
-    image = _background(rng, size, height, {colour})
+    image = background(rng, size, height, {colour})
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(int(size * rng.uniform(0.16, 0.26)))
     left, top, right, bottom = draw.textbbox((0, 0), shown, font=font)

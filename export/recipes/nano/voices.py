@@ -51,11 +51,11 @@ def speak(text: str, voice: str, words_a_minute: int, pitch: int) -> bytes:
     return wav.getvalue()
 
 
-def spoken(texts: Sequence[str], seed: int) -> Iterator[tuple[str, bytes]]:
-    """Each text with its speech, in random voices, speeds and pitches."""
+def spoken(texts: Sequence[str], seed: int, voices: Sequence[str] = VOICES) -> Iterator[tuple[str, bytes]]:
+    """Each text with its speech, in random voices of these, speeds and pitches."""
     rng = np.random.default_rng(seed)
     plans = [
-        (text, VOICES[rng.integers(len(VOICES))] + VARIANTS[rng.integers(len(VARIANTS))],
+        (text, voices[int(rng.integers(len(voices)))] + VARIANTS[rng.integers(len(VARIANTS))],
          int(rng.integers(120, 190)), int(rng.integers(15, 85)))
         for text in texts
     ]  # fmt: skip

@@ -14,6 +14,11 @@ from typing import Protocol
 from phirt.errors import ConfigError
 from phirt_train.preparation import PreparationTask
 
+from .asked_aloud import AskedAloud
+from .captions import Captions
+from .documents import Documents
+from .frames import Frames
+from .speech_tasks import SpeechTasks
 from .text_kinds import TextKinds
 
 
@@ -30,9 +35,19 @@ class Options:
 
     Attributes:
         text: documents of the kinds that text models are trained on.
+        captions: pictures with captions and questions.
+        frames: several pictures that belong together.
+        documents: pages of documents as pictures.
+        speech: recordings, one file a task.
+        asked_aloud: questions about the pictures of `captions` that are spoken.
     """
 
     text: TextKinds | None = None
+    captions: Captions | None = None
+    frames: Frames | None = None
+    documents: Documents | None = None
+    speech: SpeechTasks | None = None
+    asked_aloud: AskedAloud | None = None
 
 
 def prepare(task: PreparationTask, options: Options) -> None:
