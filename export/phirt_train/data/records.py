@@ -2,7 +2,8 @@
 
 A file of conversations: {"messages": [{"role": "user", "content": "...", "images": ["a.jpg"]}, ...]}. Of
 texts: {"text": "..."}. Of pictures to name: {"image": "a.jpg", "label": "pear"} or "labels" for several
-questions. Of recordings with their words: {"audio": "b.wav", "text": "..."}. Of preferences: {"prompt":
+questions. Of captions: {"image": "a.jpg", "text": "..."}. Of recordings with their words: {"audio": "b.wav",
+"text": "..."}. Of preferences: {"prompt":
 [{"role": "user", "content": "..."}], "chosen": "...", "rejected": "..."}. Other keys are ignored, and a name
 ending in .xz is unpacked.
 
@@ -112,6 +113,14 @@ class LabelledImage:
     def classes(self) -> Mapping[str, str]:
         """The class by question; a single label answers the question "label"."""
         return self.labels if self.label is None else {"label": self.label}
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedImage:
+    """A picture and what is written about it."""
+
+    image: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,22 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phirt.encoders.image_file import open_image
-from phirt.encoders.phi4mm_image import ImageConstants
 from phirt.errors import ConfigError
 from phirt.fields import Length, Range
-from phirt_export.narrow import narrow
-from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
-from phirt_train.data.images import read_image
 from phirt_train.data.mixture import HeldOut, Sources, check_sources, refuse_filters, shares_of
-from phirt_train.data.readable import read_usable, take_readable
+from phirt_train.data.readable import read_usable
 from phirt_train.data.records import LabelledImage
 from phirt_train.data.rejects import Broken
 from phirt_train.data.sampling import Consumed, Sampler
+from phirt_train.linear_probe import Probes, probe_accuracy, probe_files
 from phirt_train.objective import Loss, ObjectiveKind, Share
+from phirt_train.picture_tower import PictureTower
 from phirt_train.stage import Probability, StageConfig
 
 _NO_ANSWER = -100
@@ -52,6 +49,7 @@ class ImageClassificationData:
         mixup: probability of mixing the pictures of a source in pairs.
         unchanged: sources whose pictures are neither changed nor mixed, such as shapes to be counted.
         held_out: files to measure accuracy on, by what the figure is called.
+        probes: labelled pictures whose labels a linear regression reads off the tower's features.
     """
 
     sources: Sources
@@ -60,6 +58,7 @@ class ImageClassificationData:
     mixup: Probability = 0.0
     unchanged: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     held_out: HeldOut = dataclasses.field(default_factory=dict)
+    probes: Probes = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_sources(self.sources, {})
@@ -81,7 +80,7 @@ class ImageClassificationData:
 
     def files(self) -> Iterable[str]:
         """All files that are read."""
-        return (*self.sources, *self.held_out.values())
+        return (*self.sources, *self.held_out.values(), *probe_files(self.probes))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +122,7 @@ class ImageClassification:
         assert isinstance(data, ImageClassificationData)
         self.model, self.stage, self.context, self.data = model, stage, context, data
         config = model.image_embed.config
-        self._constants = dataclasses.replace(narrow(ImageConstants, config), max_crops=1)
+        self._tower = PictureTower(model, context)
         shares = shares_of(context.path, data.sources)
         read = {name: self._read(name) for name in shares.names}
         self.classes = _classes(record for records in read.values() for _, record in records)
@@ -151,10 +150,13 @@ class ImageClassification:
                     parameter.zero_()
 
     def _read(self, name: str) -> list[tuple[Path, LabelledImage]]:
-        def check(path: Path, _: LabelledImage) -> None:
-            open_image(path, self.context.limits)
-
-        return read_usable(name, LabelledImage, self.context, lambda record: record.image, check)
+        return read_usable(
+            name,
+            LabelledImage,
+            self.context,
+            lambda record: record.image,
+            lambda path, _: self._tower.check(path),
+        )
 
     def _pictures(self, records: Sequence[tuple[Path, LabelledImage]], is_unchanged: bool) -> _Pictures:
         """Classes that are in no training source have no answer."""
@@ -169,40 +171,11 @@ class ImageClassification:
 
     def _resolution(self, step: int) -> int:
         passed = [side for begin, side in self.data.resolutions if step >= begin * self.stage.steps]
-        return passed[-1] if passed else self._constants.crop_size
-
-    def _crops(
-        self, source: _Pictures, places: Sequence[int], side: int, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, list[int], list[str]]:
-        """Pixels [n, 3, side, side] and patch masks [n, g, g], one crop each, of the pictures at these places
-        or, where they are broken, of the next; the places that were taken, and what is wrong with the others.
-        """
-        constants = dataclasses.replace(self._constants, crop_size=side)
-        change = UNCHANGED_IMAGE if source.is_unchanged else self.data.augment
-        inputs, taken, broken = [], [], []
-        for place in places:
-            index, one, wrong = take_readable(
-                len(source),
-                place,
-                lambda item: read_image(source.paths[item], constants, self.context.limits, change, rng),
-            )
-            inputs.append(one)
-            taken.append(index)
-            broken += wrong
-        pixels = torch.from_numpy(np.stack([one.pixel_values[1] for one in inputs]))
-        masks = torch.from_numpy(np.stack([one.patch_mask[1] for one in inputs]))
-        return pixels, masks.view(len(places), constants.grid, constants.grid), taken, broken
+        return passed[-1] if passed else self._tower.constants.crop_size
 
     def _features(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """The tower's mean over each picture's patches, normalised, [n, hidden]."""
-        pixels, mask = pixels.to(self.context.device), mask.to(self.context.device)
-        with autocast(pixels.device):
-            pooled = self.model.image_embed.img_processor(
-                pixels.contiguous(memory_format=torch.channels_last), mask
-            )
-        weight = F.avg_pool2d(mask[:, None].float(), self._constants.pool).permute(0, 2, 3, 1)
-        summed = (pooled.float() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-        normed: Tensor = self.head["norm"](summed)
+        normed: Tensor = self.head["norm"](self._tower.encode(pixels, mask).mean())
         return normed
 
     def _scores(self, question: str, features: Tensor) -> Tensor:
@@ -223,13 +196,14 @@ class ImageClassification:
         pixels, masks, parts, broken = [], [], [], []
         for number, places in sorted(by_source.items()):
             source = self.sources[number]
-            x, mask, picks, wrong = self._crops(source, places, side, rng)
-            x, mask, partner, own = self._mixed(source, x, mask, rng)
+            change = UNCHANGED_IMAGE if source.is_unchanged else self.data.augment
+            crops = self._tower.crops(source.paths, places, side, change, rng)
+            x, mask, partner, own = self._mixed(source, crops.pixels, crops.masks, rng)
             pixels.append(x)
             masks.append(mask)
-            targets = {question: target[picks] for question, target in source.targets.items()}
+            targets = {question: target[crops.taken] for question, target in source.targets.items()}
             parts.append(_Part(targets, partner, own))
-            broken.append(Broken(self._sampler.draws.shares.names[number], wrong))
+            broken.append(Broken(self._sampler.draws.shares.names[number], crops.broken))
         return _Drawn(torch.cat(pixels), torch.cat(masks), parts, broken)
 
     def loss(self, batch: _Drawn) -> Loss:
@@ -263,22 +237,25 @@ class ImageClassification:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Accuracy per question and held-out file."""
+        """Accuracy per question and held-out file, and of each probe."""
         figures: dict[str, float] = {}
         rng = np.random.default_rng(0)
         for label, pictures in self.held_out.items():
-            places, side = list(range(len(pictures))), self._constants.crop_size
+            places, side = list(range(len(pictures))), self._tower.constants.crop_size
             features, taken = [], []
             for begin in range(0, len(places), _AT_ONCE):
-                x, mask, picks, _ = self._crops(pictures, places[begin : begin + _AT_ONCE], side, rng)
-                features.append(self._features(x, mask))
-                taken += picks
+                some = places[begin : begin + _AT_ONCE]
+                crops = self._tower.crops(pictures.paths, some, side, UNCHANGED_IMAGE, rng)
+                features.append(self._features(crops.pixels, crops.masks))
+                taken += crops.taken
             for question, target in pictures.targets.items():
                 target = target[taken]
                 known = target != _NO_ANSWER
                 right = self._scores(question, torch.cat(features)[known]).argmax(1).cpu() == target[known]
                 name = label if len(pictures.targets) == 1 else f"{label} {question}"
                 figures[f"{name} accuracy"] = right.float().mean().item()
+        for label, probe in self.data.probes.items():
+            figures[f"{label} probe accuracy"] = probe_accuracy(self.model, probe, self.context)
         return figures
 
 
