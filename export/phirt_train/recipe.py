@@ -153,8 +153,7 @@ class Recipe:
         """Refuses what reads a file that is made later, or by nobody."""
         made: set[str] = set()
         for part in self.in_order():
-            names = part.options.files() if isinstance(part, StepConfig) else part.data.files()
-            for name in names:
+            for name in part.files():
                 if (maker := step_of(name)) is not None and maker not in made:
                     raise ConfigError(f"{part.name} reads {name}, and no step {maker} comes before it")
             if isinstance(part, StepConfig):
@@ -253,6 +252,8 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
         steps=tuple(read_step(path, table, changes, models) for table in document.step),
     )
     _check_template(path, recipe.chat_template)
+    if unknown := [name for name in changes.part if name not in {one.name for one in recipe.in_order()}]:
+        raise ConfigError(f"{path}: scale {scale} changes part {unknown[0]!r:.80}, which is no stage or step")
     return recipe
 
 

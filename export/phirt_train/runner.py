@@ -39,7 +39,7 @@ from phirt_train.schedules import course_of, is_continued
 from phirt_train.stage import StageConfig
 from phirt_train.stage_fields import missed
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
-from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest
+from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest, with_found
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
     MOMENTS_NAME,
@@ -105,7 +105,7 @@ class _Run:
         self, recipe: Recipe, run_dir: Path, data: Path, report: Report, *, ignore_gates: bool = False
     ) -> None:
         self.recipe, self.run_dir, self.data, self.report = recipe, run_dir, data, report
-        self.ignore_gates = ignore_gates
+        self.source, self.ignore_gates = data, ignore_gates
         self.prepared = ""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -119,7 +119,9 @@ class _Run:
         self._require_files()
         digests = self._digests()
         results: list[StageResult] = []
-        for part in recipe.in_order():
+        for name in digests:
+            self.recipe = with_found(recipe, self.run_dir)
+            (part,) = (one for one in self.recipe.in_order() if one.name == name)
             if isinstance(part, StageConfig) or part.after is not None:
                 self._make_tokenizer()
             done = _finished(self.run_dir / part.name, digests[part.name])
@@ -131,7 +133,7 @@ class _Run:
                 self._check_gate(part, done)
             if part.name == until:
                 return results
-        write_checkpoint(recipe, self.run_dir)
+        write_checkpoint(self.recipe, self.run_dir)
         return results
 
     def _run_part(self, part: StageConfig | StepConfig, digest: str) -> StageResult:
@@ -195,7 +197,7 @@ class _Run:
             if part.checkpoint is not None:
                 before.append(weights_identity(find_outside(part.checkpoint, recipe.folder)))
             course = course_of(recipe.stages, part.name)  # the rates of a chain depend on its later stages
-            before += made_digests(part.data.files(), digests)
+            before += made_digests(part.files(), digests)
             asked = dataclasses.replace(part, gate={}, tokens=None, item_tokens=None)
             rope = recipe.model_after(part.name).decoder.rope
             facts = repr((seeds[part.name], common, asked, before, course, rope))
@@ -232,6 +234,8 @@ class _Run:
             )
         context = StepContext(
             step=step.name,
+            identity=digest,
+            source=self.source,
             seed=recipe.seed,
             path=self._place,
             output=self.run_dir / MADE / f"{step.name}.partial",

@@ -18,6 +18,7 @@ class Scale:
     stage has), and, in `options`, for the options of every step that has them.
 
     Attributes:
+        part: for single stages and steps, by name, values in place of all others.
         step_scale: what the steps of a stage are multiplied by.
         token_scale: what its tokens are multiplied by, where its length is given so.
         gates: whether a stage that misses its gate ends the run.
@@ -31,6 +32,7 @@ class Scale:
     prepare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    part: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,13 +45,32 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def scaled_stage(table: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
-    """A stage's table with what the scale has for all stages; steps replace tokens, and the reverse."""
-    changed = merged(table, scale.stage)
-    lengths = [name for name in ("steps", "tokens") if name in scale.stage]
-    if len(lengths) == 1:
-        changed.pop("tokens" if lengths == ["steps"] else "steps", None)
+    """A stage's table with what the scale has for all stages, and for it; steps replace tokens, and the
+    reverse.
+    """
+    changed = _with_length(merged(table, scale.stage), scale.stage)
     changed["data"] = merged_known(table.get("data"), scale.stage.get("data"))
-    return changed
+    own = _own(table, scale)
+    return _with_length(merged(changed, own), own)
+
+
+def scaled_step(table: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    """A step's table with what the scale has for all options, and for it."""
+    changed = {**table, "options": merged_known(table.get("options", {}), scale.options)}
+    return merged(changed, _own(table, scale))
+
+
+def _own(table: Mapping[str, Any], scale: Scale) -> Mapping[str, Any]:
+    name = table.get("name")
+    return scale.part.get(name, {}) if isinstance(name, str) else {}
+
+
+def _with_length(table: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without the length that the changes replace."""
+    lengths = [name for name in ("steps", "tokens") if name in changes]
+    if len(lengths) == 1:
+        table.pop("tokens" if lengths == ["steps"] else "steps", None)
+    return table
 
 
 def merged_known(table: Any, changes: Any) -> Any:

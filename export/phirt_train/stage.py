@@ -146,6 +146,11 @@ class StageConfig:
         if self.takes and self.checkpoint is None:
             raise ConfigError("takes says what of a checkpoint is taken, and none is named as 'checkpoint'")
 
+    def files(self) -> tuple[str, ...]:
+        """All files that the stage reads, as the recipe names them."""
+        found = None if self.rope is None else self.rope.found
+        return (*self.data.files(), *([] if found is None else [found]))
+
     @property
     def tokens_of_item(self) -> int:
         """Tokens that an item of a batch counts as in a budget of tokens."""

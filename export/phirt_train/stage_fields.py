@@ -59,7 +59,8 @@ class RopeChange:
     """What a stage changes of its rotary embedding; the stages that start from it have it, too.
 
     Without factors of its own the new base holds for the whole context, unless `original_context` says up to
-    where (see `RopeConfig`).
+    where (see `RopeConfig`). With `found`, a file that a search makes as a step (made/STEP/rope.json), that
+    file decides all, and `context` says beforehand what it will be.
     """
 
     theta: Annotated[float, Range(1e-9, 1e13)] | None = None
@@ -68,13 +69,31 @@ class RopeChange:
     short_factor: _Factors | None = None
     long_factor: _Factors | None = None
     magnitude: Annotated[float, Range(1e-9, 1e9)] | None = None
+    found: str | None = None
+
+    def __post_init__(self) -> None:
+        others = [one.name for one in dataclasses.fields(self) if one.name not in ("found", "context")]
+        if self.found is not None and (given := [name for name in others if getattr(self, name) is not None]):
+            raise ValueError(f"{given[0]} is given, and what was found decides it; leave one of them out")
+
+    @classmethod
+    def of(cls, rope: RopeConfig) -> RopeChange:
+        """A change to this embedding, whatever it was before."""
+        return cls(
+            theta=rope.theta,
+            context=rope.context,
+            original_context=rope.original_context,
+            short_factor=rope.short_factor,
+            long_factor=rope.long_factor,
+            magnitude=rope.magnitude,
+        )
 
     def apply(self, rope: RopeConfig) -> RopeConfig:
         """The rotary embedding with the change. Raises ConfigError where the factors do not fit."""
         given: dict[str, Any] = {
             field.name: value
             for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
+            if field.name != "found" and (value := getattr(self, field.name)) is not None
         }
         changed = dataclasses.replace(rope, **given)
         if self.original_context is None and changed.short_factor == changed.long_factor:

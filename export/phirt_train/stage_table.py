@@ -16,7 +16,7 @@ from phirt.fields import Fields, Range, read_dataclass
 from phirt_export.reference import ModelConfig, RopeConfig
 from phirt_train.objectives import find_objective
 from phirt_train.rate_fit import fitted_rate
-from phirt_train.scales import Scale, merged_known, scaled_stage
+from phirt_train.scales import Scale, scaled_stage, scaled_step
 from phirt_train.stage import StageConfig
 from phirt_train.step import StepConfig
 from phirt_train.steps import find_step
@@ -96,7 +96,7 @@ def read_step(
         ConfigError: with its place, what is wrong with it.
     """
     place = _place("step", table)
-    merged = {**table, "options": merged_known(table.get("options", {}), scale.options)}
+    merged = scaled_step(table, scale)
     fields = open_fields(merged, path, place)
     try:
         kind = find_step(fields.text("kind"))

@@ -52,6 +52,10 @@ class StepConfig:
     options: StepOptions
     after: StageName | None = None
 
+    def files(self) -> tuple[str, ...]:
+        """All files that it reads, as the recipe names them."""
+        return tuple(self.options.files())
+
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError where it does not fit the model."""
         self.options.check(model)
@@ -78,7 +82,9 @@ class StepContext:
 
     Attributes:
         step: its name.
+        identity: a digest of all that its outcome is a function of.
         seed: what all its randomness comes from.
+        source: the user's data folder.
         path: gives the place of a file that the recipe names.
         output: an empty folder for what it makes.
         work: its own folder, which stays where it is cut off: what is kept there need not be made again.
@@ -88,7 +94,9 @@ class StepContext:
     """
 
     step: str
+    identity: str
     seed: int
+    source: Path
     path: Callable[[str], Path]
     output: Path
     work: Path

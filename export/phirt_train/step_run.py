@@ -5,6 +5,7 @@ Knows folders, the order of steps, and digests. Knows nothing of what a step doe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import time
@@ -12,7 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from phirt.errors import ConfigError
+from phirt.fields import Fields, parse_json, read_dataclass
+from phirt_export.reference import RopeConfig
 from phirt_train.recipe import Recipe
+from phirt_train.stage import StageConfig
+from phirt_train.stage_fields import RopeChange
 from phirt_train.step import MADE, StepConfig, StepContext, StepOutcome, step_of
 from phirt_train.steps import find_step
 
@@ -26,8 +31,27 @@ def files_needed(recipe: Recipe) -> dict[str, list[str]]:
 
 def _files(recipe: Recipe) -> dict[str, list[str]]:
     """What each stage and step reads."""
-    readers = {f"stage {stage.name}": list(stage.data.files()) for stage in recipe.stages}
+    readers = {f"stage {stage.name}": list(stage.files()) for stage in recipe.stages}
     return readers | {f"step {step.name}": list(step.options.files()) for step in recipe.steps}
+
+
+def with_found(recipe: Recipe, run_dir: Path) -> Recipe:
+    """The recipe with the rotary embeddings that searches have found so far.
+
+    Raises:
+        ConfigError: a file of one is damaged.
+    """
+
+    def known(stage: StageConfig) -> StageConfig:
+        found = None if stage.rope is None else stage.rope.found
+        if found is None or not (path := run_dir / found).is_file():
+            return stage
+        remedy = f"delete {path.parent} and what comes after it"
+        document = parse_json(path.read_bytes(), str(path), ConfigError, remedy)
+        fields = Fields(document, str(path), ConfigError, remedy)
+        return dataclasses.replace(stage, rope=RopeChange.of(read_dataclass(RopeConfig, fields)))
+
+    return dataclasses.replace(recipe, stages=tuple(map(known, recipe.stages)))
 
 
 def made_digests(names: Iterable[str], digests: Mapping[str, str]) -> list[str]:

@@ -100,6 +100,17 @@ def _write_text(folder: Path) -> None:
         ],
         "sgd.train": [{"id": "1", "services": ["Find"], "turns": turns}],
     }
+    problem = {"question": "A cart has 3 wheels and gets 2. How many?", "answer": "3+2 = <<3+2=5>>5\n#### 5"}
+    page = {"en": "The wind is loud.", "fr": "Le vent est fort."}
+    answers = {"chosen": "Gladly: yes.", "rejected": "No."}
+    files |= {
+        "gsm8k.train": [{**problem, "question": f"{problem['question']} {n}"} for n in range(25)],
+        "stories_en_fr.train": [{"story": "1", "title": {"en": "Wind", "fr": "Vent"}, "pages": [page] * 12}],
+        "rasbt_preferences.train": [{"instruction": f"Say {n}.", "input": "", **answers} for n in range(12)],
+        "hh_harmless.train": [
+            {"prompt": [{"role": "user", "text": f"May I ask {n}?"}], **answers} for n in range(9)
+        ],
+    }
     for name, rows in files.items():
         with lzma.open(folder / f"{name}.jsonl.xz", "wt", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)

@@ -101,6 +101,7 @@ schedule = { peak = 1e-3 }
 data = { row_tokens = 16, documents = { "made/between/again.jsonl" = 1.0 } }
 
 [scale.double]
+part.more = { batch = 5 }
 step_scale = 2.0
 options = { times = 5, unknown = 1 }
 """
@@ -171,6 +172,7 @@ def test_a_run_ends_after_the_step_that_until_names(recipe: Path) -> None:
 def test_a_scale_changes_the_options_that_steps_have(recipe: Path) -> None:
     results = run_recipe(recipe, recipe / "run", scale="double")
     assert [(result.steps, result.units) for result in results[:2]] == [(0, 45), (4, 128)]
+    assert results[-1].units == 2 * 5 * 16
 
 
 @pytest.mark.parametrize(

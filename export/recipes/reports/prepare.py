@@ -16,6 +16,7 @@ from phirt_train.preparation import PreparationTask
 
 from .asked_aloud import AskedAloud
 from .captions import Captions
+from .chats import Chats
 from .documents import Documents
 from .frames import Frames
 from .speech_tasks import SpeechTasks
@@ -35,6 +36,7 @@ class Options:
 
     Attributes:
         text: documents of the kinds that text models are trained on.
+        chats: conversations by domain, and preferences.
         captions: pictures with captions and questions.
         frames: several pictures that belong together.
         documents: pages of documents as pictures.
@@ -43,6 +45,7 @@ class Options:
     """
 
     text: TextKinds | None = None
+    chats: Chats | None = None
     captions: Captions | None = None
     frames: Frames | None = None
     documents: Documents | None = None
