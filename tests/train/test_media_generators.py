@@ -19,7 +19,6 @@ from recipes.reports.clips import draw_film
 from recipes.reports.documents import draw_page
 from recipes.reports.figures import draw_boxed, draw_chart
 from recipes.reports.frames import Frames
-from recipes.reports.tones import RATE, draw_tones
 
 
 def _generators(count: int) -> Iterator[np.random.Generator]:
@@ -82,20 +81,6 @@ def test_a_page_is_as_large_as_it_should_be_and_no_line_leaves_it() -> None:
     assert page.size == (128, 128)
     ink = np.asarray(page, int).max(axis=2) < 128
     assert ink.any() and not ink[:, 126:].any()
-
-
-def test_beeps_are_as_many_as_the_answer_says() -> None:
-    counted = 0
-    for rng in _generators(80):
-        sound = draw_tones(rng)
-        assert 0.2 < len(sound.samples) / RATE < 4 and np.abs(sound.samples).max() < 1
-        if sound.question.startswith("How many"):
-            # Louder than the noise in windows of 20 ms: as many stretches as there are tones.
-            loud = np.abs(sound.samples[: len(sound.samples) // 320 * 320]).reshape(-1, 320).max(axis=1) > 0.1
-            begins = int((np.diff(loud.astype(int)) == 1).sum())
-            assert NUMBERS[begins] == sound.answer
-            counted += 1
-    assert counted > 5
 
 
 def test_frames_are_written_with_their_pictures(data: Path, tmp_path: Path) -> None:

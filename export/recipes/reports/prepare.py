@@ -19,6 +19,8 @@ from .captions import Captions
 from .chats import Chats
 from .documents import Documents
 from .frames import Frames
+from .posttraining import PostTraining
+from .reasoning import Reasoning
 from .speech_tasks import SpeechTasks
 from .text_kinds import TextKinds
 
@@ -41,6 +43,8 @@ class Options:
         frames: several pictures that belong together.
         documents: pages of documents as pictures.
         speech: recordings, one file a task.
+        posttraining: conversations of the skills that are trained after reading.
+        reasoning: problems with the way to their answers.
         asked_aloud: questions about the pictures of `captions` that are spoken.
     """
 
@@ -50,6 +54,8 @@ class Options:
     frames: Frames | None = None
     documents: Documents | None = None
     speech: SpeechTasks | None = None
+    posttraining: PostTraining | None = None
+    reasoning: Reasoning | None = None
     asked_aloud: AskedAloud | None = None
 
 

@@ -2,10 +2,10 @@
 
 talks/asr.<source>.jsonl    write down what is said
 talks/ast.<split>.jsonl     speech translation, English to French and French to English
-talks/sqa.<split>.jsonl     a question about what a recording says
+talks/sqa.<split>.jsonl     a spoken question with the choices in writing
 talks/sqqa.<split>.jsonl    a recording that is a question: answer it
 talks/ssum.<split>.jsonl    a story that is read out: say in a line what it is about
-talks/au.<split>.jsonl      audio understanding: tones that rise, fall, or are counted
+talks/au.<split>.jsonl      audio understanding: tones and digits to count and to compare
 speech/<source>.jsonl       recordings with their words, as nano has them
 
 Knows the data package, the voices and nano's recordings. Knows nothing of frames or tokens. Made speech is
@@ -15,37 +15,41 @@ left out where espeak-ng is not installed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from phirt.fields import Range
 from phirt_train.data.archives import read_records
 from phirt_train.data.messages import Conversation, assistant, user, write_lines
 from phirt_train.preparation import PreparationTask
+from phirt_train.synthetic.speech_tasks import (
+    Recorded,
+    SpokenTurn,
+    beeps,
+    digit_counts,
+    record,
+    spoken_countries,
+    spoken_stories,
+    spoken_trivia,
+    translations,
+    write_tasks,
+)
 
 from ..nano.media import Clip, write_recordings, write_voices
 from ..nano.questions import about_recording
-from ..nano.voices import VOICES, is_installed, spoken
-from .tones import RATE, draw_tones
+from ..nano.voices import is_installed, spoken
 
 _FRENCH = ("fr-fr", "fr-be", "fr-ch")
 _LONGEST = 12  # words of a sentence that is translated
-_TOLD = 40  # words of a story that are read out
+_DIGITS = 200  # recordings of single digits that are put together
 _EVERY = 10  # of so many items one is held out
-
-
-@dataclasses.dataclass(frozen=True)
-class Spoken:
-    """What is said, what is asked beside it in writing, and the answer."""
-
-    said: str
-    asked: str
-    answer: str
-    voices: Sequence[str] = VOICES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +59,13 @@ class SpeechTasks:
     Attributes:
         sentences, digits: made recordings to write down.
         each: items of each of the other tasks, as far as there is text for them.
+        story_words: most words of a story that is read out.
     """
 
     sentences: Annotated[int, Range(1, 1_000_000)] = 1500
     digits: Annotated[int, Range(1, 1_000_000)] = 500
     each: Annotated[int, Range(2, 1_000_000)] = 600
+    story_words: Annotated[int, Range(1, 100_000)] = 120
 
     def write(self, task: PreparationTask) -> None:
         """See `prepare.Group`."""
@@ -69,37 +75,54 @@ class SpeechTasks:
         for source, found in {**clips, "new_speaker": new_speaker}.items():
             with_words = [clip for clip in found if clip.record.get("text") is not None]
             if with_words:
-                _write(task, f"asr.{source}", _transcriptions(with_words, task.seed))
-        self._play_tones(task)
-        for name, read in _TASKS.items() if is_installed() else ():
+                talks = ({"messages": one} for one in _transcriptions(with_words, task.seed))
+                write_lines(task.output / f"talks/asr.{source}.jsonl", talks)
+        sounds = itertools.chain(beeps(self.each // 2, task.seed), _digits(task, clips["fsdd"], self.each))
+        _write(task, "au", itertools.islice(sounds, self.each))
+        if is_installed():
+            self._speak(task)
+
+    def _speak(self, task: PreparationTask) -> None:
+        text, seed = task.data / "text", task.seed
+        stories = list(read_records(text / "stories_en_fr.train.jsonl.xz"))
+        french = functools.partial(spoken, voices=_FRENCH)
+        both = (
+            record(self._some(translations(stories, seed, _LONGEST), seed, 2), spoken, seed),
+            record(self._some(_to_english(stories), seed, 2), french, seed),
+        )
+        _write(task, "ast", (one for pair in zip(*both, strict=False) for one in pair))
+        told = spoken_stories(read_records(text / "stories.train.jsonl.xz"), seed, self.story_words)
+        for name, turns in (
+            ("sqa", spoken_trivia(read_records(text / "trivia.train.jsonl.xz"), seed)),
+            ("sqqa", spoken_countries(read_records(text / "countries.train.jsonl.xz"))),
+            ("ssum", told),
+        ):
             task.note(f"speaking {name}")
-            self._speak(task, name, list(read(task.data)))
+            _write(task, name, record(self._some(turns, seed), spoken, seed))
 
-    def _play_tones(self, task: PreparationTask) -> None:
-        folder = task.output / "media/au"
-        folder.mkdir(parents=True, exist_ok=True)
-        talks = []
-        for index in range(self.each):
-            sound = draw_tones(np.random.default_rng((task.seed, index)))
-            soundfile.write(folder / f"{index:05}.wav", sound.samples, RATE, "PCM_16")
-            talks.append([user(sound.question, (), [f"../media/au/{index:05}.wav"]), assistant(sound.answer)])
-        _write_split(task, "au", talks)
+    def _some(self, turns: Iterable[SpokenTurn], seed: int, parts: int = 1) -> list[SpokenTurn]:
+        """So many turns of a task, drawn from all there are; of one of its `parts`."""
+        found = list(turns)
+        order = np.random.default_rng(seed).permutation(len(found))[: -(-self.each // parts)]
+        return [found[int(index)] for index in order]
 
-    def _speak(self, task: PreparationTask, name: str, found: Sequence[Spoken]) -> None:
-        order = np.random.default_rng(task.seed).permutation(len(found))[: self.each]
-        chosen = [found[int(index)] for index in order]
-        folder = task.output / f"media/{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for voices in dict.fromkeys(tuple(one.voices) for one in chosen):
-            own = [index for index, one in enumerate(chosen) if tuple(one.voices) == voices]
-            sounds = spoken([chosen[index].said for index in own], task.seed, voices)
-            for index, (_, wav) in zip(own, sounds, strict=True):
-                (folder / f"{index:05}.wav").write_bytes(wav)
-        talks = [
-            [user(one.asked, (), [f"../media/{name}/{index:05}.wav"]), assistant(one.answer)]
-            for index, one in enumerate(chosen)
-        ]
-        _write_split(task, name, talks)
+
+def _to_english(stories: Iterable[dict[str, list[dict[str, str]]]]) -> Iterator[SpokenTurn]:
+    for page in (page for story in stories for page in story["pages"]):
+        if page.get("en") and page.get("fr") and len(page["fr"].split()) <= _LONGEST:
+            asked = "Translate the audio to English."
+            yield SpokenTurn("ast", " ".join(page["fr"].split()), asked, " ".join(page["en"].split()))
+
+
+def _digits(task: PreparationTask, clips: Sequence[Clip], count: int) -> Iterator[Recorded]:
+    """Single digits one after the other; the clips are of one rate."""
+    few = clips[:: max(1, len(clips) // _DIGITS)]
+    return digit_counts([_read(task.output / clip.path) for clip in few], count, task.seed)
+
+
+def _read(path: Path) -> tuple[NDArray[np.float32], int]:
+    samples, rate = soundfile.read(path, dtype="float32")
+    return samples, int(rate)
 
 
 def _transcriptions(clips: Sequence[Clip], seed: int) -> Iterator[Conversation]:
@@ -109,59 +132,10 @@ def _transcriptions(clips: Sequence[Clip], seed: int) -> Iterator[Conversation]:
         yield [user(question.prompt, (), [f"../{clip.path}"]), assistant(question.answer)]
 
 
-def _write(task: PreparationTask, name: str, talks: Iterable[Conversation]) -> None:
-    write_lines(task.output / f"talks/{name}.jsonl", ({"messages": talk} for talk in talks))
-
-
-def _write_split(task: PreparationTask, name: str, talks: Sequence[Conversation]) -> None:
+def _write(task: PreparationTask, name: str, recorded: Iterable[Recorded]) -> None:
     """Every tenth item is held out, from the second on."""
-    _write(task, f"{name}.train", (talk for index, talk in enumerate(talks) if index % _EVERY != 1))
-    _write(task, f"{name}.val", talks[1::_EVERY])
-
-
-def _translations(data: Path) -> Iterator[Spoken]:
-    for record in read_records(data / "text/stories_en_fr.train.jsonl.xz"):
-        for page in record["pages"]:
-            english, french = page["en"], page["fr"]
-            if 1 < len(english.split()) <= _LONGEST and 1 < len(french.split()) <= _LONGEST:
-                yield Spoken(english, "Translate the audio to French.", french)
-                yield Spoken(french, "Translate the audio to English.", english, _FRENCH)
-
-
-def _countries(data: Path) -> Iterator[tuple[str, str, str, str]]:
-    for record in read_records(data / "text/countries.train.jsonl.xz"):
-        facts = record["name"], record.get("capital"), record.get("continent"), record.get("currency")
-        if all(facts):
-            name, capital, continent, currency = (str(fact) for fact in facts)
-            yield name, capital, continent, currency
-
-
-def _questions_about_speech(data: Path) -> Iterator[Spoken]:
-    for name, capital, continent, currency in _countries(data):
-        said = f"{name} is in {continent}. Its capital is {capital}, and one pays with the {currency}."
-        yield Spoken(said, "Which country is it about?", name)
-        yield Spoken(said, "What is the capital?", capital)
-        yield Spoken(said, "On which continent is it?", continent)
-
-
-def _spoken_queries(data: Path) -> Iterator[Spoken]:
-    for name, capital, continent, _ in _countries(data):
-        yield Spoken(f"What is the capital of {name}?", "", capital)
-        yield Spoken(f"On which continent is {name}?", "", continent)
-    for a in range(10):
-        for b in range(10):
-            yield Spoken(f"What is {a} plus {b}?", "", str(a + b))
-
-
-def _summaries(data: Path) -> Iterator[Spoken]:
-    for record in read_records(data / "text/stories.train.jsonl.xz"):
-        told = " ".join(" ".join(record["pages"]).split()[:_TOLD])
-        yield Spoken(told, "Summarise the audio in a line.", record["title"])
-
-
-_TASKS: Mapping[str, Callable[[Path], Iterator[Spoken]]] = {
-    "ast": _translations,
-    "sqa": _questions_about_speech,
-    "sqqa": _spoken_queries,
-    "ssum": _summaries,
-}
+    found = list(recorded)
+    folder: Path = task.output / "talks"
+    kept = [one for index, one in enumerate(found) if index % _EVERY != 1]
+    write_tasks(folder, f"{name}.train", kept)
+    write_tasks(folder, f"{name}.val", found[1::_EVERY])
