@@ -19,6 +19,7 @@ from torch import Tensor
 from phirt.bundle.manifest import Modality
 from phirt.errors import ConfigError, MediaError
 from phirt_export.reference import ROUTES, Model, Route
+from phirt_train.chunked_loss import IGNORED
 from phirt_train.context import TrainingContext
 from phirt_train.data.readable import take_readable
 from phirt_train.data.rejects import Broken
@@ -26,7 +27,6 @@ from phirt_train.data.sampling import Pick
 from phirt_train.data.token_store import TokenSequences
 from phirt_train.media_features import MediaFeatures, MediaInputs, Opened
 
-IGNORED = -100  # what torch's cross-entropy leaves out
 ALIKE = 64  # tokens; within a span of so many, lengths count as equal
 
 

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt.runtime.atomic_file import sync_file, sync_folder
+from phirt_export.reference import Model
+from phirt_train.activation_checkpointing import checkpoint_layers
 from phirt_train.gradients import sum_gradients
 from phirt_train.guards import DivergenceError, SpikeGuard, why_no_number
 from phirt_train.objective import Objective, shares_of
@@ -106,6 +108,8 @@ class StageRun:
         self.model, self.objective, self.stage = model, objective, stage
         self.course, self.record = course or lone_course(stage), record
         self.state_path = folder / "state.safetensors"
+        if stage.checkpoint_activations and isinstance(model, Model):
+            checkpoint_layers(model)
         self.parameters = select(model, stage)
         self.parameters |= {f"head.{n}": p for n, p in objective.head.named_parameters()}
         self.names = {parameter: name for name, parameter in self.parameters.items()}

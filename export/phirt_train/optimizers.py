@@ -21,19 +21,20 @@ _MOMENTUM = 0.95
 _RATE_OF_PART = "rate_of_part"  # what a group's rate is multiplied by
 
 
-def orthogonalized(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices [..., rows, columns] with their singular values brought near 1 by Newton-Schulz's iteration,
-    with the coefficients of Jordan et al. (2024), computed in `dtype`.
+def orthogonalized(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix with its singular values brought near 1 by Newton-Schulz's iteration, with the coefficients of
+    Jordan et al. (2024), computed in `dtype`.
     """
-    x = matrices.to(dtype)
-    is_tall = x.shape[-2] > x.shape[-1]
+    x = matrix.to(dtype)
+    is_tall = x.shape[0] > x.shape[1]
     x = x.mT if is_tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=_SMALLEST_NORM)
+    x = x / x.norm().clamp(min=_SMALLEST_NORM)
+    first, second, third = _COEFFICIENTS
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = _COEFFICIENTS[0] * x + (_COEFFICIENTS[1] * gram + _COEFFICIENTS[2] * (gram @ gram)) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=second, alpha=third), x, beta=first)
     turned: Tensor = x.mT if is_tall else x
-    return turned.to(matrices.dtype)
+    return turned.to(matrix.dtype)
 
 
 class HiddenMuon(torch.optim.Optimizer):

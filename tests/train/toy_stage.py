@@ -14,6 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phirt_export.reference import (
+    DecoderConfig,
+    Model,
+    ModelConfig,
+    RopeConfig,
+    TokenConfig,
+    initialize,
+)
 from phirt_train.loop import StageRun
 from phirt_train.objective import Loss, Share
 from phirt_train.stage import Schedule, StageConfig
@@ -70,3 +78,12 @@ def toy_run(
 ) -> StageRun:
     model = model or ToyModel()
     return StageRun(model, ToyObjective(model, stage, begin), stage, folder, 1, "digest", **values)
+
+
+def toy_decoder(num_layers: int = 2) -> Model:
+    """A decoder of the reference model with fresh weights."""
+    rope = RopeConfig(1e4, 16, 64, 64, (1.0,) * 8, (1.0,) * 8)
+    decoder = DecoderConfig(num_layers, 32, 2, 1, 16, 48, 40, 1e-5, rope)
+    model = Model(ModelConfig(decoder, TokenConfig(0, 0, (1,), None, None), None, None, {}))
+    initialize(model, 5)
+    return model

@@ -23,8 +23,9 @@ from phirt.fields import Length, Range
 from phirt_export.model_scorer import evaluating
 from phirt_export.precision import autocast
 from phirt_export.reference import ROUTES, Model, ModelConfig
+from phirt_train.chunked_loss import IGNORED, chunked_log_probabilities
 from phirt_train.context import TrainingContext
-from phirt_train.conversation_rows import ALIKE, IGNORED, ConversationRows, Conversations, Group
+from phirt_train.conversation_rows import ALIKE, ConversationRows, Conversations, Group
 from phirt_train.data.mixture import (
     HeldOut,
     Source,
@@ -152,8 +153,7 @@ class DirectPreferenceOptimization:
         rows = self._rows.rows(sequences)
         hidden = self._rows.hidden_states(rows, features * _ANSWERS, group.route)
         learnt = rows.targets != IGNORED
-        logits = F.linear(hidden[learnt], self.model.head_weight()).float()
-        of_tokens = -F.cross_entropy(logits, rows.targets[learnt], reduction="none")
+        of_tokens = chunked_log_probabilities(hidden[learnt], self.model.head_weight(), rows.targets[learnt])
         of_answers = of_tokens.new_zeros(len(sequences))
         return of_answers.index_add(0, learnt.nonzero()[:, 0], of_tokens).view(_ANSWERS, -1).T
 

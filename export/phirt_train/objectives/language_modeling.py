@@ -14,7 +14,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from phirt.errors import ConfigError
 from phirt.fields import Range
 from phirt_export.precision import autocast
 from phirt_export.reference import Documents, Model, ModelConfig
+from phirt_train.chunked_loss import IGNORED, chunked_cross_entropy
 from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import HeldOut, Shares, Source, Sources, check_sources, join_shares, source_of
 from phirt_train.data.packing import PackedText, RowSource, RunningText
@@ -30,7 +30,6 @@ from phirt_train.data.token_store import TokenSequences, load_conversations, loa
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
 
-IGNORED = -100  # what torch's cross-entropy leaves out
 _HELD_OUT_TEXTS = 100
 
 
@@ -121,7 +120,7 @@ class LanguageModeling:
         compiles = stage.compile and (context.device.type != "cpu" or shutil.which("g++") is not None)
         # A compiled pass takes a mask of one shape, and positions that run on.
         self._compiles = compiles and self.length <= model.config.decoder.rope.original_context
-        self._forward = torch.compile(self._row_loss) if self._compiles else self._row_loss
+        self._compiled = torch.compile(self._states) if self._compiles else self._states
 
     def _documents(self, name: str) -> RowSource:
         sequences, source = load_documents(name, self.context), source_of(self.data.documents[name])
@@ -159,13 +158,9 @@ class LanguageModeling:
             parts.append((Shares.of(data.conversations, means.__getitem__), 1 - data.share_of_documents))
         return join_shares(parts)
 
-    def _row_loss(self, token_ids: Tensor, targets: Tensor, mask: Tensor | Documents | None) -> Tensor:
-        """Sum of the cross-entropy over the learnt tokens."""
-        with autocast(token_ids.device):
-            logits = self.model(token_ids, mask=mask)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+    def _states(self, token_ids: Tensor, mask: Tensor | Documents | None) -> tuple[Tensor, Tensor]:
+        """Final hidden states [B, T, hidden], and the matrix [vocab, hidden] that scores tokens."""
+        return self.model.hidden_states(token_ids, mask=mask), self.model.head_weight()
 
     @property
     def item_tokens(self) -> float:
@@ -197,11 +192,16 @@ class LanguageModeling:
         """Over the learnt tokens; all tokens that are read count as units."""
         token_ids, targets, documents = batch
         device = self.context.device
+        learnt = (targets.flatten() != IGNORED).nonzero()[:, 0]  # counted here: a device would have to wait
         mask: Tensor | Documents | None = None if documents is None else documents.to(device)
         if self._compiles and isinstance(mask, Documents):
             mask = mask.mask(self.model.config.decoder.sliding_window)
-        total = self._forward(token_ids.to(device), targets.to(device), mask)
-        return Loss(total, int((targets != IGNORED).sum()), token_ids.numel())
+        wanted = targets.flatten()[learnt]
+        with autocast(device):  # entered outside of what is compiled, which would be cut in two there
+            hidden, scoring = self._compiled(token_ids.to(device), mask)
+            rows = hidden.flatten(0, 1)[learnt.to(device)]
+            total = chunked_cross_entropy(rows, scoring, wanted.to(device))
+        return Loss(total, len(learnt), token_ids.numel())
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -217,7 +217,9 @@ class LanguageModeling:
             size += len(self.context.encoder.decode(token_ids[:-1].tolist()).encode())
             for begin in range(0, len(token_ids) - 1, self.length):
                 row = token_ids[begin : begin + self.length + 1].to(self.context.device)
-                nats += self._row_loss(row[None, :-1], row[None, 1:], None).item()
+                with autocast(row.device):
+                    hidden, scoring = self._states(row[None, :-1], None)
+                    nats += chunked_cross_entropy(hidden[0], scoring, row[1:]).item()
         return nats / math.log(2) / max(1, size)
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from phirt.fields import Length, Range
 from phirt_export.precision import autocast
 from phirt_export.reference import ROUTES, Model, ModelConfig
+from phirt_train.chunked_loss import IGNORED, chunked_cross_entropy
 from phirt_train.context import TrainingContext
-from phirt_train.conversation_rows import ALIKE, IGNORED, ConversationRows, Conversations, Group
+from phirt_train.conversation_rows import ALIKE, ConversationRows, Conversations, Group
 from phirt_train.data.augmentation import (
     UNCHANGED_AUDIO,
     UNCHANGED_IMAGE,
@@ -145,9 +146,9 @@ class SupervisedFinetuning:
         with autocast(self.context.device):
             hidden, targets = self._hidden(self.sources, group)
             learnt = targets != IGNORED
-            logits = F.linear(hidden[learnt], self.model.head_weight())
-        total = F.cross_entropy(logits.float(), targets[learnt], reduction="sum")
-        return Loss(total, len(logits), len(group.picks))
+            wanted = targets[learnt]
+            total = chunked_cross_entropy(hidden[learnt], self.model.head_weight(), wanted)
+        return Loss(total, len(wanted), len(group.picks))
 
     def _hidden(self, sources: Sequence[Conversations], group: Group) -> tuple[Tensor, Tensor]:
         """Final hidden states [B, T, hidden] of a group's conversations, and targets [B, T]."""
