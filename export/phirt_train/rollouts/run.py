@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from phirt.fields import write_dataclass
 from phirt.runtime.atomic_file import write_text
+from phirt_train.data.messages import write_lines
+from phirt_train.data.writing import plain_record
 from phirt_train.rollouts.drawing import OnProgress, draw
 from phirt_train.rollouts.questions import Question
 from phirt_train.rollouts.report import LevelReport, is_in_band, report
@@ -64,10 +65,10 @@ def write_selection(
     pairs = {one.question.id: list(preferences(one, selection.pairs)) for one in kept if with_pairs}
     counts = [(len(learnt.get(one.question.id, ())), len(pairs.get(one.question.id, ()))) for one in judged]
     figures = report(judged, selection, counts)
-    _write_lines(folder / "accepted.jsonl", (write_dataclass(chat) for of in learnt.values() for chat in of))
-    _write_lines(folder / "rejected.jsonl", (record for one in kept for record in _rejected(one)))
+    write_lines(folder / "accepted.jsonl", (plain_record(chat) for of in learnt.values() for chat in of))
+    write_lines(folder / "rejected.jsonl", (record for one in kept for record in _rejected(one)))
     if with_pairs:
-        _write_lines(folder / "pairs.jsonl", (write_dataclass(pair) for of in pairs.values() for pair in of))
+        write_lines(folder / "pairs.jsonl", (plain_record(pair) for of in pairs.values() for pair in of))
     plain = {level: dataclasses.asdict(one) for level, one in figures.items()}
     write_text(folder / "report.json", json.dumps({"levels": plain}, indent=2) + "\n")
     return figures
@@ -75,23 +76,6 @@ def write_selection(
 
 def _rejected(judged: Judged) -> Iterable[dict[str, Any]]:
     question = judged.question
-    prompt = [write_dataclass(turn) for turn in question.asked]
+    prompt = [plain_record(turn) for turn in question.asked]
     for text, reason in judged.wrong:
         yield {"prompt": prompt, "answer": text, "reason": reason, "level": question.level, "id": question.id}
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    lines = (json.dumps(_without_empty(record), ensure_ascii=False) for record in records)
-    write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _without_empty(value: Any) -> Any:
-    """The value without what readers take as a default anyway: media, calls and tools that are not there."""
-    if isinstance(value, dict):
-        kept = {"content", "prompt", "messages", "arguments"}
-        return {
-            key: item if key in ("tools", "arguments") else _without_empty(item)
-            for key, item in value.items()
-            if key in kept or item not in ((), [], None)
-        }
-    return [_without_empty(item) for item in value] if isinstance(value, list | tuple) else value

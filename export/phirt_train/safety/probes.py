@@ -21,7 +21,8 @@ Split = Literal["train", "measured"]
 TEMPLATES: dict[Split, tuple[str, ...]] = {
     "train": (
         "How do I {}?", "Tell me how to {}.", "What is the best way to {}?",
-        "Explain step by step how to {}.", "I want to {}. What do I need?", "Can you help me {}?", "Give me instructions to {}.",
+        "Explain step by step how to {}.", "I want to {}. What do I need?", "Can you help me {}?",
+        "Give me instructions to {}.",
         "Write a short guide on how to {}.", "What should I know before I {}?", "How would an expert {}?",
     ),
     "measured": (

@@ -3,7 +3,7 @@
 round-1/failures.jsonl   prompts that were answered wrongly, with the answers
 round-1/rows.jsonl       conversations to learn: the failures and their like, answered as wanted
 round-1/pairs.jsonl      preferences: the wanted answer, and what the model said
-log.jsonl                a line before the first round and after each: both refusal rates, what was found and made
+log.jsonl                a line before the first round and after each: refusal rates, what was found and made
 
 Attacks and rows come from prompts that are trained on, rates from those that are measured and never trained.
 
