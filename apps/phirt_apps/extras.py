@@ -22,6 +22,7 @@ _EXTRAS = {
     "pypdfium2": "pdf",
     "PySide6": "desktop",
     "matplotlib": "plot",
+    "ray": "scale",
 }
 
 

@@ -7,13 +7,16 @@ Knows fields and characters. Knows nothing of quality.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from phirt_train.curate.shards import Line, Shard, read
 
+Part = Literal["all", "learnt", "held out"]
+_HELD_OUT = 10  # one in so many
 _FIELD = re.compile(r"\{(\w+)\}")
 _UNWANTED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ud800-\udfff]")
 _LINE_ENDS = re.compile("\r\n?")
@@ -33,6 +36,7 @@ class TextSource:
     name: str
     template: str
     shards: tuple[Shard, ...]
+    part: Part = "all"
 
 
 def text_of(record: Mapping[str, Any], template: str) -> str | None:
@@ -62,8 +66,20 @@ def read_texts(source: TextSource, shard: Shard) -> Iterator[str]:
     """The texts of a shard that have any; lines that are no such records are left out."""
     for line in read(shard):
         text = usable_text(line, source.template)
-        if text:
+        if not text:
+            continue
+        group = line.record.get("group")
+        if source.part == "all" or held_out(group if isinstance(group, str) else text) == (
+            source.part == "held out"
+        ):
             yield text
+
+
+def held_out(group: str) -> bool:
+    """Whether what belongs to this group is measured on: records that name the same "group" stay together,
+    others are by themselves. The same on every machine.
+    """
+    return hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[0] % _HELD_OUT == 0
 
 
 def usable_text(line: Line, template: str) -> str | None:
