@@ -74,10 +74,10 @@ def test_plain_prose_stays() -> None:
         ("repeated_5_grams", GOOD + " " + GOOD.replace("\n", " ")),
         (
             "sentences_of_a_day",
-            "The Tigers beat the Hawks 21-14 on Sunday in front of a full house. Miller scored three goals in "
-            "the first half of the game, and it was over before the break. The Rovers lost to the Town 2-0 at "
-            "home. Smith finished with 31 points and 12 rebounds for his side, who now lead the table of the "
-            "north. The coach was pleased with what he had seen, and said so to the press when it was over.",
+            "The Tigers beat the Hawks 21-14 on Sunday in front of a full house. Miller scored two goals in "
+            "the first half of the game, and it was over before the break. The Rovers lost to the Town 2-0 "
+            "at home. Smith finished with 31 points and 12 rebounds for his side, who now lead the table of "
+            "the north. The coach was pleased with what he had seen, and said so to the press when it was over.",
         ),
     ],
 )
