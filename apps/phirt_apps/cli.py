@@ -17,7 +17,7 @@ import typer
 import phirt
 
 from .command_group import Command, CommandGroup
-from .commands import all_commands
+from .commands import all_commands, subcommands
 from .errors import WRONG_USAGE
 from .interrupts import interrupts
 from .log import show_log
@@ -78,7 +78,7 @@ def root(
     Ctrl-C. PHIRT_DEBUG=1 shows where an error comes from; NO_COLOR is respected.
     """
     defaults = Defaults()
-    context.default_map = {name: defaults for name, _ in all_commands()}
+    context.default_map = {name: defaults for name, _ in (*all_commands(), *subcommands())}
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(WRONG_USAGE)
@@ -86,3 +86,5 @@ def root(
 
 for _name, _module in all_commands():
     app.command(_name, cls=Command, short_help=_module.SUMMARY)(_module.command)
+for _name, _module in subcommands():  # not offered where one word is awaited
+    app.command(_name, cls=Command, short_help=_module.SUMMARY, hidden=True)(_module.command)

@@ -74,6 +74,13 @@ class CommandGroup(TyperGroup):
             with formatter.section(section):
                 formatter.write_dl([(name, summary) for name, of, summary in rows if of == section])
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first word names, or the first two, and the other words."""
+        two = " ".join(args[:2])
+        if len(args) > 1 and two in self.commands:
+            return two, self.commands[two], args[2:]
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Runs the chosen command; handles here what the library would answer in its own words."""
         try:

@@ -112,6 +112,11 @@ class Checkpoint:
         """Shape of a tensor."""
         return self._shapes[name]
 
+    def stored_parts(self, name: str) -> list[tuple[str, int]]:
+        """What a tensor is stored as: published names and the rows of each, in order."""
+        parts = zip(self._published[name], self._parts[name], strict=True)
+        return [(published, part.shape[0]) for published, part in parts]
+
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 along the first axis, float32; only these are read from the files."""
         read, first = [], 0

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from phirt_apps.cli import app
-from phirt_apps.commands import SECTIONS, all_commands
+from phirt_apps.commands import SECTIONS, all_commands, subcommands
 
 PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 VERSION = tomllib.loads(PROJECT)["project"]["version"]
@@ -28,9 +28,9 @@ def _help(*arguments: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(name for name, _ in subcommands())])
 def test_no_types_of_a_program(name: str) -> None:
-    text = _help(name)
+    text = _help(*name.split())
     found = re.search(
         r"<[^>]*>|INTEGER|FLOAT|\bPATH\b|BOOLEAN|Optional|lambda|\bNone\b|x>=?|x<=?|UUID|str\b", text
     )
@@ -38,9 +38,9 @@ def test_no_types_of_a_program(name: str) -> None:
     assert re.match(rf"Usage: phirt {name} ", text) and len(text.splitlines()) > 5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(name for name, _ in subcommands())])
 def test_every_parameter_is_explained(name: str) -> None:
-    rows = re.split(r"^(?:Arguments|Options):\n", _help(name), flags=re.MULTILINE)[1:]
+    rows = re.split(r"^(?:Arguments|Options):\n", _help(*name.split()), flags=re.MULTILINE)[1:]
     for row in re.split(r"\n(?=  \S)", "\n".join(rows)):
         assert len(row.split()) >= 3, row
 

@@ -151,7 +151,7 @@ def test_the_server_of_the_readme_answers(clone: Path) -> None:
 
 def test_the_training_of_the_readme_begins(clone: Path) -> None:
     """It takes hours to its end; Ctrl-C ends it here."""
-    (line,) = (line for line in _lines(TEXT) if line.startswith("phirt train"))
+    (line,) = (line for line in _lines(TEXT) if line.startswith("phirt train export/"))
     _small_data().write_small_data(clone / "data")
     process = subprocess.Popen(
         ["bash", "-c", f"exec {line} -o runs/begun"],
@@ -180,8 +180,8 @@ def _small_data() -> Any:
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_every_command_and_option_exists(page: Path) -> None:
     for line in _lines(page.read_text(encoding="utf-8")):
-        for command, arguments in re.findall(r"\bphirt (\w+)([^|]*)", line):
-            shown = CliRunner().invoke(app, [command, "--help"])
+        for command, arguments in re.findall(r"\bphirt (train finetune|\w+)([^|]*)", line):
+            shown = CliRunner().invoke(app, [*command.split(), "--help"])
             assert shown.exit_code == 0, line
             for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", arguments):
                 assert option in shown.stdout, line

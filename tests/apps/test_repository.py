@@ -52,13 +52,17 @@ def test_every_option_of_the_readme_exists() -> None:
     from typer.testing import CliRunner
 
     from phirt_apps.cli import app
+    from phirt_apps.commands import subcommands
 
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
     lines = re.findall(r"^\s*(?:echo [^|]*\| )?phirt (.+)$", blocks, flags=re.MULTILINE)
     assert len(lines) >= 8
     for line in lines:
         command, *words = line.split("#")[0].split()
-        help_text = CliRunner().invoke(app, [command, "--help"]).stdout
+        called = (
+            [command, words[0]] if words and f"{command} {words[0]}" in dict(subcommands()) else [command]
+        )
+        help_text = CliRunner().invoke(app, [*called, "--help"]).stdout
         assert help_text, line
         for option in [word for word in words if re.fullmatch(r"--?[a-z-]+", word)]:
             assert option in help_text, line

@@ -104,6 +104,8 @@ def command(
       phirt export my-bundle -o for-npu --target cpu --target qnn
       phirt export Phi-4-multimodal-instruct -o phi4-app --target android --device-memory 12GB
     """
+    from phirt_apps.sources import note_source  # knows manifests, which take a moment
+
     out = Output()
     source = local_checkpoint(checkpoint, out, revision=revision, token=token, offline=offline)
     if not export(
@@ -128,6 +130,7 @@ def command(
         as_json=json,
     ):
         raise typer.Exit(INTERRUPTED)
+    note_source(output, checkpoint)
 
 
 def export(

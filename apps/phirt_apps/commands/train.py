@@ -66,6 +66,7 @@ def command(
 
     \b
       phirt train export/recipes/nano --scale base --plan
+      phirt train finetune --help                    an adapter from conversations of your own
       phirt train export/recipes/nano --data data
       phirt train export/recipes/nano --data data --scale tiny -o runs/try
     """
@@ -107,7 +108,7 @@ def train(
         from phirt_train.loop import Interrupted
         from phirt_train.runner import result_table, run_recipe
     try:
-        with interrupts.patient(), _progress(out) as report:
+        with interrupts.patient(), shown_progress(out) as report:
             results = run_recipe(
                 recipe, run_dir, data, scale=scale, report=report, until=until, ignore_gates=ignore_gates
             )
@@ -119,7 +120,8 @@ def train(
 
 
 @contextlib.contextmanager
-def _progress(out: Output) -> Iterator[Any]:
+def shown_progress(out: Output) -> Iterator[Any]:
+    """What is to be called with reports of progress: a bar on a terminal, else a line a minute."""
     if not out.notices_on_terminal:
         yield _LogLines(out)
         return

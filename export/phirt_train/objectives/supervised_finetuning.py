@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,13 @@ class SupervisedFinetuningData:
     def files(self) -> Iterable[str]:
         """All files that are read."""
         return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
+
+
+class _Measured(NamedTuple):
+    """Share of exact answers, and the mean loss of their tokens."""
+
+    exact: float
+    loss: float
 
 
 class SupervisedFinetuning:
@@ -161,15 +168,19 @@ class SupervisedFinetuning:
         )
         return self._rows.hidden_states(rows, features, group.route), rows.targets
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Share of held-out conversations whose every learnt token is the model's best, given the ones
         before: exact greedy answers.
         """
-        return {f"{label} exact": self._exact(source) for label, source in self.held_out.items()}
+        return {f"{label} exact": self._measured(source).exact for label, source in self.held_out.items()}
 
-    def _exact(self, source: Conversations) -> float:
-        rng, right, seen = np.random.default_rng(1), 0.0, 0
+    def held_out_losses(self) -> dict[str, float]:
+        """Mean loss of the learnt tokens of each held-out file."""
+        return {label: self._measured(source).loss for label, source in self.held_out.items()}
+
+    @torch.no_grad()
+    def _measured(self, source: Conversations) -> _Measured:
+        rng, right, seen, nats, tokens = np.random.default_rng(1), 0.0, 0, 0.0, 0
         ordered = sorted(range(len(source)), key=lambda place: (source.routes[place], source.lengths[place]))
         for begin in range(0, len(ordered), _AT_ONCE):
             picks = [Pick(0, place) for place in ordered[begin : begin + _AT_ONCE]]
@@ -178,11 +189,13 @@ class SupervisedFinetuning:
                     hidden, targets = self._hidden([source], group)
                 wrong = torch.zeros_like(targets, dtype=torch.bool)
                 learnt = targets != IGNORED
-                best = F.linear(hidden[learnt].float(), self.model.head_weight()).argmax(-1)
-                wrong[learnt] = best != targets[learnt]
+                logits = F.linear(hidden[learnt].float(), self.model.head_weight())
+                wrong[learnt] = logits.argmax(-1) != targets[learnt]
+                nats += F.cross_entropy(logits, targets[learnt], reduction="sum").item()
+                tokens += len(logits)
                 right += (~wrong.any(1)).float().sum().item()
                 seen += len(group.picks)
-        return right / seen
+        return _Measured(right / seen, nats / tokens)
 
 
 KIND = ObjectiveKind(SupervisedFinetuningData, SupervisedFinetuning)
