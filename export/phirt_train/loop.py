@@ -28,6 +28,7 @@ from phirt.errors import ConfigError
 from phirt.runtime.atomic_file import sync_file, sync_folder
 from phirt_export.reference import Model
 from phirt_train.activation_checkpointing import checkpoint_layers
+from phirt_train.data.sampling import Consumed
 from phirt_train.gradients import sum_gradients
 from phirt_train.guards import DivergenceError, SpikeGuard, why_no_number
 from phirt_train.objective import Objective, shares_of
@@ -44,8 +45,8 @@ _STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") i
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a finished stage reports: its length, its time over all starts, figures on held-out data, and the
-    digest of the recipe up to it.
+    """What a finished stage reports: its length, its time over all starts, figures on held-out data, the
+    digest of the recipe up to it, what it took of each source, and how many rows of each file it left out.
     """
 
     name: str
@@ -56,6 +57,8 @@ class StageResult:
     loss: float
     figures: Mapping[str, float]
     digest: str
+    consumed: Mapping[str, Consumed] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error

@@ -282,6 +282,14 @@ class _Run:
             moments=None if continued is None else self.run_dir / continued / MOMENTS_NAME,
         )
         result = run.run(self.report)
+        counted = getattr(objective, "consumed", None)
+        result = dataclasses.replace(
+            result,
+            consumed={} if counted is None else counted(result.steps),
+            left_out={name: file.rows for name, file in context.rejects.files.items()},
+        )
+        if notice := context.rejects.notice():
+            self.report(Progress(stage.name, result.steps, result.steps, "steps", notice))
         if stage.quantize_aware:
             snap_weights(model)
         state = model.state_dict()

@@ -11,6 +11,7 @@ Message = dict[str, Any]
 Conversation = list[Message]
 
 TOOL_SYSTEM = "Turn the request into a tool call."
+NOT_SAID = "The text does not say."
 COURTESIES = (("Thank you", "You are welcome."), ("Thanks", "You are welcome."), ("Bye", "Goodbye!"))
 
 
@@ -35,6 +36,14 @@ def assistant(text: str, tool_calls: Sequence[dict[str, Any]] = ()) -> Message:
     if tool_calls:
         message["tool_calls"] = list(tool_calls)
     return message
+
+
+def passage_question(passage: str, question: str, answer: str | None) -> Conversation:
+    """A question to a given text, so that a model learns to answer from what stands there; None where the
+    text does not answer it.
+    """
+    asked = user(f"{passage.strip()}\n\n{question.strip()}")
+    return [asked, assistant(NOT_SAID if answer is None else answer)]
 
 
 def tool_call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
