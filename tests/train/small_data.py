@@ -75,9 +75,11 @@ def _write_text(folder: Path) -> None:
         "wikipedia.val": pages[:2],
         "stories.train": [
             {"title": "Wind", "pages": [SENTENCE * 12, "The wind roars. It is loud today."]},
-            {"title": "Rain", "pages": ["It rains today."]},
+            {
+                "title": "Rain",
+                "pages": ["It rains today.", *["The clouds are grey and low."] * 6, "It is dry."],
+            },
         ],
-        "gsm8k.train": [{"question": "What is 1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}],
         "snips.train": [
             request,
             {**request, "text": "add red song to my list", "slots": [["item", "red song"]]},

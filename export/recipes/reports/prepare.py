@@ -15,6 +15,7 @@ from phirt.errors import ConfigError
 from phirt_train.preparation import PreparationTask
 
 from .asked_aloud import AskedAloud
+from .beside_pictures import BesidePictures
 from .captions import Captions
 from .chats import Chats
 from .documents import Documents
@@ -46,6 +47,7 @@ class Options:
         posttraining: conversations of the skills that are trained after reading.
         reasoning: problems with the way to their answers.
         asked_aloud: questions about the pictures of `captions` that are spoken.
+        beside_pictures: tasks of `posttraining` in conversations about pictures of `captions`.
     """
 
     text: TextKinds | None = None
@@ -57,6 +59,7 @@ class Options:
     posttraining: PostTraining | None = None
     reasoning: Reasoning | None = None
     asked_aloud: AskedAloud | None = None
+    beside_pictures: BesidePictures | None = None
 
 
 def prepare(task: PreparationTask, options: Options) -> None:
