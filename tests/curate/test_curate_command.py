@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +169,28 @@ training = { features = 4096, blocks = 2, iterations = 20 }
     assert _texts(data / "second" / "pages") == [_prose("mill")]
 
 
+def test_what_a_source_leaves_a_later_one_has(data: Path, lines: Lines) -> None:
+    """The best of the same files as a source: the rest is not lost as copies of what scored low."""
+    texts = [_prose("lake1"), "Click here, buy now for free: best offer of all that we have!"]
+    lines("pages.jsonl", *({"text": text} for text in texts))
+    lines("more1.jsonl", *({"title": "", "text": text} for text in texts))
+    lines("good.jsonl", *({"text": _prose(f"lake{n}")} for n in range(60)))
+    lines(
+        "bad.jsonl", *({"text": f"Buy {n} now! Free offer {n}, click here, best price."} for n in range(60))
+    )
+    extra = """
+[classifier]
+positive = [{ files = ["good.jsonl"] }]
+negative = [{ files = ["bad.jsonl"] }]
+sources = ["pages"]
+training = { features = 4096, blocks = 2, iterations = 20 }
+"""
+    (data / "web.toml").write_text(CONFIG.format(extra=extra), encoding="utf-8")
+    _run(data, data / "out")
+    assert _texts(data / "out" / "pages") == texts[:1]
+    assert _texts(data / "out" / "more") == [f". {texts[1]}"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -213,6 +237,12 @@ def test_a_folder_of_something_else_is_left_alone(data: Path) -> None:
     assert _files(data / "out") == before
     done = CliRunner().invoke(app, ["curate", str(path), "-o", str(data)])
     assert done.exit_code == 1 and "is not empty, and nothing in it is of this command" in done.stderr
+
+
+def test_neither_torch_nor_ray_is_loaded_for_it() -> None:
+    code = "import sys, phirt_train.curate.pipeline; print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_workers_without_ray(data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,19 +36,18 @@ def _fail(number: int) -> int:
 
 
 def _die_once(task: tuple[str, int]) -> int:
-    """Leaves a mark for each attempt; the first one at shard 2 kills its own process."""
+    """Leaves a mark for each attempt; the first one at shard 2 kills its own process, once the driver has the
+    shards before it: what dies with its answer on the way is done again too.
+    """
     folder, number = task
     attempts = Path(folder) / f"shard-{number}"
     with attempts.open("a") as marks:
         marks.write("x")
     if number == 2 and attempts.stat().st_size == 1:
+        while not (Path(folder) / "two-are-done").exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
-
-
-def _die(number: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return number
 
 
 def _environment(name: str) -> str | None:
@@ -75,9 +75,13 @@ def test_on_ray(four_workers: RayExecutor) -> None:
 
 
 def test_a_killed_worker_costs_its_shard_alone(four_workers: RayExecutor, tmp_path: Path) -> None:
+    def done(count: int, total: int) -> None:
+        if count == 2:
+            (tmp_path / "two-are-done").touch()
+
     tasks = [(str(tmp_path), number) for number in range(6)]
-    assert four_workers.limited(1).map(_die_once, tasks, lambda *at: None) == [n * n for n in range(6)]
-    attempts = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert four_workers.limited(1).map(_die_once, tasks, done) == [n * n for n in range(6)]
+    attempts = {path.name: path.stat().st_size for path in tmp_path.glob("shard-*")}
     assert attempts == {f"shard-{n}": 2 if n == 2 else 1 for n in range(6)}
 
 

@@ -77,7 +77,7 @@ def test_plain_prose_stays() -> None:
             "The Tigers beat the Hawks 21-14 on Sunday in front of a full house. Miller scored two goals in "
             "the first half of the game, and it was over before the break. The Rovers lost to the Town 2-0 "
             "at home. Smith finished with 31 points and 12 rebounds for his side, who now lead the table of "
-            "the north. The coach was pleased with what he had seen, and said so to the press when it was over.",
+            "the north. The coach was pleased with what he had seen, and said so to the press after it.",
         ),
     ],
 )

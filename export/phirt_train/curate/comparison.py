@@ -46,9 +46,10 @@ class KeyFile:
 
 @dataclasses.dataclass(frozen=True)
 class _Compared:
-    """A task's input: a column of a kind of key (all for None), and which part of the keys."""
+    """A task's input: which column of which keys (all for None), of which documents, which part of them."""
 
     files: tuple[KeyFile, ...]
+    states: States
     kind: str
     column: int | None
     part: int
@@ -75,15 +76,16 @@ def key_files(work: Path, stems: Sequence[tuple[str, str, int]]) -> tuple[KeyFil
 
 
 def find_duplicates(
-    executor: Executor, files: tuple[KeyFile, ...], *, exact: bool, buckets: int, done: Done
-) -> States:
-    """The state of each document: KEPT, EXACT or NEAR."""
-    total = sum(one.count for one in files)
-    states = np.zeros(total, dtype=np.uint8)
+    executor: Executor, files: tuple[KeyFile, ...], states: States, *, exact: bool, buckets: int, done: Done
+) -> None:
+    """Marks, in place, what has occurred before among the documents that are still KEPT: EXACT or NEAR."""
+    total = len(states)
     parts = _parts(total)
-    tasks = [_Compared(files, "exact", None, part, parts) for part in range(parts if exact else 0)]
+    tasks = [_Compared(files, states, "exact", None, part, parts) for part in range(parts if exact else 0)]
     tasks += [
-        _Compared(files, "near", bucket, part, parts) for bucket in range(buckets) for part in range(parts)
+        _Compared(files, states, "near", bucket, part, parts)
+        for bucket in range(buckets)
+        for part in range(parts)
     ]
     pairs = executor.map(compare, tasks, done)
     clusters = Clusters(total)
@@ -92,20 +94,20 @@ def find_duplicates(
             if task.kind == kind:
                 clusters.join(found)
         states[clusters.duplicates() & (states == KEPT)] = state
-    return states
 
 
 def drop_low_scores(
     files: tuple[KeyFile, ...], states: States, sources: Sequence[str], keep: float
 ) -> dict[str, float]:
-    """Marks, in place, all but the best share of each source's documents. Returns the least score kept."""
+    """Marks, in place, all but the best share of each source's documents. Returns the least score kept.
+
+    It comes before the search for duplicates: what goes here is no reason for a copy in a later source to go.
+    """
     thresholds = {}
     for source in dict.fromkeys(one.source for one in files if not sources or one.source in sources):
         of_source = [one for one in files if one.source == source]
         numbers = np.concatenate([np.arange(one.first, one.first + one.count) for one in of_source])
         scores = np.concatenate([_array(one, "scores") for one in of_source])
-        left = states[numbers] == KEPT
-        numbers, scores = numbers[left], scores[left]
         if not len(numbers):
             continue
         order = np.lexsort((numbers, -scores))
@@ -133,7 +135,8 @@ def compare(task: _Compared) -> Numbers:
     for file in task.files:
         of_file = _array(file, task.kind)
         of_file = of_file if task.column is None else of_file[:, task.column]
-        chosen = in_part(of_file, task.part, task.parts)
+        kept = task.states[file.first : file.first + file.count] == KEPT
+        chosen = in_part(of_file, task.part, task.parts) & kept
         keys.append(of_file[chosen])
         numbers.append(np.arange(file.first, file.first + file.count)[chosen])
     return equal_pairs(np.concatenate(keys), np.concatenate(numbers))

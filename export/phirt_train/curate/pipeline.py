@@ -193,16 +193,18 @@ def _compare(
     config: CurationConfig, executor: Executor, files: tuple[KeyFile, ...], report: Report
 ) -> tuple[States, Numbers, dict[str, float]]:
     near = config.duplicates.near
-    states = find_duplicates(
+    states = np.zeros(sum(one.count for one in files), dtype=np.uint8)
+    thresholds: dict[str, float] = {}
+    if config.classifier is not None:
+        thresholds = drop_low_scores(files, states, config.classifier.sources, config.classifier.keep)
+    find_duplicates(
         executor,
         files,
+        states,
         exact=config.duplicates.documents,
         buckets=0 if near is None else near.buckets,
         done=_steps(report, "comparison"),
     )
-    thresholds: dict[str, float] = {}
-    if config.classifier is not None:
-        thresholds = drop_low_scores(files, states, config.classifier.sources, config.classifier.keep)
     repeated = np.zeros((0, 2), dtype=np.int64)
     if config.duplicates.paragraphs:
         repeated = find_repeated_paragraphs(executor, files, states, _steps(report, "paragraphs"))
