@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 
@@ -48,9 +49,14 @@ class FeatureStore:
     def read(self, name: str) -> Features:
         """The array of this name."""
         offset, shape = self._places[name]
-        self._data.seek(offset)
-        content = self._data.read(2 * math.prod(shape))
+        content = self._read(offset, 2 * math.prod(shape))
         return np.frombuffer(content, np.float16).reshape(shape)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if hasattr(os, "pread"):  # processes that share the open file share its position, too
+            return os.pread(self._data.fileno(), size, offset)
+        self._data.seek(offset)
+        return self._data.read(size)
 
     def write(self, name: str, array: Features) -> None:
         """Keep an array under a name that is new."""

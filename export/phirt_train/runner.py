@@ -6,7 +6,7 @@ Knows the order of stages and the run folder. Knows nothing of objectives' and s
 A run folder holds `prepared/` (what the recipe's own code wrote), `made/` (what steps made),
 `tokenizer.json`, `cache/`, and for each stage `state.safetensors` while it runs, then `model.safetensors`
 (every tensor trained so far), `moments.safetensors` where a later stage continues its schedule, and
-`result.json`; at the end `checkpoint/`, which `phirt export` takes.
+`result.json` with `shares.jsonl`; at the end `checkpoint/`, which `phirt export` takes.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from phirt_train.weights import (
 )
 
 _RESULT_NAME = "result.json"
+_SHARES_NAME = "shares.jsonl"  # of sources or parts, a line for each hundredth of the steps
 
 
 def run_recipe(
@@ -288,6 +289,9 @@ class _Run:
             consumed={} if counted is None else counted(result.steps),
             left_out={name: file.rows for name, file in context.rejects.files.items()},
         )
+        if (realised := getattr(objective, "realised", None)) is not None:
+            lines = [json.dumps(shares) + "\n" for shares in realised()]
+            write_text(folder / _SHARES_NAME, "".join(lines))
         if notice := context.rejects.notice():
             self.report(Progress(stage.name, result.steps, result.steps, "steps", notice))
         if stage.quantize_aware:

@@ -139,6 +139,8 @@ def test_a_mixed_stage_that_is_interrupted_ends_with_the_same_weights(
     assert step == 12 and pieces.loss == whole.loss and pieces.figures == whole.figures
     files_of = [tmp_path / name / "joint/model.safetensors" for name in ("whole", "pieces")]
     assert files_of[0].read_bytes() == files_of[1].read_bytes()
+    shares = [json.loads(line) for line in (tmp_path / "whole/joint/shares.jsonl").read_text().splitlines()]
+    assert len(shares) == 12 and shares[0] == {"text": 1.0, "pictures": 0.0} and shares[-1]["pictures"] > 0
     assert whole.figures.keys() == {"talks exact"} and torch.isfinite(torch.tensor(whole.loss))
 
 

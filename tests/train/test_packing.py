@@ -77,6 +77,16 @@ def test_an_epoch_has_every_token_once(cuts: bool) -> None:
         assert predicted == everything - firsts
 
 
+def test_token_ids_above_65535_are_kept_in_rows() -> None:
+    """Phi-4-mini's vocabulary has 200,064 tokens."""
+    source = sequences(9, 40)
+    large = dataclasses.replace(source, token_ids=source.token_ids + 200_000)
+    rows = [PackedText(large, np.arange(2), 16, True, 199_999, 1, "a").row(n) for n in range(2)]
+    rows += [RunningText(large, 16, 1, "a").row(0)]
+    assert all(row.token_ids.min() >= 199_999 and row.token_ids.dtype == np.int64 for row in rows)
+    assert max(row.token_ids.max() for row in rows) > 200_009
+
+
 def test_windows_of_running_text_show_everything_once_an_epoch() -> None:
     text = RunningText(sequences(95), 10, 3, "a")
     rows = [text.row(number).token_ids for number in range(20)]

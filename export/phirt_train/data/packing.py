@@ -116,14 +116,11 @@ class PackedText:
     ) -> None:
         self._sequences, self._length, self._pad = sequences, length, pad
         self._seed, self._name = seed, name
-        starts = [int(start) for start in sequences.starts]
-        self._pieces = [
-            piece for n in numbers for piece in _pieces(starts[int(n)], starts[int(n) + 1], length, cuts)
-        ]
-        sizes = [end - begin for begin, end in self._pieces]
-        self.total_tokens = sum(sizes)
+        self._pieces = _pieces(sequences.starts[numbers], sequences.starts[numbers + 1], length, cuts)
+        self.total_tokens = int((self._pieces[:, 1] - self._pieces[:, 0]).sum())
         self._order = EpochOrder(len(self._pieces), seed, name)
-        self._at_once = max(64, round(_ROWS_AT_ONCE * (length + 1) * len(sizes) / self.total_tokens))
+        pieces_a_row = len(self._pieces) * (length + 1) / self.total_tokens
+        self._at_once = max(64, round(_ROWS_AT_ONCE * pieces_a_row))
         self._ends = [0]  # rows up to the end of each group of pieces that are packed together
         self._token_ends = [0]
         self._groups = functools.lru_cache(maxsize=4)(self._packed)
@@ -131,10 +128,10 @@ class PackedText:
     def _packed(self, group: int) -> list[list[tuple[int, int]]]:
         """The rows of a group: where the pieces of each begin and end."""
         places = range(group * self._at_once, (group + 1) * self._at_once)
-        pieces = [self._pieces[self._order[place]] for place in places]
+        pieces: list[list[int]] = self._pieces[[self._order[place] for place in places]].tolist()
         rows = pack([end - begin for begin, end in pieces], self._length + 1)
         order = random_of(self._seed, f"{self._name} rows", group).permutation(len(rows))
-        return [[pieces[index] for index in rows[row]] for row in order]
+        return [[(pieces[index][0], pieces[index][1]) for index in rows[row]] for row in order]
 
     def _group_of(self, row: int) -> int:
         while self._ends[-1] <= row:
@@ -165,14 +162,15 @@ class PackedText:
         return self._token_ends[group] + _size(self._groups(group)[: rows - self._ends[group]])
 
 
-def _pieces(begin: int, end: int, length: int, cuts: bool) -> list[tuple[int, int]]:
-    """A sequence in parts that fit a row; each begins with the last token of the one before, so that every
-    token but the first is predicted.
+def _pieces(begins: NDArray[np.int64], ends: NDArray[np.int64], length: int, cuts: bool) -> NDArray[np.int64]:
+    """Where parts of sequences that fit a row begin and end, [n, 2]. Each but a sequence's first begins with
+    the last token of the one before, so that every token but the first of all is predicted.
     """
-    if not cuts:
-        return [(begin, min(end, begin + length + 1))]
-    starts = range(begin, max(begin + 1, end - 1), length)
-    return [(start, min(end, start + length + 1)) for start in starts]
+    counts = np.maximum(1, -(-(ends - begins - 1) // length)) if cuts else np.ones_like(begins)
+    firsts = np.cumsum(counts) - counts
+    number = np.arange(counts.sum()) - np.repeat(firsts, counts)  # of a part in its sequence
+    starts = np.repeat(begins, counts) + number * length
+    return np.stack((starts, np.minimum(np.repeat(ends, counts), starts + length + 1)), axis=1)
 
 
 def _size(rows: Sequence[Sequence[tuple[int, int]]]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -81,6 +82,19 @@ class Draws:
             total = total + self.counts(np.arange(begin, min(step, begin + _AT_ONCE))).sum(axis=0)
         self._known = (step, total)
         return total
+
+    def realised(self, sizes: NDArray[np.float64] | None = None) -> list[dict[str, float]]:
+        """For each hundredth of the steps, or each step where there are fewer, the share of each source; of
+        each an item counts for so much.
+        """
+        edges = [number * self.steps // 100 for number in range(101)]
+        found = []
+        for begin, end in itertools.pairwise(edges):
+            if begin < end:
+                taken = self.counts(np.arange(begin, end)).sum(axis=0) * (1.0 if sizes is None else sizes)
+                shares = (taken / taken.sum()).tolist()
+                found.append(dict(zip(self.shares.names, shares, strict=True)))
+        return found
 
     def of(self, step: int) -> list[tuple[int, int]]:
         """The items of a step, in random order: source, and how many of this source came before."""

@@ -162,6 +162,10 @@ class Coca:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step)
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the pictures, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> CaptionBatch:
         """Pictures of this part of a step, changed at random, with their captions."""
         rng = np.random.default_rng((self.context.seed, step, share.index))

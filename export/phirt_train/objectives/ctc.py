@@ -181,6 +181,10 @@ class Ctc:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step)
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the steps, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> Spoken:
         """Frames of this part of a step, changed at random, and the letters that are said."""
         source, places = self._sampler.picks(step)

@@ -177,6 +177,10 @@ class DirectPreferenceOptimization:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step, [source.lengths for source in self.sources])
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the pairs, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> list[Group]:
         """Pairs of this part of a step with their media, by route."""
         rng = np.random.default_rng((self.context.seed, step, share.index))

@@ -186,6 +186,10 @@ class ImageClassification:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step)
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the pictures, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> _Drawn:
         """Crops of this part of a step, and what they show."""
         rng = np.random.default_rng((self.context.seed, step, share.index))

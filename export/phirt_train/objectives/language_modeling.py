@@ -177,6 +177,10 @@ class LanguageModeling:
             found[name] = Consumed(shares.kinds[number], rows, tokens, min(tokens, total), tokens / total)
         return found
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the rows, for each hundredth of the steps."""
+        return self._draws.realised()
+
     def prepare(self, step: int, share: Share) -> RowBatch:
         """Rows of this part of a step."""
         names = self._draws.shares.names

@@ -7,7 +7,6 @@ and the group's number. Knows parts and their shares. Knows nothing of what part
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -219,13 +218,7 @@ class MixedObjectives:
 
     def realised(self) -> list[dict[str, float]]:
         """For each hundredth of the steps the share of each part, by its mean tokens (or items) a group."""
-        edges = [number * self._steps // 100 for number in range(101)]
-        found = []
-        for begin, end in itertools.pairwise(edges):
-            if begin < end:
-                tokens = self._draws.counts(np.arange(begin, end)).sum(axis=0) * self._sizes
-                found.append(dict(zip(self._names, (tokens / tokens.sum()).tolist(), strict=True)))
-        return found
+        return self._draws.realised(self._sizes)
 
     def validate(self) -> dict[str, float]:
         """The figures of all parts; one that several have goes by part."""

@@ -128,6 +128,10 @@ class NameClassification:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step)
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the pictures, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> _Drawn:
         """Views of this part of a step, the numbers of their names, and with which each is mixed."""
         rng = np.random.default_rng((self.context.seed, step, share.index))

@@ -133,6 +133,10 @@ class PieceCtc:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step)
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the steps, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> Spoken:
         """What the encoder hears in this part of a step, partly hidden, and the pieces that are said."""
         source, places = self._sampler.picks(step)

@@ -136,6 +136,10 @@ class SupervisedFinetuning:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step, [source.lengths for source in self.sources])
 
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of the conversations, for each hundredth of the steps."""
+        return self._sampler.draws.realised()
+
     def prepare(self, step: int, share: Share) -> list[Group]:
         """Conversations of this part of a step with their media, changed at random, by route."""
         changes = np.random.default_rng((self.context.seed, step, share.index))
