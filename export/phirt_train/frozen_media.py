@@ -64,7 +64,9 @@ def store_of(cache: Path, module: nn.Module) -> FeatureStore:
     digest = hashlib.sha256(f"{module} in {product_type(_device(module))}".encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return FeatureStore(cache / f"frozen-{digest.hexdigest()[:16]}")
+    # One process writes a store: those that train together have one each.
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return FeatureStore(cache / (f"frozen-{digest.hexdigest()[:16]}" + (f"-{rank}" if rank else "")))
 
 
 class FrozenPhotos:

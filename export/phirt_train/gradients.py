@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from phirt_train.objective import Loss
+from phirt_train.processes import ALONE, Processes
 
 
 class StepFigures(NamedTuple):
@@ -31,9 +33,12 @@ class StepFigures(NamedTuple):
 
 
 def sum_gradients(
-    batches: Iterable[Any], loss_of: Callable[[Any], Loss], parameters: Sequence[nn.Parameter]
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], Loss],
+    parameters: Sequence[nn.Parameter],
+    processes: Processes = ALONE,
 ) -> StepFigures:
-    """Leave the gradient of a step in its parameters."""
+    """Leave the gradient of a step in its parameters, summed over all processes."""
     totals: list[Tensor] = []
     weight, units, reached = 0.0, 0, False
     for batch in batches:
@@ -45,13 +50,14 @@ def sum_gradients(
             reached = True
             loss.total.backward()
     total = math.fsum(one.item() for one in totals)
+    total, weight, items, everywhere = processes.sum([total, weight, units, reached])
     divisor = weight if weight > 0 else 1.0
-    scale_gradients(parameters, 1 / divisor)
-    return StepFigures(total / divisor, units, reached)
-
-
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply all gradients."""
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        factor = processes.count / divisor  # pieces hold the mean over the processes
+    else:
+        processes.sum_gradients(parameters)
+        factor = 1 / divisor
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
+    return StepFigures(total / divisor, int(items), everywhere > 0)

@@ -20,12 +20,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from phirt.errors import ConfigError
-from phirt.runtime.atomic_file import sync_file, sync_folder
 from phirt_export.reference import Model
 from phirt_train.activation_checkpointing import checkpoint_layers
 from phirt_train.data.sampling import Consumed
@@ -33,10 +31,13 @@ from phirt_train.gradients import sum_gradients
 from phirt_train.guards import DivergenceError, SpikeGuard, why_no_number
 from phirt_train.objective import Objective, shares_of
 from phirt_train.optimizers import make_optimizers, moments_of, set_moments, set_rate
+from phirt_train.processes import ALONE, Processes
 from phirt_train.progress import Progress, Record, Report, StepRecord, forget
 from phirt_train.schedules import Course, lone_course
 from phirt_train.selection import part_rates, select
+from phirt_train.sharding import Sharding, like, shard, whole
 from phirt_train.stage import StageConfig
+from phirt_train.state_file import read_state, save_tensors
 
 _REPORT_SECONDS = 1.0
 # Ctrl-C, what service managers send, and a terminal that goes away (not known on Windows).
@@ -69,18 +70,6 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
         self.signal = signal
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_suffix(".partial")
-    save_file(
-        {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, staging, metadata
-    )
-    sync_file(staging)
-    staging.replace(path)
-    sync_folder(path.parent)
-
-
 class StageRun:
     """The running state of one stage: parameters, moments, averaged weights, position.
 
@@ -90,6 +79,8 @@ class StageRun:
         course: where it lies in a schedule of several stages; by default its schedule is its own.
         moments: what the stage that it continues has kept of its optimisers.
         record: called after every step.
+        processes: those that train together.
+        sharding: whether they deal out weights and moments, or hold all of them each.
     """
 
     CHECKPOINT_SECONDS = 120.0
@@ -106,6 +97,8 @@ class StageRun:
         course: Course | None = None,
         moments: Path | None = None,
         record: Record = forget,
+        processes: Processes = ALONE,
+        sharding: Sharding = "none",
     ) -> None:
         self.seed, self.digest = seed, digest
         self.model, self.objective, self.stage = model, objective, stage
@@ -113,13 +106,19 @@ class StageRun:
         self.state_path = folder / "state.safetensors"
         if stage.checkpoint_activations and isinstance(model, Model):
             checkpoint_layers(model)
-        self.parameters = select(model, stage)
+        self.processes, self.sharding = processes, sharding
+        self._loss, self._validate = objective.loss, objective.validate
+        trained = select(model, stage)
+        if sharding == "fsdp":
+            sharded = shard(model, objective, processes)
+            self._loss, self._validate = sharded, sharded.validate
+        self.parameters = {name: model.get_parameter(name) for name in trained}
         self.parameters |= {f"head.{n}": p for n, p in objective.head.named_parameters()}
         self.names = {parameter: name for name, parameter in self.parameters.items()}
         self.buffers = {n: b for n, b in model.named_buffers() if n.startswith(stage.trains)}
         rates = part_rates(self.parameters, stage)
         self.optimizers = make_optimizers(self.parameters, stage.schedule, rates)
-        self.shares = shares_of(stage)
+        self.shares = shares_of(stage, processes.rank, processes.count)
         # Running statistics of batch norm belong to the weights that they were measured with: averaged too.
         self.averaged: dict[str, Tensor] = {}
         if stage.ema:
@@ -136,25 +135,19 @@ class StageRun:
             set_moments(self.optimizers, self.names, load_file(moments))
 
     def _restore(self) -> None:
-        with safe_open(self.state_path, "pt") as file:
-            position = json.loads(file.metadata()["position"])
-            if position["digest"] != self.digest:
-                raise ConfigError(
-                    f"{self.state_path} belongs to another recipe; train into another folder, or delete "
-                    f"{self.state_path.parent.name} and the later stages"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        position, parts = read_state(self.state_path, self.digest)
         self.step, self.units = position["step"], position["units"]
         self.seconds, self.loss = position["seconds"], position["loss"]
         self.guard.restore(position["guard"])
-        parts = _parted(tensors)
+        held: dict[str, Mapping[str, Tensor]] = {
+            "weight": self.parameters,
+            "buffer": self.buffers,
+            "average": self.averages,
+        }
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(parts["weight"][name])
-            for name, buffer in self.buffers.items():
-                buffer.copy_(parts["buffer"][name])
-            for name in self.averages:
-                self.averages[name].copy_(parts["average"][name])
+            for part, tensors in held.items():
+                for name, tensor in tensors.items():
+                    tensor.copy_(like(parts[part][name], tensor))
         set_moments(self.optimizers, self.names, parts["moment"])
 
     def save(self) -> None:
@@ -166,7 +159,6 @@ class StageRun:
             "buffer": self.buffers,
             "average": self.averages,
         }
-        tensors = {f"{part}.{name}": tensor for part, some in parts.items() for name, tensor in some.items()}
         position = {
             "digest": self.digest,
             "step": self.step,
@@ -175,26 +167,30 @@ class StageRun:
             "loss": self.loss,
             "guard": self.guard.state(),
         }
-        save_tensors(tensors, self.state_path, {"position": json.dumps(position)})
+        tensors = {f"{part}.{name}": whole(one) for part, some in parts.items() for name, one in some.items()}
+        if self.processes.is_first:
+            save_tensors(tensors, self.state_path, {"position": json.dumps(position)})
 
     def save_moments(self, path: Path) -> None:
         """Write the optimisers' moments of the model's parameters, for a stage that continues this one."""
         moments = moments_of(self.optimizers, self.names)
-        save_tensors({key: one for key, one in moments.items() if not key.startswith("head.")}, path)
+        if self.processes.is_first:
+            save_tensors({key: one for key, one in moments.items() if not key.startswith("head.")}, path)
 
     def _one_step(self) -> None:
         stage, rate = self.stage, self.course.rate(self.step)
         set_rate(self.optimizers, rate)
-        torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout draws from the global generator
+        # Dropout draws from the global generator, in each process its own.
+        torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
         batches = (self.objective.prepare(self.step, share) for share in self.shares)
         parameters = list(self.parameters.values())
-        figures = sum_gradients(batches, self.objective.loss, parameters)
+        figures = sum_gradients(batches, self._loss, parameters, self.processes)
         if not figures.reached:
             raise ConfigError(
                 f"stage {stage.name} trains {', '.join(stage.trains)}, which its data do not reach (text "
                 "alone takes no adapter, for one); train other parameters, or give other data"
             )
-        norm = torch.nn.utils.clip_grad_norm_(parameters, stage.schedule.clip_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, stage.schedule.clip_norm)).item()
         self._guard(figures.loss, norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -254,7 +250,10 @@ class StageRun:
                 self.averaged[name].copy_(average)
         self.model.eval()
         report(Progress(self.stage.name, self.step, self.stage.steps, "steps", "measuring"))
-        measured = self.objective.validate()
+        measured: dict[str, float] = {}
+        if self.processes.is_first or self.sharding == "fsdp":
+            measured = self._validate()
+        measured = self.processes.share(measured)
         figures = {name: value for name, value in measured.items() if math.isfinite(value)}
         return StageResult(
             self.stage.name,
@@ -267,6 +266,11 @@ class StageRun:
             self.digest,
         )
 
+    def _stop_of_all(self) -> int | None:
+        """The signal that asked any of the processes to stop."""
+        asked = self.processes.sum([self._stop or 0, self._stop is not None])
+        return int(asked[0] / asked[1]) if asked[1] else None
+
     def _steps(self, report: Report) -> None:
         for module in self.model.modules():  # frozen parts neither drop out nor move their running statistics
             module.training = any(p.requires_grad for p in module.parameters())
@@ -277,14 +281,15 @@ class StageRun:
             self._one_step()
             now = time.monotonic()
             self.seconds = spent + now - begun
-            is_due = self._stop is not None or now - saved > self.CHECKPOINT_SECONDS
-            if is_due and not self.guard.spikes:
+            stop = self._stop_of_all()
+            # The first process' clock decides for all, which put the state together.
+            is_due = self.processes.share(now - saved > self.CHECKPOINT_SECONDS)
+            if (is_due or stop is not None) and not self.guard.spikes:
                 self.save()
                 saved = now
-            if self._stop is not None:
+            if stop is not None:
                 raise Interrupted(
-                    f"stopped at step {self.step} of stage {self.stage.name}; start again to continue",
-                    self._stop,
+                    f"stopped at step {self.step} of stage {self.stage.name}; start again to continue", stop
                 )
             if now - shown >= _REPORT_SECONDS or self.step == self.stage.steps:
                 shown = now
@@ -302,12 +307,3 @@ class StageRun:
                         remaining=remaining,
                     )
                 )
-
-
-def _parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a state by the part of it that their names begin with."""
-    parts: dict[str, dict[str, Tensor]] = {"weight": {}, "moment": {}, "buffer": {}, "average": {}}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition(".")
-        parts[part][name] = tensor
-    return parts

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from phirt_export.precision import product_type
+from phirt_train.sharding import like, whole
 from phirt_train.stage import Schedule
 
 _COEFFICIENTS, _ITERATIONS, _SMALLEST_NORM = (3.4445, -4.7750, 2.0315), 5, 1e-7
@@ -74,8 +75,12 @@ class HiddenMuon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM)
-        matrix = gradient.lerp(mean, _MOMENTUM).flatten(1)
-        direction = orthogonalized(matrix, product_type(gradient.device)).view_as(gradient)
+        joined = whole(gradient.lerp(mean, _MOMENTUM))
+        matrix = joined.flatten(1)
+        # Rounded products would make of sums in another order another update: processes would drift from one.
+        exact = torch.distributed.is_initialized()
+        dtype = torch.float32 if exact else product_type(matrix.device)
+        direction = like(orthogonalized(matrix, dtype).view_as(joined), parameter)
         parameter.mul_(1 - rate * decay)
         parameter.add_(direction, alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
 
@@ -124,7 +129,7 @@ def moments_of(
 ) -> dict[str, Tensor]:
     """What the optimisers remember of each parameter, as NAME/MOMENT."""
     return {
-        f"{names[parameter]}/{moment}": tensor
+        f"{names[parameter]}/{moment}": whole(tensor)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -147,5 +152,6 @@ def set_moments(
             for parameter in group["params"]:
                 if found := by_name.get(names[parameter]):
                     optimizer.state[parameter] = {
-                        moment: tensor.to(parameter.device) for moment, tensor in found.items()
+                        moment: like(tensor, parameter) if tensor.dim() else tensor.to(parameter.device)
+                        for moment, tensor in found.items()
                     }

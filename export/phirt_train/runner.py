@@ -28,16 +28,19 @@ from phirt_export.chat_files import TOKENIZER_NAME, tokenizer_bytes
 from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
 from phirt_train.given_tokenizer import given_tokenizer
-from phirt_train.loop import Interrupted, StageResult, StageRun, save_tensors
+from phirt_train.loop import Interrupted, StageResult, StageRun
 from phirt_train.objectives import find_objective
 from phirt_train.outside import check_tokenizer, find_outside, weights_identity
 from phirt_train.preparation import prepare_data
+from phirt_train.processes import ALONE, Processes, join_processes, leave_processes
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.schedules import course_of, is_continued
+from phirt_train.sharding import Sharding, whole
 from phirt_train.stage import StageConfig
 from phirt_train.stage_fields import missed
+from phirt_train.state_file import save_tensors
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
 from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest, with_found
 from phirt_train.tokenizer import train_tokenizer
@@ -67,6 +70,7 @@ def run_recipe(
     report: Report = ignore,
     until: str | None = None,
     ignore_gates: bool = False,
+    sharding: Sharding = "none",
 ) -> list[StageResult]:
     """Run the stages of a recipe that are not done, and write the checkpoint once all are.
 
@@ -78,6 +82,7 @@ def run_recipe(
         report: called from the beginning on, and about every second while a stage trains.
         until: stop after this stage.
         ignore_gates: go on from stages that miss what they must reach.
+        sharding: "fsdp" deals out weights and moments among the processes that torchrun has started.
 
     Raises:
         ConfigError: the recipe is wrong, the data folder lacks what it names, or a stage misses its gate.
@@ -92,30 +97,51 @@ def run_recipe(
     check_recipe(recipe)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        return _Run(recipe, run_dir, folder, report, ignore_gates=ignore_gates).run(until)
+        processes = join_processes()
+        run = _Run(
+            recipe,
+            run_dir,
+            folder,
+            report if processes.is_first else ignore,
+            ignore_gates=ignore_gates,
+            processes=processes,
+            sharding=sharding,
+        )
+        return run.run(until)
     except KeyboardInterrupt as interrupt:  # before training, which notices signals itself
         raise Interrupted("stopped before training; start again to continue", signal.SIGINT) from interrupt
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written, or {folder} read: {error}") from error
+    finally:
+        leave_processes()
 
 
 class _Run:
     """One recipe on its way through a run folder."""
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, data: Path, report: Report, *, ignore_gates: bool = False
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        data: Path,
+        report: Report,
+        *,
+        ignore_gates: bool = False,
+        processes: Processes = ALONE,
+        sharding: Sharding = "none",
     ) -> None:
         self.recipe, self.run_dir, self.data, self.report = recipe, run_dir, data, report
         self.source, self.ignore_gates = data, ignore_gates
         self.prepared = ""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.processes, self.sharding, self.device = processes, sharding, processes.device
 
     def run(self, until: str | None) -> list[StageResult]:
         """The results of all stages up to `until`, or up to the last."""
         recipe = self.recipe
         if recipe.prepare is not None:
             output = self.run_dir / "prepared"
-            self.prepared = prepare_data(recipe, recipe.prepare, self.data, output, self.report)
+            with self.processes.in_turn():
+                self.prepared = prepare_data(recipe, recipe.prepare, self.data, output, self.report)
             self.data = output
         self._require_files()
         digests = self._digests()
@@ -124,21 +150,31 @@ class _Run:
             self.recipe = with_found(recipe, self.run_dir)
             (part,) = (one for one in self.recipe.in_order() if one.name == name)
             if isinstance(part, StageConfig) or part.after is not None:
-                self._make_tokenizer()
-            done = _finished(self.run_dir / part.name, digests[part.name])
-            if done is None:
-                done = self._run_part(part, digests[part.name])
-                write_text(self.run_dir / "results.md", result_table([*results, done]))
+                with self.processes.in_turn():
+                    self._make_tokenizer()
+            done = self._done(part, digests[part.name], results)
             results.append(done)
             if isinstance(part, StageConfig):
                 self._check_gate(part, done)
             if part.name == until:
                 return results
-        write_checkpoint(self.recipe, self.run_dir)
+        with self.processes.in_turn():
+            if self.processes.is_first:
+                write_checkpoint(self.recipe, self.run_dir)
         return results
 
-    def _run_part(self, part: StageConfig | StepConfig, digest: str) -> StageResult:
-        return self._run_step(part, digest) if isinstance(part, StepConfig) else self._run_stage(part, digest)
+    def _done(self, part: StageConfig | StepConfig, digest: str, before: list[StageResult]) -> StageResult:
+        """What a stage or a step has reached; it is run where it is not done."""
+        with self.processes.in_turn():
+            done = _finished(self.run_dir / part.name, digest)
+            if done is None and isinstance(part, StepConfig):  # the first process does it, the others find it
+                done = self._run_step(part, digest)
+        if done is None and isinstance(part, StageConfig):
+            done = self._run_stage(part, digest)
+        assert done is not None
+        if self.processes.is_first:
+            write_text(self.run_dir / "results.md", result_table([*before, done]))
+        return done
 
     def _check_gate(self, stage: StageConfig, result: StageResult) -> None:
         """Refuses to go on from a stage that has not reached what it must; its weights stay."""
@@ -253,6 +289,13 @@ class _Run:
 
     def _run_stage(self, stage: StageConfig, digest: str) -> StageResult:
         context = self._context(stage)
+        if self.sharding == "fsdp":
+            if stage.quantize_aware:
+                raise ConfigError(
+                    f"stage {stage.name} trains on the int4 grid, whose blocks are not dealt out; train it "
+                    "with --sharding none"
+                )
+            stage = dataclasses.replace(stage, compile=False)  # a compiled pass would hide the layers
         folder = self.run_dir / stage.name
         folder.mkdir(parents=True, exist_ok=True)
         self.report(Progress(stage.name, 0, stage.steps, "steps", "loading weights"))
@@ -267,7 +310,8 @@ class _Run:
         copied = copied_names(state, stage.copies)
         load_into(model, {name: state[source] for name, source in copied.items()})
         model.to(self.device)
-        objective = find_objective(stage.objective).build(model, stage, context)
+        with self.processes.in_turn():  # what is prepared once is prepared by the first
+            objective = find_objective(stage.objective).build(model, stage, context)
         objective.head.to(self.device)
         if stage.quantize_aware:
             set_weight_grid(model, stage.quantize_aware)
@@ -281,6 +325,8 @@ class _Run:
             digest,
             course=course_of(stages, stage.name),
             moments=None if continued is None else self.run_dir / continued / MOMENTS_NAME,
+            processes=self.processes,
+            sharding=self.sharding,
         )
         result = run.run(self.report)
         counted = getattr(objective, "consumed", None)
@@ -299,12 +345,14 @@ class _Run:
         state = model.state_dict()
         trained = {name for name in run.parameters if not name.startswith("head.")}
         kept = trained | set(run.buffers) | set(copied)  # among the buffers tables that no checkpoint has
-        tensors = {name: state[name] for name in sorted(kept) if name in state}
+        tensors = {name: whole(state[name]) for name in sorted(kept) if name in state}
         if is_continued(stages, stage.name):
             run.save_moments(folder / MOMENTS_NAME)
-        save_tensors(before | tensors, folder / WEIGHTS_NAME)
-        write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
-        run.state_path.unlink(missing_ok=True)
+        if self.processes.is_first:
+            save_tensors(before | tensors, folder / WEIGHTS_NAME)
+            write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
+            run.state_path.unlink(missing_ok=True)
+        self.processes.wait()
         return result
 
 

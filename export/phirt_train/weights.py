@@ -22,11 +22,11 @@ from phirt_export.checkpoint_scores import available_memory
 from phirt_export.model_weights import load_model
 from phirt_export.reference import Model, ModelConfig, initialize
 from phirt_export.reference.config import CONFIG_NAME
-from phirt_train.loop import save_tensors
 from phirt_train.outside import check_outside, find_outside, read_outside
 from phirt_train.recipe import Recipe
 from phirt_train.selection import check_rates, trained_names
 from phirt_train.stage import StageConfig
+from phirt_train.state_file import save_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 MOMENTS_NAME = "moments.safetensors"

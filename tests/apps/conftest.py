@@ -41,7 +41,7 @@ from phirt_export.reference import (
     VisionConfig,
 )
 from phirt_train.chat_format import SPECIAL_TOKENS
-from phirt_train.loop import save_tensors
+from phirt_train.state_file import save_tensors
 
 CONTEXT = 32768  # long enough that an answer runs for seconds, to be stopped
 TEMPLATE = (

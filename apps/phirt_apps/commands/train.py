@@ -6,10 +6,11 @@ Knows its options and how training's progress is shown. The work is phirt_train'
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import BarColumn, TextColumn
@@ -57,6 +58,10 @@ def command(
     ignore_gates: Annotated[
         bool, typer.Option("--ignore-gates", help="Go on from a stage that misses what it must reach.")
     ] = False,
+    sharding: Annotated[
+        Literal["none", "fsdp"],
+        typer.Option("--sharding", help="Under torchrun: whole weights in every process, or dealt out."),
+    ] = "none",
 ) -> None:
     """Runs the stages of RECIPE that are not done yet, writes a result table, and at the end a checkpoint.
 
@@ -64,11 +69,14 @@ def command(
     Ctrl-C keeps the state; the same command goes on where it stopped. A stage that misses its gate ends the
     run, and its weights are kept.
 
+    torchrun starts several processes, which train together with the result of one; the first reports.
+
     \b
       phirt train export/recipes/nano --scale base --plan
       phirt train finetune --help                    an adapter from conversations of your own
       phirt train export/recipes/nano --data data
       phirt train export/recipes/nano --data data --scale tiny -o runs/try
+      torchrun --nproc-per-node 8 -m phirt train export/recipes/nano --data data --sharding fsdp
     """
     out = Output()
     if plan:
@@ -76,7 +84,9 @@ def command(
         return
     name = recipe.name if recipe.is_dir() else recipe.stem
     folder = run_dir or Path("runs") / (name if scale is None else f"{name}-{scale}")
-    stopped_by = train(recipe, data, folder, out, scale=scale, until=until, ignore_gates=ignore_gates)
+    stopped_by = train(
+        recipe, data, folder, out, scale=scale, until=until, ignore_gates=ignore_gates, sharding=sharding
+    )
     if stopped_by is not None:
         raise typer.Exit(128 + stopped_by)
 
@@ -98,6 +108,7 @@ def train(
     scale: str | None = None,
     until: str | None = None,
     ignore_gates: bool = False,
+    sharding: Literal["none", "fsdp"] = "none",
 ) -> int | None:
     """Runs the recipe and writes its result table to stdout. Returns the signal that interrupted it, if any.
 
@@ -110,12 +121,20 @@ def train(
     try:
         with interrupts.patient(), shown_progress(out) as report:
             results = run_recipe(
-                recipe, run_dir, data, scale=scale, report=report, until=until, ignore_gates=ignore_gates
+                recipe,
+                run_dir,
+                data,
+                scale=scale,
+                report=report,
+                until=until,
+                ignore_gates=ignore_gates,
+                sharding=sharding,
             )
     except Interrupted as stop:
         out.notice(f"stopped; the state is in {one_line(str(run_dir))}: the same command goes on from there")
         return stop.signal
-    out.answer(result_table(results))
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
+        out.answer(result_table(results))
     return None
 
 

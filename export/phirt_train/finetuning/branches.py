@@ -22,7 +22,7 @@ from phirt.errors import ConfigError
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.reference import Model
 from phirt_export.reference.decoder import RoutedLinear
-from phirt_train.loop import save_tensors
+from phirt_train.state_file import save_tensors
 
 DOWN, UP = "user_A", "user_B"
 TRAINED = (f"*.{DOWN}.", f"*.{UP}.")

@@ -45,11 +45,12 @@ from phirt_train.finetuning.branches import (
     write_peft,
 )
 from phirt_train.finetuning.rows import read_rows, split, write_rows
-from phirt_train.loop import StageRun, save_tensors
+from phirt_train.loop import StageRun
 from phirt_train.objectives.supervised_finetuning import SupervisedFinetuning, SupervisedFinetuningData
 from phirt_train.outside import weights_identity
 from phirt_train.progress import Progress, Report, StepRecord, ignore
 from phirt_train.stage import Schedule, StageConfig
+from phirt_train.state_file import save_tensors
 
 STAGE = "finetune"
 REPORT_NAME = "training.json"

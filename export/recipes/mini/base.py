@@ -26,7 +26,7 @@ from phirt_export.checkpoint import Checkpoint
 from phirt_export.reference import AdapterConfig, Model, ModelConfig, PhotoConfig, WhisperConfig, initialize
 from phirt_export.reference.config import CONFIG_NAME, PhotoBlock
 from phirt_train.data.archives import read_records
-from phirt_train.loop import save_tensors
+from phirt_train.state_file import save_tensors
 
 from .media import PHOTOS
 from .voices import plain_words, sentences

@@ -1,0 +1,86 @@
+"""Several processes that train together, by data alone or with weights dealt out: the curve of one
+process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from phirt.errors import ConfigError
+from phirt_train.processes import ALONE, Processes, join_processes
+
+WORKER = Path(__file__).with_name("worker_train.py")
+Trained = dict[str, Any]
+
+
+def together(folder: Path, count: int, sharding: str = "none") -> dict[bool, Trained]:
+    """What `count` processes come to, with and without Muon."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), "together", str(folder), sharding],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * count, errors
+    found = {}
+    for muon in (False, True):
+        place = folder / f"muon-{muon}"
+        weights = load_file(place / "weights.safetensors")
+        found[muon] = {**json.loads((place / "facts.json").read_text()), "weights": weights}
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Trained]:
+    return together(tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_have_the_curve_of_one(
+    alone: dict[bool, Trained], tmp_path: Path, sharding: str
+) -> None:
+    both = together(tmp_path, 2, sharding)
+    for muon, one in alone.items():
+        two = both[muon]
+        assert len(one["losses"]) == 10 and one["losses"][-1] < one["losses"][0]
+        assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
+        assert two["norms"] == pytest.approx(one["norms"], rel=1e-2)
+        assert two["units"] == one["units"] and two["figures"] == pytest.approx(one["figures"], abs=1e-3)
+        for name, weight in one["weights"].items():
+            # Where a gradient is next to nothing, its sign decides AdamW's first updates: some elements
+            # differ. One process alone rounds Muon's products to bfloat16, where it may.
+            apart = (two["weights"][name] - weight).norm() / weight.norm()
+            assert apart < (5e-2 if muon else 1e-2), name
+
+
+def test_a_worker_that_finds_no_others_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "", "MASTER_PORT": "x"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ConfigError, match=r"process 1 of 2 did not find the others: .*; start all of them with"
+    ):
+        join_processes()
+
+
+def test_one_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join_processes() == ALONE == Processes()
+    with ALONE.in_turn():
+        assert ALONE.sum([1.5, 2.0]) == [1.5, 2.0] and ALONE.share({"a": [1]}) == {"a": [1]}
+    ALONE.wait()
