@@ -80,7 +80,7 @@ class ConversationRows:
         for row in range(rows):
             try:
                 for place in range(width):
-                    lengths[row, place] = self._length(sequences, row * width + place)
+                    lengths[row, place] = self._length(sequences, row * width + place, high)
             except (ConfigError, MediaError) as error:
                 rejects.add(name, f"{name}: conversation {row + 1} {error}")
                 lengths[row] = -1
@@ -92,12 +92,15 @@ class ConversationRows:
         routes = tuple(_route_of(sequences, int(row) * width) for row in numbers)
         return Conversations(name, sequences, numbers, lengths[numbers].sum(axis=1), routes)
 
-    def _length(self, sequences: TokenSequences, index: int) -> int:
-        """About how many tokens a conversation has, its media's rows among them."""
+    def _length(self, sequences: TokenSequences, index: int, high: int | None) -> int:
+        """About how many tokens a conversation has, its media's rows among them. What is over a limit that a
+        recipe has set is left out anyway, whether or not the context takes it.
+        """
         length = int(sequences.starts[index + 1] - sequences.starts[index])
         for item in sequences.media[index]:
             length += self._media.count(sequences.file.parent / item.path, item.modality) - 1
-        if length > (most := self._model.config.decoder.rope.context):
+        most = self._model.config.decoder.rope.context
+        if most < length and (high is None or length <= high):
             raise ConfigError(
                 f"needs about {length} tokens, and the model's context has {most}; shorten it, or use fewer "
                 "or smaller media"

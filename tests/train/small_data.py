@@ -63,7 +63,8 @@ def _write_related(folder: Path, rng: np.random.Generator) -> None:
 
 
 def _write_text(folder: Path) -> None:
-    pages = [{"title": f"Valley {n}", "text": SENTENCE * 25} for n in range(6)]
+    body = "\n\n".join([SENTENCE * 2] * 12)
+    pages = [{"title": f"Valley {n}", "text": f"Valley {n} lies in the hills.\n\n{body}"} for n in range(6)]
     request = {"text": "add blue song to my list", "intent": "Add", "slots": [["item", "blue song"]]}
     call = {"name": "Find", "arguments": {"city": "Oslo"}}
     turns = [

@@ -178,7 +178,7 @@ def test_a_scale_changes_the_options_that_steps_have(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('kind = "echo"', 'kind = "shout"', "step between: kind is 'shout'; accepted: copy, echo"),
+        ('kind = "echo"', 'kind = "shout"', "step between: kind is 'shout'; accepted: copy, cur"),
         ('after = "text"', 'after = "later"', "step between comes after later, which is no stage"),
         ('after = "text"\n', "", "step between: echo needs a model; name the stage that it comes 'after'"),
         ('name = "between"', 'name = "text"', "two stages or steps are called text"),

@@ -1,15 +1,13 @@
-"""Pages of the web and entries of reference works in other words: what stands in a page as an exchange, a
-summary, or a lesson with an exercise.
+"""Pages of the web in other words: what stands in a page as an exchange, as notes, or as an exercise.
 
-A large model would rewrite; here forms do, so each is plain. Knows pages, entries and forms. A text is a
+A large model would rewrite; here forms do, so each is plain. Knows pages and forms. A text is a
 function of its source and a generator.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -51,43 +49,3 @@ def rewrites(pages: Iterable[tuple[str, str]], seed: int) -> Iterator[str]:
     for title, text in pages:
         if (made := rewrite(title, text, rng)) is not None:
             yield made
-
-
-def word_lessons(entries: Sequence[Mapping[str, Any]], count: int, seed: int) -> Iterator[str]:
-    """Pages of a schoolbook on words: a few meanings with their uses, then questions with answers."""
-    rng = np.random.default_rng((seed, 73))
-    useful = [entry for entry in entries if entry.get("example")]
-    for number in range(1, count + 1):
-        if not useful:
-            return
-        chosen = [useful[int(i)] for i in rng.integers(0, len(useful), 5)]
-        lines = [f"Lesson {number}. Words and what they mean.\n"]
-        for entry in chosen:
-            lines.append(
-                f'The {entry["part"]} "{entry["word"]}" means: {entry["definition"]}. '
-                f"For example: {entry['example']}."
-            )
-        lines.append("\nQuestions.")
-        for index, entry in enumerate(chosen, 1):
-            lines.append(f"{index}. Which word means: {entry['definition']}? Answer: {entry['word']}.")
-        yield "\n".join(lines)
-
-
-def number_lessons(count: int, seed: int) -> Iterator[str]:
-    """Pages of a schoolbook on sums: a rule, worked examples, exercises with solutions."""
-    rng = np.random.default_rng((seed, 74))
-    for _ in range(count):
-        kind = int(rng.integers(3))
-        a, b = (int(x) for x in rng.integers(2, 60, 2))
-        a, b = max(a, b), min(a, b)
-        rule, sign, value = (
-            ("To add two numbers, count on from the larger one", "+", a + b),
-            ("To take a number away, count back from the larger one", "-", a - b),
-            ("To multiply, add a number to itself as often as the other says", "*", a * b),
-        )[kind]
-        lines = [f"{rule}. Example: {a} {sign} {b} = {value}.\n", "Exercises and their solutions."]
-        for _ in range(5):
-            c, d = sorted((int(x) for x in rng.integers(1, 40, 2)), reverse=True)
-            result = (c + d, c - d, c * d)[kind]
-            lines.append(f"{c} {sign} {d} = {result}")
-        yield "\n".join(lines)
