@@ -41,7 +41,7 @@ from phirt_train.step import StepConfig, step_of
 RECIPE_NAME = "recipe.toml"
 _MAX_BYTES = 1 << 20
 _SINGLE_TABLE = re.compile(rb"^\s*\[(stage|step)\]", re.MULTILINE)
-_RESERVED = ("cache", "checkpoint", "made", "prepared")  # what else lies in a run's folder
+_RESERVED = ("cache", "checkpoint", "made", "prepared", "tensorboard")  # what else lies in a run's folder
 _Name = Annotated[str, Matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, . - and _")]
 _Module = Annotated[
     str, Matching("[A-Za-z_][A-Za-z0-9_]*[.]py", "the name of a Python file beside the recipe")
@@ -110,6 +110,7 @@ class Recipe:
         chat_template: a jinja template, as the bundle will have it.
         prepare: code that writes the data; None where the data are files already.
         stages: in the order in which they run.
+        languages: of its data, for the report of a run.
         steps: what is done between them; those after one stage in the order in which they run.
     """
 
@@ -123,6 +124,7 @@ class Recipe:
     prepare: PreparationConfig | None
     stages: tuple[StageConfig, ...]
     steps: tuple[StepConfig, ...] = ()
+    languages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -188,6 +190,7 @@ class _Document:
     stage: Annotated[tuple[Mapping[str, Any], ...], Length(1, 256)]
     step: Annotated[tuple[Mapping[str, Any], ...], Length(0, 256)] = ()
     seed: _Seed = 0
+    languages: Annotated[tuple[str, ...], Length(0, 256)] = ()
     base: str | None = None
     chat_template: str | None = None
     model: Mapping[str, Any] | None = None
@@ -248,6 +251,7 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
         tokenizer=document.tokenizer,
         chat_template=_template(document, base),
         prepare=document.prepare,
+        languages=document.languages,
         stages=tuple(stages.values()),
         steps=tuple(read_step(path, table, changes, models) for table in document.step),
     )

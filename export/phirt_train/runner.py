@@ -6,11 +6,14 @@ Knows the order of stages and the run folder. Knows nothing of objectives' and s
 A run folder holds `prepared/` (what the recipe's own code wrote), `made/` (what steps made),
 `tokenizer.json`, `cache/`, and for each stage `state.safetensors` while it runs, then `model.safetensors`
 (every tensor trained so far), `moments.safetensors` where a later stage continues its schedule, and
-`result.json` with `shares.jsonl`; at the end `checkpoint/`, which `phirt export` takes.
+`result.json` with `shares.jsonl`, `metrics.jsonl` of its steps and `record.json` of what it changed; at the
+end `checkpoint/`, which `phirt export` takes. `report.md`, `report.json`, `loss.png`, `schedule.png` and
+`tensorboard/` say how it went.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,6 +32,7 @@ from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
 from phirt_train.given_tokenizer import given_tokenizer
 from phirt_train.loop import Interrupted, StageResult, StageRun
+from phirt_train.metrics import EVENTS_NAME, Metrics
 from phirt_train.objectives import find_objective
 from phirt_train.outside import check_tokenizer, find_outside, weights_identity
 from phirt_train.preparation import prepare_data
@@ -36,10 +40,12 @@ from phirt_train.processes import ALONE, Processes, join_processes, leave_proces
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
+from phirt_train.report import write_report
 from phirt_train.schedules import course_of, is_continued
 from phirt_train.sharding import Sharding, whole
 from phirt_train.stage import StageConfig
 from phirt_train.stage_fields import missed
+from phirt_train.stage_record import record_stage, tensor_digests, write_record
 from phirt_train.state_file import save_tensors
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
 from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest, with_found
@@ -154,6 +160,8 @@ class _Run:
                     self._make_tokenizer()
             done = self._done(part, digests[part.name], results)
             results.append(done)
+            if self.processes.is_first:
+                write_report(self.recipe, self.run_dir, results)
             if isinstance(part, StageConfig):
                 self._check_gate(part, done)
             if part.name == until:
@@ -310,6 +318,7 @@ class _Run:
         copied = copied_names(state, stage.copies)
         load_into(model, {name: state[source] for name, source in copied.items()})
         model.to(self.device)
+        was = tensor_digests(model)  # of its start, also where it goes on from a state
         with self.processes.in_turn():  # what is prepared once is prepared by the first
             objective = find_objective(stage.objective).build(model, stage, context)
         objective.head.to(self.device)
@@ -328,7 +337,11 @@ class _Run:
             processes=self.processes,
             sharding=self.sharding,
         )
-        result = run.run(self.report)
+        with contextlib.ExitStack() as open_files:
+            if self.processes.is_first:
+                metrics = Metrics(folder, self.run_dir / EVENTS_NAME / stage.name, run.step)
+                run.record = open_files.enter_context(metrics).add
+            result = run.run(self.report)
         counted = getattr(objective, "consumed", None)
         result = dataclasses.replace(
             result,
@@ -344,12 +357,17 @@ class _Run:
             snap_weights(model)
         state = model.state_dict()
         trained = {name for name in run.parameters if not name.startswith("head.")}
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        changed = trained | set(run.buffers)
+        is_now = tensor_digests(model)
+        record = record_stage(stage, sizes, changed, was, is_now, model.config, self.device)
         kept = trained | set(run.buffers) | set(copied)  # among the buffers tables that no checkpoint has
         tensors = {name: whole(state[name]) for name in sorted(kept) if name in state}
         if is_continued(stages, stage.name):
             run.save_moments(folder / MOMENTS_NAME)
         if self.processes.is_first:
             save_tensors(before | tensors, folder / WEIGHTS_NAME)
+            write_record(record, folder)
             write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
             run.state_path.unlink(missing_ok=True)
         self.processes.wait()

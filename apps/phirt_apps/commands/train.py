@@ -65,6 +65,9 @@ def command(
 ) -> None:
     """Runs the stages of RECIPE that are not done yet, writes a result table, and at the end a checkpoint.
 
+    The run's folder has report.md: what each stage trained and left as it was, from how many tokens of which
+    source; metrics of every step as JSON lines and for TensorBoard; pictures of the loss and the schedule.
+
     A recipe may name a Python file beside it, which writes its data and is run: read a stranger's first.
     Ctrl-C keeps the state; the same command goes on where it stopped. A stage that misses its gate ends the
     run, and its weights are kept.
@@ -135,6 +138,7 @@ def train(
         return stop.signal
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
         out.answer(result_table(results))
+        out.hint(f"the report is {one_line(str(run_dir / 'report.md'))}")
     return None
 
 
