@@ -7,6 +7,7 @@ sums are float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # the target of a token that is not learnt, as torch's cross-entropy has it
-_SCORES_AT_ONCE = 1 << 22  # 16 MiB of float32
+_SCORES_AT_ONCE = 1 << 21  # 8 MiB of float32, which caches hold
 _LEAST_TOKENS = 128
 
 
@@ -28,58 +29,71 @@ def _product_type(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
+Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def loss_and_change(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the loss of some tokens, and its gradient for their scores [tokens, vocabulary], in the type
+    of these. `torch.compile` makes two passes over the scores of it.
+    """
+    wanted, is_learnt = targets.clamp(min=0)[:, None], (targets != IGNORED)[:, None]
+    raised = scores.float()
+    raised = raised - raised.amax(-1, keepdim=True)
+    own = raised.gather(1, wanted)
+    powers = raised.exp()
+    sums = powers.sum(-1, keepdim=True)
+    total = ((sums.log() - own) * is_learnt).sum()
+    is_target = torch.arange(scores.shape[1], device=scores.device) == wanted
+    change = (torch.where(is_target, powers - sums, powers) * (is_learnt / sums)).to(scores.dtype)
+    return total, change
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """The gradients are made beside the loss, chunk by chunk, so that no scores are made twice."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, change_of: Change) -> Tensor:
         dtype, count = _product_type(hidden), _tokens_at_once(len(weight))
-        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         rows, matrix = hidden.to(dtype), weight.to(dtype)
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
         to_weight = torch.zeros(weight.shape, device=weight.device) if wants_weight else None
         total = torch.zeros((), device=hidden.device)
         for begin in range(0, len(hidden), count):
-            some, wanted = rows[begin : begin + count], targets[begin : begin + count, None]
-            is_learnt = wanted != IGNORED
-            wanted = wanted.clamp(min=0)
-            scores = (some @ matrix.T).float()
-            scores -= scores.amax(-1, keepdim=True)
-            own = scores.gather(1, wanted)
-            sums = scores.exp_().sum(-1, keepdim=True)
-            total += ((sums.log() - own) * is_learnt).sum()
-            if not wants_hidden and not wants_weight:
-                continue
-            shares = is_learnt / sums
-            scores.scatter_add_(1, wanted, -sums)  # the probabilities less one at the target, times the sum
-            products = scores.mul_(shares).to(dtype)
+            some = rows[begin : begin + count]
+            loss, change = change_of(some @ matrix.T, targets[begin : begin + count])
+            total += loss
             if to_hidden is not None:
-                to_hidden[begin : begin + count] = products @ matrix
+                to_hidden[begin : begin + count] = change @ matrix
             if to_weight is not None:
-                to_weight += products.T @ some
+                to_weight += change.T @ some
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtype = weight.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         to_hidden, to_weight = ctx.saved_tensors
         return (
             None if to_hidden is None else to_hidden * outer[0],
             None if to_weight is None else (to_weight * outer[0]).to(ctx.dtype),
             None,
+            None,
         )
 
 
-def chunked_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, change_of: Change = loss_and_change
+) -> Tensor:
     """The sum of the cross-entropy over the tokens that are learnt, float32.
 
     Args:
         hidden: [tokens, hidden].
         head_weight: [vocabulary, hidden].
         targets: int64 [tokens], `IGNORED` where nothing is learnt.
+        change_of: `loss_and_change`, perhaps compiled.
     """
-    total: Tensor = _ChunkedCrossEntropy.apply(hidden, head_weight, targets)  # type: ignore[no-untyped-call]
+    total: Tensor = _ChunkedCrossEntropy.apply(hidden, head_weight, targets, change_of)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -114,12 +114,15 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        if isinstance(mask, Documents):
-            y = mask.attend(q, k, v, c.sliding_window)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = self.attend(q, k, v, mask)
         projected: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1), adapter)
         return projected
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Documents | None) -> Tensor:
+        """What queries, keys and values [B, heads, T, head_dim] come to, of that shape; masks as in `Model`."""
+        if isinstance(mask, Documents):
+            return mask.attend(q, k, v, self.config.sliding_window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
     def heads(self, x: Tensor, adapter: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], not rotated yet."""

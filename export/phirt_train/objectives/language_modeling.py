@@ -21,7 +21,8 @@ from phirt.errors import ConfigError
 from phirt.fields import Range
 from phirt_export.precision import autocast
 from phirt_export.reference import Documents, Model, ModelConfig
-from phirt_train.chunked_loss import IGNORED, chunked_cross_entropy
+from phirt_train.chunked_loss import IGNORED, chunked_cross_entropy, loss_and_change
+from phirt_train.compiled_attention import LONGEST, attend_by_products
 from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import HeldOut, Shares, Source, Sources, check_sources, join_shares, source_of
 from phirt_train.data.packing import PackedText, RowSource, RunningText
@@ -121,6 +122,9 @@ class LanguageModeling:
         # A compiled pass takes a mask of one shape, and positions that run on.
         self._compiles = compiles and self.length <= model.config.decoder.rope.original_context
         self._compiled = torch.compile(self._states) if self._compiles else self._states
+        self._change_of = torch.compile(loss_and_change, dynamic=True) if self._compiles else loss_and_change
+        if self._compiles and context.device.type == "cpu" and self.length <= LONGEST:
+            attend_by_products(model)
 
     def _documents(self, name: str) -> RowSource:
         sequences, source = load_documents(name, self.context), source_of(self.data.documents[name])
@@ -204,7 +208,7 @@ class LanguageModeling:
         with autocast(device):  # entered outside of what is compiled, which would be cut in two there
             hidden, scoring = self._compiled(token_ids.to(device), mask)
             rows = hidden.flatten(0, 1)[learnt.to(device)]
-            total = chunked_cross_entropy(rows, scoring, wanted.to(device))
+            total = chunked_cross_entropy(rows, scoring, wanted.to(device), self._change_of)
         return Loss(total, len(learnt), token_ids.numel())
 
     @torch.no_grad()
