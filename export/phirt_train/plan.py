@@ -16,6 +16,7 @@ from phirt_train.recipe import Recipe
 from phirt_train.schedules import course_of
 from phirt_train.selection import trained_names
 from phirt_train.stage import StageConfig
+from phirt_train.step import StepConfig
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _COLUMNS = (
@@ -39,7 +40,8 @@ def plan_table(recipe: Recipe) -> str:
     total = sum(sizes.values())
     lines = [f"{recipe.name}: {rounded(total)} weights ({total:,}): {parts}", ""]
     lines += [_line(_COLUMNS), "|---" * len(_COLUMNS) + "|"]
-    lines += [_line(_row(recipe, stage, sizes)) for stage in recipe.stages]
+    for part in recipe.in_order():
+        lines.append(_line(_step_row(part) if isinstance(part, StepConfig) else _row(recipe, part, sizes)))
     return "\n".join(lines) + "\n"
 
 
@@ -61,6 +63,11 @@ def _line(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _step_row(step: StepConfig) -> tuple[str, ...]:
+    """A step trains nothing: what it is, and where it stands."""
+    return (step.name, f"step {step.kind}", step.after or "", *[""] * (len(_COLUMNS) - 3))
+
+
 def _row(recipe: Recipe, stage: StageConfig, sizes: Mapping[str, int]) -> tuple[str, ...]:
     names = trained_names(sizes, stage)
     trained = sum(sizes[name] for name in names)
@@ -80,7 +87,7 @@ def _row(recipe: Recipe, stage: StageConfig, sizes: Mapping[str, int]) -> tuple[
         f"{rounded(length)} {unit}",
         f"{length / trained:.3g}",
         f"{rope.context:,}",
-        _described(rope),
+        _described(rope) + (", factors by search" if stage.rope is not None and stage.rope.found else ""),
         f"{first:.3g} to {last:.3g}" if stage.schedule.resumes else f"{stage.schedule.peak:.3g}",
         "; ".join(f"{name} {bound}" for name, bound in stage.gate.items()),
     )

@@ -152,16 +152,18 @@ class _Run:
         self._require_files()
         digests = self._digests()
         results: list[StageResult] = []
+        *_, last = digests
         for name in digests:
             self.recipe = with_found(recipe, self.run_dir)
             (part,) = (one for one in self.recipe.in_order() if one.name == name)
             if isinstance(part, StageConfig) or part.after is not None:
                 with self.processes.in_turn():
                     self._make_tokenizer()
+            is_new = not (self.run_dir / part.name / _RESULT_NAME).is_file()
             done = self._done(part, digests[part.name], results)
             results.append(done)
-            if self.processes.is_first:
-                write_report(self.recipe, self.run_dir, results)
+            if is_new or part.name == last:  # what is done already is reported, but for gates that changed
+                self._report_on(results)
             if isinstance(part, StageConfig):
                 self._check_gate(part, done)
             if part.name == until:
@@ -183,6 +185,10 @@ class _Run:
         if self.processes.is_first:
             write_text(self.run_dir / "results.md", result_table([*before, done]))
         return done
+
+    def _report_on(self, results: list[StageResult]) -> None:
+        if self.processes.is_first:
+            write_report(self.recipe, self.run_dir, results)
 
     def _check_gate(self, stage: StageConfig, result: StageResult) -> None:
         """Refuses to go on from a stage that has not reached what it must; its weights stay."""

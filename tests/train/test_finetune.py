@@ -5,6 +5,7 @@ own.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -143,6 +145,47 @@ def test_pictures_are_learnt_beside_the_bundles_own_adapter(finished: Path, tmp_
     for colour, answer in colours.items():
         picture = Image.open(tmp_path / f"{colour}.png")
         assert answers(bundle, tmp_path / "mine", ["What?"], images=[picture]) == [answer]
+
+
+def test_recordings_are_learnt(finished: Path, tmp_path: Path) -> None:
+    tones = {440.0: "aaa", 1760.0: "bbb"}
+    time = np.arange(16000) / 16000
+    rows = []
+    for pitch, answer in tones.items():
+        soundfile.write(tmp_path / f"{pitch:.0f}.wav", 0.3 * np.sin(2 * np.pi * pitch * time), 16000)
+        rows.append({"prompt": "Which?", "audio": [f"{pitch:.0f}.wav"], "answer": answer})
+    settings = FinetuneSettings(rank=8, epochs=120, held_out=0.0, peak=1e-2, dropout=0.0)
+    finetune(write_lines(tmp_path / "my.jsonl", rows), tmp_path / "mine", finished / "checkpoint", settings)
+    bundle = export_bundle(finished / "checkpoint", tmp_path / "bundle", bits=32)
+    for pitch, answer in tones.items():
+        clip = [str(tmp_path / f"{pitch:.0f}.wav")]
+        assert answers(bundle, tmp_path / "mine", ["Which?"], audio=clip) == [answer]
+
+
+def test_peft_reads_an_adapter_of_a_published_family(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where queries, keys and values lie apart, each has its rows of what was learnt for all."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    ranks = shared_data / "tokenizer" / "o200k_base.tiktoken"
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    write_checkpoint = importlib.import_module("checkpoints.write").write_checkpoint
+    folder = write_checkpoint(tmp_path / "checkpoint", "llama", ranks)
+    rows = write_lines(tmp_path / "my.jsonl", [{"prompt": "Say sea.", "answer": "hill"}])
+    settings = read_settings({"rank": 4, "epochs": 3, "held_out": 0.0, "peak": 5e-2})
+    finetune(rows, tmp_path / "mine", folder, settings)
+    config = json.loads((tmp_path / "mine/adapter_config.json").read_text())
+    assert set(config["target_modules"]) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+    published = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        plain = published(ids).logits
+        theirs = peft.PeftModel.from_pretrained(published, tmp_path / "mine").eval()(ids).logits
+        ours = load_model(Checkpoint(tmp_path / "mine", folder)).eval()(ids)
+    assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(plain, theirs, atol=1e-2)
 
 
 def test_rows_are_conversations_or_pairs(tmp_path: Path) -> None:
