@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from phirt.errors import ConfigError
-from phirt.fields import Fields, parse_json, read_dataclass
 from phirt.runtime.atomic_file import write_text
 from phirt_export.bundle import model_limits
 from phirt_export.chat_files import TOKENIZER_NAME, tokenizer_bytes
@@ -41,6 +40,7 @@ from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.report import write_report
+from phirt_train.results import RESULT_NAME, finished, result_table
 from phirt_train.schedules import course_of, is_continued
 from phirt_train.sharding import Sharding, whole
 from phirt_train.stage import StageConfig
@@ -63,7 +63,6 @@ from phirt_train.weights import (
     write_checkpoint,
 )
 
-_RESULT_NAME = "result.json"
 _SHARES_NAME = "shares.jsonl"  # of sources or parts, a line for each hundredth of the steps
 
 
@@ -159,7 +158,7 @@ class _Run:
             if isinstance(part, StageConfig) or part.after is not None:
                 with self.processes.in_turn():
                     self._make_tokenizer()
-            is_new = not (self.run_dir / part.name / _RESULT_NAME).is_file()
+            is_new = not (self.run_dir / part.name / RESULT_NAME).is_file()
             done = self._done(part, digests[part.name], results)
             results.append(done)
             if is_new or part.name == last:  # what is done already is reported, but for gates that changed
@@ -176,7 +175,7 @@ class _Run:
     def _done(self, part: StageConfig | StepConfig, digest: str, before: list[StageResult]) -> StageResult:
         """What a stage or a step has reached; it is run where it is not done."""
         with self.processes.in_turn():
-            done = _finished(self.run_dir / part.name, digest)
+            done = finished(self.run_dir / part.name, digest)
             if done is None and isinstance(part, StepConfig):  # the first process does it, the others find it
                 done = self._run_step(part, digest)
         if done is None and isinstance(part, StageConfig):
@@ -298,7 +297,7 @@ class _Run:
         outcome, seconds = run_step(step, context, self.run_dir)
         check_made(recipe, self.run_dir, step)
         result = StageResult(step.name, 0, seconds, outcome.units, outcome.unit, 0.0, outcome.figures, digest)
-        write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
+        write_text(folder / RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
         return result
 
     def _run_stage(self, stage: StageConfig, digest: str) -> StageResult:
@@ -374,40 +373,7 @@ class _Run:
         if self.processes.is_first:
             save_tensors(before | tensors, folder / WEIGHTS_NAME)
             write_record(record, folder)
-            write_text(folder / _RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
+            write_text(folder / RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
             run.state_path.unlink(missing_ok=True)
         self.processes.wait()
         return result
-
-
-def _finished(folder: Path, digest: str) -> StageResult | None:
-    """The result of a stage that is done; None while it is not.
-
-    Raises:
-        ConfigError: it was done with another recipe, or its result is damaged.
-    """
-    path = folder / _RESULT_NAME
-    if not path.is_file():
-        return None
-    remedy = f"delete {folder} and the folders of the stages that start from it"
-    document = parse_json(path.read_bytes(), str(path), ConfigError, remedy)
-    result = read_dataclass(StageResult, Fields(document, str(path), ConfigError, remedy))
-    if result.digest != digest:
-        raise ConfigError(
-            f"{folder} was trained with another recipe; train into another folder, or delete {folder.name} "
-            "and the stages that start from it"
-        )
-    return result
-
-
-def result_table(results: list[StageResult]) -> str:
-    """The stages and what they reached, as a Markdown table."""
-    lines = ["| stage | steps | items | minutes | loss | held out |", "|---|---|---|---|---|---|"]
-    for result in results:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
-        steps, loss = (str(result.steps), f"{result.loss:.3f}") if result.steps else ("", "")
-        lines.append(
-            f"| {result.name} | {steps} | {result.units:,} {result.unit} | {result.seconds / 60:.1f} "
-            f"| {loss} | {figures} |"
-        )
-    return "\n".join(lines) + "\n"

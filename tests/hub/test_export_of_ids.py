@@ -218,6 +218,15 @@ def test_only_an_export_of_an_id_opens_a_connection(
     bundle, prompt = tmp_path / "bundle", ["--max-new-tokens", "3", "What is this?"]
     text = tmp_path / "text.txt"
     text.write_text("The sea is wide, and old boats carry people over the waves.\n" * 8)
+    questions, rows, few = tmp_path / "questions.jsonl", tmp_path / "rows.jsonl", ["--max-new-tokens", "3"]
+    questions.write_text('{"question": "How many?", "answer": "#### 3"}\n')
+    (tmp_path / "web.toml").write_text(
+        '[[source]]\nname = "pages"\nfiles = ["pages.jsonl"]\nquality = { rules = "none" }'
+    )
+    (tmp_path / "pages.jsonl").write_text(
+        '{"text": "The sea is wide, and old boats carry people over it."}\n'
+    )
+    rows.write_text('{"prompt": "How many?", "answer": "Three."}\n')
     ((_, status, _, opened),) = watched([["export", "some/model", "-o", tmp_path / "fetched", *PLAIN]])
     assert status == 0 and opened, "the export of an id does, and the hook sees it"
     commands: list[list[object]] = [
@@ -242,6 +251,20 @@ def test_only_an_export_of_an_id_opens_a_connection(
         ],
         ["eval", bundle, "--against", checkpoint, "--text", text, "--tokens", "64"],
         ["remove", "mine"],
+        ["rollout", questions, "-m", bundle, "-o", tmp_path / "rollouts", "--samples", "1", *few],
+        [
+            "train",
+            "finetune",
+            "--data",
+            rows,
+            "--adapter",
+            tmp_path / "lora",
+            "-m",
+            checkpoint,
+            "--epochs",
+            "1",
+        ],
+        ["curate", tmp_path / "web.toml", "-o", tmp_path / "curated"],
     ]
     for command, status, said, opened in watched(commands):
         assert (status, opened) == (0, []), (command, said)

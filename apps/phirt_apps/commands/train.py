@@ -120,7 +120,8 @@ def train(
     """
     with needs_extra("train"), out.busy("loading torch"):
         from phirt_train.loop import Interrupted
-        from phirt_train.runner import result_table, run_recipe
+        from phirt_train.results import result_table
+        from phirt_train.runner import run_recipe
     try:
         with interrupts.patient(), shown_progress(out) as report:
             results = run_recipe(
