@@ -93,7 +93,28 @@ def run_recipe(
         ConfigError: the recipe is wrong, the data folder lacks what it names, or a stage misses its gate.
         Interrupted: a signal arrived; the state is on disk.
     """
-    recipe = load_recipe(path, scale)
+    return run_loaded(
+        load_recipe(path, scale),
+        run_dir,
+        data,
+        report=report,
+        until=until,
+        ignore_gates=ignore_gates,
+        sharding=sharding,
+    )
+
+
+def run_loaded(
+    recipe: Recipe,
+    run_dir: Path,
+    data: Path | None = None,
+    *,
+    report: Report = ignore,
+    until: str | None = None,
+    ignore_gates: bool = False,
+    sharding: Sharding = "none",
+) -> list[StageResult]:
+    """As `run_recipe`, of a recipe that is read already."""
     if until is not None and until not in (names := [part.name for part in recipe.in_order()]):
         raise ConfigError(f"no stage {until!r}; stages: {', '.join(names)}")
     folder = recipe.folder if data is None else data
