@@ -197,6 +197,15 @@ def test_positions_turn_slower_where_texts_are_long(kimi: tuple[Recipe, Path]) -
     assert (rope.theta, rope.context) == (800000.0, 1024)
 
 
+def test_a_run_reports_gates_and_what_moved_of_every_stage(kimi: tuple[Recipe, Path]) -> None:
+    _, run = kimi
+    report = (run / "report.md").read_text()
+    assert "vision encoder" in report and "| long_128k |" in report
+    assert "CHANGED" not in report
+    gated = load_recipe(REPORTS / "kimi-vl.toml", "small").stages
+    assert [stage.name for stage in gated if not stage.gate] == ["vit_alignment"]
+
+
 def test_kimi_vl_in_full_has_as_many_weights_as_compute_a_token() -> None:
     sizes = parameter_sizes(load_recipe(REPORTS / "kimi-vl.toml", "full"))
     decoder = sum(size for name, size in sizes.items() if "extend" not in name)
