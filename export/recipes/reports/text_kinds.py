@@ -3,7 +3,7 @@
 kinds/web.jsonl          prose, and what a crawl holds beside it     {"id": …, "text": …, "origin": …}
 kinds/prose.jsonl        the prose of the web alone, as a perfect filter would leave it
 kinds/rewrites.jsonl     pages in other words                        {"text": …}
-kinds/synthetic.jsonl    schoolbook pages on words, countries, sums
+kinds/synthetic.jsonl    schoolbook pages on words, countries, sums, as far as a review keeps them
 kinds/code.jsonl         Python's standard library
 kinds/acquired.jsonl     worked problems, stories, a dictionary
 kinds/long.jsonl         whole pages after one another, long enough for a longer context
@@ -31,6 +31,7 @@ from phirt_train.data.records import Document
 from phirt_train.preparation import PreparationTask
 from phirt_train.synthetic.code import library_code
 from phirt_train.synthetic.recall import recall_documents
+from phirt_train.synthetic.review import Review, few_letters, length, seen_before, unfilled
 from phirt_train.synthetic.textbook import country_pages, list_pages, sum_pages, word_pages
 
 from ..nano.text import stories, wikipedia
@@ -107,8 +108,9 @@ class TextKinds:
             country_pages(read_records(text / "countries.train.jsonl.xz"), seed),
             list_pages(read_records(lists) if lists.is_file() else (), seed),
         )
-        for several in itertools.zip_longest(*pages):
-            yield from _texts(one.text for one in several if one is not None)
+        review = Review[str](lambda text: text, (length(20, 2000), unfilled, few_letters, seen_before()))
+        made = (one.text for several in itertools.zip_longest(*pages) for one in several if one is not None)
+        return _texts(review.keep(made))
 
     def _code(self, text: Path, seed: int) -> Iterator[dict[str, Any]]:
         return _texts(itertools.islice(self._modules(seed, held_out=False), self.code))
