@@ -48,7 +48,15 @@ from phirt_train.stage_fields import missed
 from phirt_train.stage_record import record_stage, tensor_digests, write_record
 from phirt_train.state_file import save_tensors
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
-from phirt_train.step_run import check_made, files_needed, made_digests, run_step, step_digest, with_found
+from phirt_train.step_run import (
+    check_made,
+    files_needed,
+    made_digests,
+    run_step,
+    step_digest,
+    step_seed,
+    with_found,
+)
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
     MOMENTS_NAME,
@@ -262,7 +270,7 @@ class _Run:
         digests: dict[str, str] = {}
         for part in recipe.in_order():
             if isinstance(part, StepConfig):
-                digests[part.name] = step_digest(part, recipe.seed, common, digests)
+                digests[part.name] = step_digest(part, step_seed(part, recipe.seed), common, digests)
                 continue
             before: list[Any] = [digests[name] for name in part.starts_from]
             if part.checkpoint is not None:
@@ -307,7 +315,7 @@ class _Run:
             step=step.name,
             identity=digest,
             source=self.source,
-            seed=recipe.seed,
+            seed=step_seed(step, recipe.seed),
             path=self._place,
             output=self.run_dir / MADE / f"{step.name}.partial",
             work=folder,

@@ -83,11 +83,12 @@ class StepContext:
     Attributes:
         step: its name.
         identity: a digest of all that its outcome is a function of.
-        seed: what all its randomness comes from.
+        seed: what all its randomness comes from; no other step has the same.
         source: the user's data folder.
         path: gives the place of a file that the recipe names.
         output: an empty folder for what it makes.
-        work: its own folder, which stays where it is cut off: what is kept there need not be made again.
+        work: its own folder, which stays where it is cut off: what is kept there need not be made again. It
+            is empty where what was kept is of another identity.
         weights: the model; None in a step that runs first.
         device: where the model is.
         report: takes reports of progress.

@@ -9,17 +9,21 @@ import dataclasses
 import hashlib
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from phirt.errors import ConfigError
 from phirt.fields import Fields, parse_json, read_dataclass
+from phirt.runtime.atomic_file import write_text
 from phirt_export.reference import RopeConfig
 from phirt_train.recipe import Recipe
 from phirt_train.stage import StageConfig
 from phirt_train.stage_fields import RopeChange
 from phirt_train.step import MADE, StepConfig, StepContext, StepOutcome, step_of
 from phirt_train.steps import find_step
+
+_IDENTITY_NAME = "identity"  # in a step's work folder: what the work there is a function of
 
 
 def files_needed(recipe: Recipe) -> dict[str, list[str]]:
@@ -69,6 +73,11 @@ def step_digest(step: StepConfig, seed: int, common: object, digests: Mapping[st
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
+def step_seed(step: StepConfig, seed: int) -> int:
+    """The step's own, from the recipe's: two rounds of one kind do not draw the same."""
+    return (seed + zlib.crc32(step.name.encode())) & 0x7FFFFFFF
+
+
 def run_step(step: StepConfig, context: StepContext, run_dir: Path) -> tuple[StepOutcome, float]:
     """Carry a step out; what it made lies in `made` afterwards. Returns its outcome and the seconds it took.
 
@@ -78,13 +87,25 @@ def run_step(step: StepConfig, context: StepContext, run_dir: Path) -> tuple[Ste
     begun = time.monotonic()
     shutil.rmtree(context.output, ignore_errors=True)
     context.output.mkdir(parents=True)
-    context.work.mkdir(parents=True, exist_ok=True)
+    _claim_work(context)
     context.note(f"beginning {step.kind}")
     outcome = find_step(step.kind).run(step.options, context)
     final = run_dir / MADE / step.name
     shutil.rmtree(final, ignore_errors=True)
     context.output.replace(final)
     return outcome, time.monotonic() - begun
+
+
+def _claim_work(context: StepContext) -> None:
+    """Keeps what a step that was cut off has left if it is of the same weights, options and data; otherwise
+    the work begins anew.
+    """
+    mark = context.work / _IDENTITY_NAME
+    kept = mark.read_text(encoding="utf-8", errors="replace") if mark.is_file() else None
+    if kept != context.identity:
+        shutil.rmtree(context.work, ignore_errors=True)
+        context.work.mkdir(parents=True)
+        write_text(mark, context.identity)
 
 
 def check_made(recipe: Recipe, run_dir: Path, step: StepConfig) -> None:

@@ -5,6 +5,7 @@ and is made again where what it depends on has changed.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ class EchoOptions:
 def echo(options, context):
     calls = context.work / "calls"
     calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
+    (context.work / "seed").write_text(str(context.seed))
     size = 0
     if context.weights is not None:
         model = context.model().model()
@@ -152,6 +154,26 @@ def test_a_step_runs_once_and_again_after_what_it_depends_on(recipe: Path) -> No
     (run / "more/result.json").unlink()
     run_recipe(recipe, run)
     assert calls(run, "between") == 2 and calls(run, "first") == 1
+
+
+def test_a_step_that_was_cut_off_does_not_take_what_it_made_of_other_weights(recipe: Path) -> None:
+    run = recipe / "run"
+    run_recipe(recipe, run)
+    (run / "between/result.json").unlink()
+    bundle = (run / "between/bundle/manifest.json").read_bytes()
+    shutil.rmtree(run / "text")
+    shutil.rmtree(run / "more")
+    (recipe / "recipe.toml").write_text(RECIPE.replace("peak = 1e-3", "peak = 1e-1", 1))
+    run_recipe(recipe, run)
+    assert calls(run, "between") == 1
+    assert (run / "between/bundle/manifest.json").read_bytes() != bundle
+
+
+def test_every_step_has_a_seed_of_its_own(recipe: Path) -> None:
+    for run in (recipe / "run", recipe / "again"):
+        run_recipe(recipe, run, until="between")
+    seeds = [(recipe / place / "seed").read_text() for place in ("run/first", "run/between", "again/between")]
+    assert seeds[0] != seeds[1] and seeds[1] == seeds[2]
 
 
 def test_a_stage_depends_on_the_steps_that_it_reads(recipe: Path) -> None:

@@ -78,7 +78,8 @@ def measure(options: MeasurementOptions, context: StepContext) -> StepOutcome:
         figures[f"perplexity at {length}"] = perplexity_at(model, encoder, texts, length, options.documents)
     for length in options.needles:
         context.note(f"passkeys at {length}")
-        cells = retrieval(model, encoder, texts, [length], count=options.needle_count, seed=context.seed)
+        # Not by the step's seed: after every stage the same passkeys, so that its figures compare.
+        cells = retrieval(model, encoder, texts, [length], count=options.needle_count)
         items = sum(cell.items for cell in cells)
         figures[f"passkeys at {length}"] = sum(cell.found * cell.items for cell in cells) / items
         nats = sum(math.log(cell.perplexity) * cell.items for cell in cells)
