@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from phirt.errors import ConfigError
 from phirt_apps.cli import app
 from phirt_train.curate import pipeline
 from phirt_train.curate.config import load_config
@@ -237,6 +238,31 @@ def test_a_folder_of_something_else_is_left_alone(data: Path) -> None:
     assert _files(data / "out") == before
     done = CliRunner().invoke(app, ["curate", str(path), "-o", str(data)])
     assert done.exit_code == 1 and "is not empty, and nothing in it is of this command" in done.stderr
+
+
+@pytest.mark.parametrize("changed", ["asked.jsonl", "tokenizer.json", "old/facts.json", "good.jsonl"])
+def test_every_file_that_is_read_belongs_to_the_folder(data: Path, changed: str) -> None:
+    """Pages were cleaned of an evaluation set that has changed since: that result is not taken again."""
+    classifier = 'positive = [{ files = ["good.jsonl"] }]\nmade = ["corruptions"]'
+    classifier = classifier if changed == "good.jsonl" else 'folder = "old"'
+    text = 'tokenizer = "tokenizer.json"\n' + CONFIG.format(extra=f"[classifier]\n{classifier}")
+    (data / "web.toml").write_text(text, encoding="utf-8")
+    (data / "old").mkdir()
+    for name in ("tokenizer.json", "old/facts.json", "good.jsonl"):
+        (data / name).write_text("{}", encoding="utf-8")
+    config = load_config(data / "web.toml")
+    pipeline._claim(data / "out", config, pipeline.files_read(config, data))
+    pipeline._claim(data / "out", config, pipeline.files_read(config, data))
+    (data / changed).write_text("{ }", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds what came of other settings or data"):
+        pipeline._claim(data / "out", config, pipeline.files_read(config, data))
+
+
+def test_an_evaluation_set_that_changes_is_noticed(data: Path, lines: Lines) -> None:
+    _run(data, data / "out")
+    lines("asked.jsonl", {"question": _prose("mill4x", 1)})
+    with pytest.raises(ConfigError, match="holds what came of other settings or data"):
+        _run(data, data / "out")
 
 
 def test_neither_torch_nor_ray_is_loaded_for_it() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ from phirt_train.curate.shards import Shard, cut
 from phirt_train.curate.writing import Writing, write_shard
 from phirt_train.progress import Progress, Report, ignore
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def curate(
@@ -58,7 +58,7 @@ def curate(
         WorkerLostError: tasks' processes died more often than they may.
     """
     shards = _cut_all(config, data)
-    _claim(out, config, shards)
+    _claim(out, config, {*files_read(config, data), *(shard.path for shard in shards)})
     classifier, quality = prepare_classifier(config.classifier, data, out, executor, report)
     evaluation = _evaluation(config, data, out)
     tasks = _examinations(config, data, out, shards, evaluation, classifier)
@@ -102,11 +102,30 @@ def _cut_all(config: CurationConfig, data: Path) -> list[Shard]:
     ]
 
 
-def _claim(out: Path, config: CurationConfig, shards: Sequence[Shard]) -> None:
+def files_read(config: CurationConfig, data: Path) -> list[str]:
+    """All that the result depends on beside the sources: evaluation sets, what the classifier learns from or
+    is, and the tokenizer.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    found: list[Path] = []
+    for one in config.evaluation:
+        found += find_files(data, one.files, f"evaluation set {one.name}")
+    if (classifier := config.classifier) is not None:
+        for kind, examples in (("good", classifier.positive), ("bad", classifier.negative)):
+            for of in examples:
+                found += find_files(data, of.files, f"the classifier's {kind} texts")
+        if classifier.folder is not None and (folder := data / classifier.folder).is_dir():
+            found += sorted(path for path in folder.iterdir() if path.is_file())
+    if config.tokenizer is not None:
+        found += find_files(data, [config.tokenizer], "'tokenizer'")
+    return [str(path) for path in found]
+
+
+def _claim(out: Path, config: CurationConfig, files: Iterable[str]) -> None:
     """Takes the folder for this configuration and these files."""
-    stamps = {
-        path: (Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in {s.path for s in shards}
-    }
+    stamps = {path: (Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files}
     told = json.dumps([_FORMAT, write_dataclass(config), sorted(stamps.items())], sort_keys=True)
     fingerprint = hashlib.sha256(told.encode("utf-8")).hexdigest()
     claim = out / "work" / "claim.json"
