@@ -34,7 +34,7 @@ from phirt_train.optimizers import make_optimizers, moments_of, set_moments, set
 from phirt_train.processes import ALONE, Processes
 from phirt_train.progress import Progress, Record, Report, StepRecord, forget
 from phirt_train.schedules import Course, lone_course
-from phirt_train.selection import part_rates, select
+from phirt_train.selection import kept_buffers, part_rates, select
 from phirt_train.sharding import Sharding, like, shard, whole
 from phirt_train.stage import StageConfig
 from phirt_train.state_file import read_state, save_tensors
@@ -115,7 +115,7 @@ class StageRun:
         self.parameters = {name: model.get_parameter(name) for name in trained}
         self.parameters |= {f"head.{n}": p for n, p in objective.head.named_parameters()}
         self.names = {parameter: name for name, parameter in self.parameters.items()}
-        self.buffers = {n: b for n, b in model.named_buffers() if n.startswith(stage.trains)}
+        self.buffers = kept_buffers(model, trained, stage)
         rates = part_rates(self.parameters, stage)
         self.optimizers = make_optimizers(self.parameters, stage.schedule, rates)
         self.shares = shares_of(stage, processes.rank, processes.count)
@@ -150,13 +150,13 @@ class StageRun:
                     tensor.copy_(like(parts[part][name], tensor))
         set_moments(self.optimizers, self.names, parts["moment"])
 
-    def save(self) -> None:
-        """Write everything a later start needs."""
+    def save(self, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """Write everything a later start needs; of buffers, where a step has moved them, what they were."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "weight": self.parameters,
             # A head whose question has not come up yet has no gradient and so no moments.
             "moment": moments_of(self.optimizers, self.names),
-            "buffer": self.buffers,
+            "buffer": self.buffers if buffers is None else buffers,
             "average": self.averages,
         }
         position = {
@@ -182,6 +182,7 @@ class StageRun:
         set_rate(self.optimizers, rate)
         # Dropout draws from the global generator, in each process its own.
         torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
+        before = {name: buffer.clone() for name, buffer in self.buffers.items()}
         batches = (self.objective.prepare(self.step, share) for share in self.shares)
         parameters = list(self.parameters.values())
         figures = sum_gradients(batches, self._loss, parameters, self.processes)
@@ -191,7 +192,7 @@ class StageRun:
                 "alone takes no adapter, for one); train other parameters, or give other data"
             )
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, stage.schedule.clip_norm)).item()
-        self._guard(figures.loss, norm)
+        self._guard(figures.loss, norm, before)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -204,12 +205,14 @@ class StageRun:
         self.step += 1
         self.record(StepRecord(self.step, figures.loss, norm, rate, self.units, self.seconds))
 
-    def _guard(self, loss: float, norm: float) -> None:
-        """Stops the stage before an update that would spoil the weights; the last good state is kept."""
+    def _guard(self, loss: float, norm: float, buffers: Mapping[str, Tensor]) -> None:
+        """Stops the stage before an update that would spoil the weights; the last good state is kept, with
+        `buffers`, as they were before the forward pass of this step has moved them.
+        """
         reason = why_no_number(loss, norm)
         begins = self.guard.spikes == 0 and (reason is not None or self.guard.is_spike(loss, norm))
         if begins:
-            self.save()  # from here on the weights may be spoilt: nothing is written over this
+            self.save(buffers)  # from here on the weights may be spoilt: nothing is written over this
         if reason is None and self.guard.add(loss, norm):
             schedule = self.stage.schedule
             reason = (
@@ -240,8 +243,13 @@ class StageRun:
         for kind in _STOPPING if is_main else ():
             if signal.getsignal(kind) is not signal.SIG_IGN:  # as with nohup
                 self._former_handlers[kind] = signal.signal(kind, self._request_stop)
+        begun_at = self.step
         try:
             self._steps(report)
+            if self.step > begun_at:
+                self.save()  # measuring may take long, and may be stopped: nothing is trained twice for it
+                if (stop := self._stop_of_all()) is not None:
+                    raise self._interrupted(stop)
         finally:
             for kind, handler in self._former_handlers.items():
                 signal.signal(kind, handler)
@@ -266,6 +274,10 @@ class StageRun:
             self.digest,
         )
 
+    def _interrupted(self, stop: int) -> Interrupted:
+        place = f"step {self.step} of stage {self.stage.name}"
+        return Interrupted(f"stopped at {place}; start again to continue", stop)
+
     def _stop_of_all(self) -> int | None:
         """The signal that asked any of the processes to stop."""
         asked = self.processes.sum([self._stop or 0, self._stop is not None])
@@ -288,9 +300,7 @@ class StageRun:
                 self.save()
                 saved = now
             if stop is not None:
-                raise Interrupted(
-                    f"stopped at step {self.step} of stage {self.stage.name}; start again to continue", stop
-                )
+                raise self._interrupted(stop)
             if now - shown >= _REPORT_SECONDS or self.step == self.stage.steps:
                 shown = now
                 per_step = (now - begun) / (self.step - first_step)

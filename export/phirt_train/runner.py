@@ -142,8 +142,8 @@ def run_loaded(
             sharding=sharding,
         )
         return run.run(until)
-    except KeyboardInterrupt as interrupt:  # before training, which notices signals itself
-        raise Interrupted("stopped before training; start again to continue", signal.SIGINT) from interrupt
+    except KeyboardInterrupt as interrupt:  # before or after training, which notices signals itself
+        raise Interrupted("stopped between steps; start again to continue", signal.SIGINT) from interrupt
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be written, or {folder} read: {error}") from error
     finally:

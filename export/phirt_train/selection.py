@@ -5,9 +5,9 @@ Knows names and patterns. Knows nothing of what parameters do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from phirt.errors import ConfigError
 from phirt_train.stage import StageConfig
@@ -55,6 +55,22 @@ def part_rates(names: Iterable[str], stage: StageConfig) -> dict[str, float]:
         for name in known:
             if _fits(name, pattern):
                 found.setdefault(name, rate)
+    return found
+
+
+def kept_buffers(model: nn.Module, trained: Container[str], stage: StageConfig) -> dict[str, Tensor]:
+    """What moves with the trained parameters and belongs to the weights, by name: the running statistics of
+    modules with a trained parameter of their own, and buffers that a pattern fits. Tables that no checkpoint
+    has are none of it.
+    """
+    stored = model.state_dict(keep_vars=True)
+    found: dict[str, Tensor] = {}
+    for place, module in model.named_modules():
+        start = f"{place}." if place else ""
+        moves = any(f"{start}{name}" in trained for name, _ in module.named_parameters(recurse=False))
+        for name, buffer in module.named_buffers(start.removesuffix("."), recurse=False):
+            if name in stored and (moves or any(_fits(name, pattern) for pattern in stage.trains)):
+                found[name] = buffer
     return found
 
 
