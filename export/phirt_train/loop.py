@@ -20,7 +20,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from phirt.errors import ConfigError
@@ -37,7 +36,7 @@ from phirt_train.schedules import Course, lone_course
 from phirt_train.selection import kept_buffers, part_rates, select
 from phirt_train.sharding import Sharding, like, shard, whole
 from phirt_train.stage import StageConfig
-from phirt_train.state_file import read_state, save_tensors
+from phirt_train.state_file import damaged, read_state, read_tensors, save_tensors
 
 _REPORT_SECONDS = 1.0
 # Ctrl-C, what service managers send, and a terminal that goes away (not known on Windows).
@@ -132,10 +131,16 @@ class StageRun:
         if self.state_path.is_file():
             self._restore()
         elif moments is not None:
-            set_moments(self.optimizers, self.names, load_file(moments))
+            set_moments(self.optimizers, self.names, read_tensors(moments))
 
     def _restore(self) -> None:
         position, parts = read_state(self.state_path, self.digest)
+        try:
+            self._go_on_from(position, parts)
+        except (KeyError, TypeError, RuntimeError) as error:  # the file is whole, but of something else
+            raise damaged(self.state_path, f"it does not fit the stage ({error!r:.80})") from error
+
+    def _go_on_from(self, position: Mapping[str, Any], parts: Mapping[str, dict[str, Tensor]]) -> None:
         self.step, self.units = position["step"], position["units"]
         self.seconds, self.loss = position["seconds"], position["loss"]
         self.guard.restore(position["guard"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,17 +34,51 @@ def read_state(path: Path, digest: str) -> tuple[dict[str, Any], dict[str, dict[
     """The position of a stage, and its tensors by the part of the state that they are.
 
     Raises:
-        ConfigError: the state is of another recipe.
+        ConfigError: the state is of another recipe, or damaged.
     """
-    with safe_open(path, "pt") as file:
-        position = json.loads(file.metadata()["position"])
+    metadata, tensors = _opened(path, _remedy(path))
+    try:
+        position: dict[str, Any] = json.loads(metadata["position"])
         if position["digest"] != digest:
             raise ConfigError(
                 f"{path} belongs to another recipe; train into another folder, or delete {path.parent.name} "
                 "and the later stages"
             )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return position, _parted(tensors)
+        return position, _parted(tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"it has no position of a stage ({error!r:.80})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that a stage has left.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    return _opened(path, _remedy(path))[1]
+
+
+def damaged(path: Path, why: str) -> ConfigError:
+    """What is said of a file of a stage that cannot be used."""
+    return ConfigError(f"{path} is damaged: {why}; {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    if path.name.startswith("state."):
+        return "delete that file, and the stage begins anew"
+    return f"delete {path.parent} and the folders of the stages that start from it"
+
+
+def _opened(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing; {remedy}")
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is damaged: {error}; {remedy}") from error
 
 
 def _parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from phirt.errors import ConfigError
@@ -26,7 +25,7 @@ from phirt_train.outside import check_outside, find_outside, read_outside
 from phirt_train.recipe import Recipe
 from phirt_train.selection import check_rates, trained_names
 from phirt_train.stage import StageConfig
-from phirt_train.state_file import save_tensors
+from phirt_train.state_file import read_tensors, save_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 MOMENTS_NAME = "moments.safetensors"
@@ -62,7 +61,7 @@ def weights_before(recipe: Recipe, stage: StageConfig, run_dir: Path) -> dict[st
         path = find_outside(stage.checkpoint, recipe.folder)
         tensors |= read_outside(path, check_outside(path, stage, recipe.model_after(stage.name)))
     for name in stage.starts_from:
-        more = load_file(run_dir / name / WEIGHTS_NAME)
+        more = read_tensors(run_dir / name / WEIGHTS_NAME)
         unlike = [key for key in more if key in tensors and not torch.equal(more[key], tensors[key])]
         if unlike:
             raise ConfigError(
@@ -128,7 +127,7 @@ def model_after(recipe: Recipe, run_dir: Path, *stages: str) -> Model:
     """The model with the weights of these stages, later ones over earlier ones."""
     model = fresh_model(recipe, recipe.model_after(*stages))
     for name in stages:
-        load_into(model, load_file(run_dir / name / WEIGHTS_NAME))
+        load_into(model, read_tensors(run_dir / name / WEIGHTS_NAME))
     return model
 
 

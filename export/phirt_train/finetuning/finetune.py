@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from safetensors.torch import load_file
 
 from phirt.errors import ConfigError
 from phirt.fields import Fields, Range, parse_json, read_dataclass
@@ -50,7 +49,7 @@ from phirt_train.objectives.supervised_finetuning import SupervisedFinetuning, S
 from phirt_train.outside import weights_identity
 from phirt_train.progress import Progress, Report, StepRecord, ignore
 from phirt_train.stage import Schedule, StageConfig
-from phirt_train.state_file import save_tensors
+from phirt_train.state_file import read_tensors, save_tensors
 
 STAGE = "finetune"
 REPORT_NAME = "training.json"
@@ -294,7 +293,7 @@ class _Finetuning:
 
     def best(self) -> dict[str, torch.Tensor]:
         """The branches with which the held-out loss was lowest; the last ones where none was measured."""
-        return load_file(self.work / _BEST)
+        return read_tensors(self.work / _BEST)
 
     def clear(self) -> None:
         """Take away what only training needed."""

@@ -1,0 +1,120 @@
+"""What lies in a run's folder is used only where it is whole and of this recipe and these data, and by one
+process at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from phirt.errors import ConfigError
+from phirt_train.loop import Interrupted, StageRun
+from phirt_train.runner import run_recipe
+
+RECIPE = """
+name = "small"
+
+[model.decoder]
+num_layers = 1
+hidden_size = 32
+num_heads = 2
+num_kv_heads = 1
+head_dim = 16
+intermediate_size = 64
+vocab_size = 300
+norm_eps = 1e-5
+rope = { theta = 1e4, rotary_dim = 16, original_context = 64, context = 64 }
+
+[tokenizer]
+vocab_size = 300
+
+[[stage]]
+name = "text"
+objective = "language_modeling"
+trains = ["model."]
+steps = 4
+batch = 2
+schedule = { peak = 1e-3, warmup_steps = 1 }
+data = { row_tokens = 16, documents = { "sea.jsonl" = 1.0 } }
+
+[[stage]]
+name = "more"
+objective = "language_modeling"
+starts_from = ["text"]
+trains = ["model."]
+steps = 1
+batch = 2
+schedule = { continues = "text" }
+data = { row_tokens = 16, documents = { "hill.jsonl" = 1.0 } }
+"""
+
+
+def write(folder: Path, name: str, words: str) -> None:
+    texts = [json.dumps({"text": f"The {words}, and number {n} is long."}) + "\n" for n in range(30)]
+    (folder / name).write_text("".join(texts))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    write(tmp_path, "sea.jsonl", "sea is wide")
+    write(tmp_path, "hill.jsonl", "hill is high")
+    return tmp_path
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        run_recipe(folder, folder / "run")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def stop_in(folder: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Run up to a step of the first stage, whose state is then on disk."""
+    with monkeypatch.context() as patched:
+        one_step = StageRun._one_step
+
+        def stopping(run: StageRun) -> None:
+            one_step(run)
+            if run.step == step:
+                run._stop = 2
+
+        patched.setattr(StageRun, "_one_step", stopping)
+        with pytest.raises(Interrupted):
+            run_recipe(folder, folder / "run")
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+@pytest.mark.parametrize("name", ["text/model.safetensors", "text/moments.safetensors"])
+def test_damaged_weights_are_named(folder: Path, name: str, kept: int) -> None:
+    run_recipe(folder, folder / "run", until="text")
+    path = folder / "run" / name
+    path.write_bytes(path.read_bytes()[:kept])
+    message = refused(folder)
+    assert message.startswith(f"{path} is damaged: ")
+    assert message.endswith(f"delete {path.parent} and the folders of the stages that start from it")
+
+
+def test_lost_weights_are_named(folder: Path) -> None:
+    run_recipe(folder, folder / "run", until="text")
+    (folder / "run/text/model.safetensors").unlink()
+    assert refused(folder).startswith(f"{folder}/run/text/model.safetensors is missing; delete ")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "cut", "of something else"])
+def test_a_damaged_state_is_named(
+    folder: Path, content: bytes | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in(folder, monkeypatch, 2)
+    path = folder / "run/text/state.safetensors"
+    whole = path.read_bytes()
+    if content == "of something else":  # its tensors are called otherwise
+        path.write_bytes(whole.replace(b"weight.model.norm", b"weight.model.nose"))
+        assert path.read_bytes() != whole
+    else:
+        path.write_bytes(whole[:-9] if isinstance(content, str) else content)
+    message = refused(folder)
+    assert message.startswith(f"{path} is damaged: ")
+    assert message.endswith("; delete that file, and the stage begins anew")
