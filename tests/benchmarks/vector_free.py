@@ -32,7 +32,7 @@ from phirt_train.curate.vectors import VectorSpace, Work, feature_edges
 
 FEATURES, WORKERS = (10_000, 100_000, 1_000_000, 10_000_000), (1, 2, 4)
 BLOCKS, ROW_BLOCKS, ROWS, NONZEROS = 4, 2, 1000, 100
-HISTORY, WARM, MEASURED = 5, 6, 5  # the history is full when it is measured
+HISTORY, WARM, MEASURED = 5, 6, 3  # the history is full when it is measured
 RULES: dict[str, Callable[[VectorSpace, int], DirectionRule]] = {
     "vector-free": VectorFree,
     "two loops, by passes": TwoLoopByPasses,
@@ -106,9 +106,16 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--features", type=int, nargs="*", default=FEATURES)
     options = parser.parse_args()
-    costs = [measure(InProcess(), rule, features, 0) for features in options.features for rule in RULES]
+    costs = []
+    for features in options.features:
+        for rule in RULES:
+            costs.append(measure(InProcess(), rule, features, 0))
+            print(costs[-1], flush=True)
     executor = RayExecutor(workers=max(WORKERS))
     for features in options.features:
+        measure(
+            executor, "vector-free", features, max(WORKERS)
+        )  # memory that is shared costs time when it is new
         for workers in WORKERS:
             for rule in RULES:
                 costs.append(measure(executor.limited(workers), rule, features, workers))
