@@ -56,6 +56,7 @@ class TextKinds:
         code: pieces of modules, of the part of the standard library that `library` names (empty: of all).
         entries: of the dictionary.
         long: long documents of either sort, of at least `long_characters` characters.
+        held_out: most texts of each kind to measure with.
     """
 
     pages: _Count
@@ -66,6 +67,7 @@ class TextKinds:
     entries: _Count
     long: _Count
     long_characters: Annotated[int, Range(1, 1 << 24)]
+    held_out: _Count = 100
     library: Annotated[str, Matching("[a-z_/]{0,100}", "a folder of the standard library")] = ""
 
     def write(self, task: PreparationTask) -> None:
@@ -132,17 +134,17 @@ class TextKinds:
         return _texts(one.text for one in made)
 
     def _other_prose(self, text: Path, seed: int) -> Iterator[dict[str, Any]]:
-        return _texts(wikipedia(text / "wikipedia.val.jsonl.xz"))
+        return _texts(itertools.islice(wikipedia(text / "wikipedia.val.jsonl.xz"), self.held_out))
 
     def _other_long(self, text: Path, seed: int) -> Iterator[dict[str, Any]]:
         pages = list(wikipedia(text / "wikipedia.val.jsonl.xz"))
         return _texts(itertools.islice(joined(pages, self.long_characters), self.long))
 
     def _other_code(self, text: Path, seed: int) -> Iterator[dict[str, Any]]:
-        return _texts(itertools.islice(self._modules(seed, held_out=True), 40))
+        return _texts(itertools.islice(self._modules(seed, held_out=True), self.held_out))
 
     def _other_problems(self, text: Path, seed: int) -> Iterator[dict[str, Any]]:
-        return _texts(_problems(text, held_out=True))
+        return _texts(itertools.islice(_problems(text, held_out=True), self.held_out))
 
     def _modules(self, seed: int, *, held_out: bool) -> Iterator[str]:
         """Pieces of modules in random order; those held out are of other modules."""
