@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from phirt_export.checkpoint import Checkpoint
+from phirt_train.objectives.language_modeling import LanguageModelingData
 from phirt_train.objectives.mixture import MixtureData
 from phirt_train.plan import parameter_sizes
 from phirt_train.recipe import Recipe, load_recipe
@@ -183,6 +184,14 @@ def test_budgets_of_kimi_vl_keep_the_reports_ratios(scale: str) -> None:
     for stage in stages:  # whole steps come to the budget
         length, step = stage.steps * stage.batch * stage.tokens_of_item, stage.batch * stage.tokens_of_item
         assert abs(length - (stage.tokens or 0.0)) <= max(step / 2, step - (stage.tokens or 0.0)), stage.name
+
+
+@pytest.mark.parametrize("scale", ["full", "small", "tiny"])
+def test_groups_of_text_have_the_tokens_that_an_item_counts_as(scale: str) -> None:
+    for stage in load_recipe(REPORTS / "kimi-vl.toml", scale).stages:
+        for part in stage.data.parts.values() if isinstance(stage.data, MixtureData) else ():
+            if isinstance(part.read, LanguageModelingData):
+                assert part.rows * part.read.row_tokens == stage.tokens_of_item, stage.name
 
 
 def test_positions_turn_slower_where_texts_are_long(kimi: tuple[Recipe, Path]) -> None:
