@@ -186,7 +186,7 @@ def test_no_vector_passes_through_the_driver() -> None:
 def test_bits_do_not_depend_on_the_number_of_workers(four_workers: RayExecutor) -> None:
     def weights(executor: Executor) -> Floats:
         space, loss = _problem(executor, blocks=2)
-        found = minimize(loss, space, VectorFree(space, 4), space.zeros(), Stopping(3))
+        found = minimize(loss, space, VectorFree(space, 4), space.zeros(), Stopping(2))
         return _whole(executor, found.weights)
 
     expected = weights(InProcess())
