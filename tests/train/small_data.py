@@ -64,7 +64,7 @@ def _write_related(folder: Path, rng: np.random.Generator) -> None:
 
 def _write_text(folder: Path) -> None:
     body = "\n\n".join([SENTENCE * 2] * 12)
-    pages = [{"title": f"Valley {n}", "text": f"Valley {n} lies in the hills.\n\n{body}"} for n in range(6)]
+    pages = [{"title": f"Valley {n}", "text": f"Valley {n} lies in the hills.\n\n{body}"} for n in range(8)]
     request = {"text": "add blue song to my list", "intent": "Add", "slots": [["item", "blue song"]]}
     call = {"name": "Find", "arguments": {"city": "Oslo"}}
     turns = [
@@ -72,8 +72,8 @@ def _write_text(folder: Path) -> None:
         {"role": "assistant", "text": "Here.", "calls": [call]},
     ]
     files: dict[str, list[dict[str, Any]]] = {
-        "wikipedia.train": pages,
-        "wikipedia.val": pages[:2],
+        "wikipedia.train": pages[:6],
+        "wikipedia.val": pages[6:],
         "stories.train": [
             {"title": "Wind", "pages": [SENTENCE * 12, "The wind roars. It is loud today."]},
             {

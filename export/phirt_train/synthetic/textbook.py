@@ -7,8 +7,9 @@ Everything is a function of records and a seed.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from phirt_train.synthetic.word_problems import LEVELS, Numbers, word_problems
 
 Record = Mapping[str, Any]
 _WORDS_A_PAGE, _COUNTRIES_A_PAGE, _ENTRIES_SHOWN = 6, 8, 12
+_PROBLEMS_TRIED = 12  # for a page's three
 
 
 def word_pages(senses: Sequence[Record], count: int, seed: int) -> Iterator[Document]:
@@ -99,12 +101,20 @@ def _list_page(description: str, key: str, entries: Sequence[str], rng: np.rando
     )
 
 
-def sum_pages(count: int, seed: int, taken: frozenset[Numbers] = frozenset()) -> Iterator[Document]:
-    """So many pages with worked word problems of one level each; numbers of measured ones are left out."""
-    for level in LEVELS:
-        problems = word_problems(3 * -(-count // len(LEVELS)), seed, level, taken)
-        for page, triple in enumerate(zip(problems, problems, problems, strict=False)):
-            if page * len(LEVELS) + LEVELS.index(level) < count:
-                worked = [f"Problem: {one.question}\nWorking: {one.answer}" for one in triple]
-                heading = f"# Word problems with {level.replace(',', ', numbers')}"
-                yield Document(f"{heading}\n\n" + "\n\n".join(worked) + "\n\nCheck each sum by yourself.")
+def sum_pages(
+    count: int,
+    seed: int,
+    taken: frozenset[Numbers] = frozenset(),
+    is_measured: Callable[[str], bool] = lambda question: False,
+) -> Iterator[Document]:
+    """So many pages with worked word problems of one level each; measured questions are left out, and all
+    with numbers of such.
+    """
+    for index, level in enumerate(LEVELS):
+        pages = len(range(index, count, len(LEVELS)))
+        made = word_problems(_PROBLEMS_TRIED * pages, seed, level, taken)
+        problems = (one for one in made if not is_measured(str(one.question)))
+        for triple in itertools.islice(zip(problems, problems, problems, strict=False), pages):
+            worked = [f"Problem: {one.question}\nWorking: {one.answer}" for one in triple]
+            heading = f"# Word problems with {level.replace(',', ', numbers')}"
+            yield Document(f"{heading}\n\n" + "\n\n".join(worked) + "\n\nCheck each sum by yourself.")

@@ -1,7 +1,7 @@
 """Conversations for supervised fine-tuning, one file a domain, and pairs of answers for preferences.
 
 chats/math.jsonl, reasoning.jsonl, conversation.jsonl, identity.jsonl, safety.jsonl, languages.jsonl
-chats/DOMAIN.val.jsonl            the same domains, held out by record
+chats/DOMAIN.val.jsonl            the same domains, held out by what is asked
 preferences/chat.jsonl, chat.val.jsonl
 
 Code, summaries and instructions are `posttraining`'s, word problems `reasoning`'s. Knows the data package's
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +28,9 @@ from phirt_train.synthetic.identity import Identity, identity_rows
 from phirt_train.synthetic.safety import safety_rows
 
 from ..nano.text import countries, small_talk, trivia
+from .held_out import alternate, asked, part, worked_problems
 
 _Count = Annotated[int, Range(1, 1_000_000)]
-_HELD_OUT = 20  # every twentieth conversation
 _NAMES = ("Ada", "Ben", "Chidi", "Dara", "Emil", "Farid", "Greta", "Hana", "Ivo", "June")
 _KINDS = ("bird", "tree", "tool", "boat", "fruit", "river")
 _TRAITS = ("old", "green", "heavy", "quiet", "bright", "small")
@@ -53,54 +53,46 @@ class Chats:
     def write(self, task: PreparationTask) -> None:
         """See `prepare.Group`."""
         text, seed = task.data / "text", task.seed
-        domains: dict[str, Callable[[], Iterator[Conversation]]] = {
-            "math": lambda: problems(text),
-            "reasoning": lambda: _alternate(syllogisms(self.each, seed), trivia(task.data, seed)),
-            "conversation": lambda: _alternate(small_talk(task.data, seed), countries(task.data, seed)),
-            "identity": lambda: identity(self.model, self.each, seed),
-            "safety": lambda: safety(self.each, seed),
-            "languages": lambda: translations(text),
+        task.note("writing chats/math")
+        for suffix, held_out in (("", False), (".val", True)):
+            fitting = (chat for chat in problems(text, held_out=held_out) if self._fits(chat))
+            write_lines(
+                task.output / f"chats/math{suffix}.jsonl", _lines(itertools.islice(fitting, self.each))
+            )
+        domains: dict[str, Callable[[], Iterator[tuple[str, Conversation]]]] = {
+            "reasoning": lambda: alternate(syllogisms(self.each, seed), trivia(task.data, seed)),
+            "conversation": lambda: alternate(small_talk(task.data, seed), countries(task.data, seed)),
+            "identity": lambda: alternate(identity(self.model, self.each, seed)),
+            "safety": lambda: alternate(safety(self.each, seed)),
+            "languages": lambda: alternate(translations(text)),
         }
         for name, make in domains.items():
             task.note(f"writing chats/{name}")
-            fitting = (chat for chat in make() if _characters(chat) <= self.characters)
-            lines = [{"messages": chat} for chat in itertools.islice(fitting, self.each)]
-            _write_parted(task.output / f"chats/{name}", lines)
+            short = ((kind, chat) for kind, chat in make() if self._fits(chat))
+            learnt, held = part(itertools.islice(short, self.each), asked)
+            write_lines(task.output / f"chats/{name}.jsonl", _lines(learnt))
+            write_lines(task.output / f"chats/{name}.val.jsonl", _lines(held))
         self._write_preferences(task)
 
+    def _fits(self, chat: Conversation) -> bool:
+        return sum(len(message["content"]) for message in chat) <= self.characters
+
     def _write_preferences(self, task: PreparationTask) -> None:
-        every = preferences(task.data / "text")
-        short = (one for one in every if _characters(one["prompt"]) <= self.characters)
-        _write_parted(task.output / "preferences/chat", list(itertools.islice(short, self.each)))
+        text = task.data / "text"
+        both = alternate(_instructed(text), _talked(text))
+        short = ((kind, pair) for kind, pair in both if self._fits(pair["prompt"]))
+        learnt, held = part(itertools.islice(short, self.each), lambda pair: asked(pair["prompt"]))
+        write_lines(task.output / "preferences/chat.jsonl", learnt)
+        write_lines(task.output / "preferences/chat.val.jsonl", held)
 
 
-def _write_parted(place: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Writes PLACE.jsonl and PLACE.val.jsonl, every twentieth record (of fewer the last one) held out; a
-    single one is in both.
-    """
-    every = min(_HELD_OUT, len(records))
-    for suffix, held_out in (("", False), (".val", True)):
-        chosen = (
-            one for index, one in enumerate(records) if every < 2 or (index % every == every - 1) == held_out
-        )
-        write_lines(place.with_name(f"{place.name}{suffix}.jsonl"), chosen)
+def _lines(chats: Iterable[Conversation]) -> Iterator[dict[str, Any]]:
+    return ({"messages": chat} for chat in chats)
 
 
-def _characters(chat: Conversation) -> int:
-    return sum(len(message["content"]) for message in chat)
-
-
-def _alternate(*sources: Iterable[Conversation]) -> Iterator[Conversation]:
-    """One of each in turn, until all have ended."""
-    nothing: Conversation = []
-    for several in itertools.zip_longest(*sources, fillvalue=nothing):
-        yield from (one for one in several if one)
-
-
-def problems(text: Path) -> Iterator[Conversation]:
+def problems(text: Path, *, held_out: bool) -> Iterator[Conversation]:
     """Word problems with worked answers."""
-    path = text / "gsm8k.train.jsonl.xz"
-    for record in read_records(path) if path.is_file() else ():
+    for record in worked_problems(text, held_out=held_out):
         yield [user(record["question"]), assistant(record["answer"])]
 
 
@@ -151,12 +143,6 @@ def translations(text: Path) -> Iterator[Conversation]:
         for page in record["pages"]:
             yield [user(f"Translate into French: {page['en']}"), assistant(page["fr"])]
             yield [user(f"Translate into English: {page['fr']}"), assistant(page["en"])]
-
-
-def preferences(text: Path) -> Iterator[dict[str, Any]]:
-    """Pairs of answers in conversations, by turns from either source while both last."""
-    both = itertools.zip_longest(_instructed(text), _talked(text))
-    return (pair for several in both for pair in several if pair is not None)
 
 
 def _instructed(text: Path) -> Iterator[dict[str, Any]]:

@@ -29,8 +29,7 @@ from phirt_train.synthetic.instructions import as_conversation, instructions
 from phirt_train.synthetic.summaries import article_summaries, story_summaries
 
 from ..nano.text import dialogues, snips
-
-_HELD_OUT = 20  # of so many conversations one
+from .held_out import alternate, asked, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,42 +48,41 @@ class PostTraining:
 
     def write(self, task: PreparationTask) -> None:
         """See `prepare.Group`."""
-        skills: dict[str, Callable[[PreparationTask], Iterable[dict[str, Any]]]] = {
+        skills: dict[str, Callable[[PreparationTask], Iterator[tuple[str, dict[str, Any]]]]] = {
             "calls": _calls,
             "summaries": self._summaries,
             "completion": self._completion,
         }
         for name, make in skills.items():
             task.note(f"writing chats/{name}")
-            self._write_parted(task, name, list(itertools.islice(make(task), self.each)))
+            chosen = itertools.islice(make(task), self.each)
+            learnt, held = part(chosen, lambda record: asked(record["messages"]))
+            _write(task, name, learnt, held)
         task.note("writing chats/following")
         senses = list(read_records(task.data / "text/wordset.train.jsonl.xz"))
-        asked = list(instructions(senses, self.each, task.seed))
-        self._write_parted(task, "following", [plain_record(as_conversation(one)) for one in asked])
-        held_out = (one for index, one in enumerate(asked) if _is_held_out(index))
-        write_records(task.output / "questions/following.jsonl", held_out)
+        made = ((str(one.level), one) for one in instructions(senses, self.each, task.seed))
+        parts = part(made, lambda one: one.asked[-1].content)
+        _write(task, "following", *([plain_record(as_conversation(one)) for one in of] for of in parts))
+        write_records(task.output / "questions/following.jsonl", parts[1])
 
-    def _write_parted(self, task: PreparationTask, name: str, records: list[dict[str, Any]]) -> None:
-        for suffix, held_out in (("", False), (".val", True)):
-            chosen = (one for index, one in enumerate(records) if _is_held_out(index) == held_out)
-            write_lines(task.output / f"chats/{name}{suffix}.jsonl", chosen)
-
-    def _summaries(self, task: PreparationTask) -> Iterator[dict[str, Any]]:
+    def _summaries(self, task: PreparationTask) -> Iterator[tuple[str, dict[str, Any]]]:
         text, most = task.data / "text", self.summary_characters
         stories = story_summaries(read_records(text / "stories.train.jsonl.xz"), task.seed, most)
         pages = article_summaries(read_records(text / "wikipedia.train.jsonl.xz"), task.seed, 1, most)
-        for several in itertools.zip_longest(stories, pages):
-            yield from (plain_record(one) for one in several if one is not None)
+        return ((kind, plain_record(one)) for kind, one in alternate(stories, pages))
 
-    def _completion(self, task: PreparationTask) -> Iterator[dict[str, Any]]:
+    def _completion(self, task: PreparationTask) -> Iterator[tuple[str, dict[str, Any]]]:
         folder = Path(sysconfig.get_paths()["stdlib"]) / self.library if self.library else None
-        return (plain_record(one) for one in completions(self.each, task.seed, folder))
+        return (("", plain_record(one)) for one in completions(self.each, task.seed, folder))
 
 
-def _calls(task: PreparationTask) -> Iterator[dict[str, Any]]:
-    for several in itertools.zip_longest(snips(task.data, task.seed), dialogues(task.data, task.seed)):
-        yield from ({"messages": one} for one in several if one is not None)
+def _calls(task: PreparationTask) -> Iterator[tuple[str, dict[str, Any]]]:
+    both = alternate(snips(task.data, task.seed), dialogues(task.data, task.seed))
+    return ((kind, {"messages": one}) for kind, one in both)
 
 
-def _is_held_out(index: int) -> bool:
-    return index % _HELD_OUT == 1
+def _write(
+    task: PreparationTask, name: str, learnt: Iterable[dict[str, Any]], held_out: Iterable[dict[str, Any]]
+) -> None:
+    write_lines(task.output / f"chats/{name}.jsonl", learnt)
+    write_lines(task.output / f"chats/{name}.val.jsonl", held_out)

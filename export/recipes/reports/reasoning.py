@@ -16,14 +16,16 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from phirt.fields import Range
-from phirt_train.data.archives import read_records
 from phirt_train.data.messages import assistant, user, write_lines
 from phirt_train.data.writing import write_records
 from phirt_train.preparation import PreparationTask
 from phirt_train.rollouts.questions import Question
 from phirt_train.synthetic.word_problems import LEVELS, word_problems
 
+from .held_out import is_held_out, worked_problems
+
 _HELD_OUT = 200  # problems of all levels, at most
+_MOST = 10_000_000  # different problems that a level is asked for: more than any recipe takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Reasoning:
         few = max(1, min(self.questions, _HELD_OUT // len(LEVELS)))
         for level in LEVELS:
             task.note(f"writing problems of {level}")
-            made = word_problems(self.problems + self.questions + few, task.seed, level)
-            read += itertools.islice(made, self.problems)
-            asked += itertools.islice(made, self.questions)
-            held_out += made
+            learnt = _problems(task.seed, level, held_out=False)
+            read += itertools.islice(learnt, self.problems)
+            asked += itertools.islice(learnt, self.questions)
+            held_out += itertools.islice(_problems(task.seed, level, held_out=True), few)
         write_lines(task.output / "kinds/thoughts.jsonl", _texts(task, read))
         for name, chosen in (("thoughts", read), ("thoughts.val", held_out)):
             write_lines(task.output / f"chats/{name}.jsonl", _chats(chosen))
@@ -57,8 +59,13 @@ class Reasoning:
         write_records(task.output / "questions/thoughts.val.jsonl", held_out)
 
 
+def _problems(seed: int, level: str, *, held_out: bool) -> Iterator[Question]:
+    """Different problems of a level to learn from, or to measure with, as long as there are any."""
+    return (one for one in word_problems(_MOST, seed, level) if is_held_out(str(one.question)) == held_out)
+
+
 def _texts(task: PreparationTask, problems: Sequence[Question]) -> Iterator[dict[str, Any]]:
-    packaged = read_records(task.data / "text/gsm8k.train.jsonl.xz")
+    packaged = worked_problems(task.data / "text", held_out=False)
     pairs = itertools.chain(
         ((one.question, one.answer) for one in problems),
         ((record["question"], record["answer"]) for record in packaged),

@@ -35,13 +35,13 @@ from phirt_train.synthetic.review import Review, few_letters, length, seen_befor
 from phirt_train.synthetic.textbook import country_pages, list_pages, sum_pages, word_pages
 
 from ..nano.text import stories, wikipedia
+from .held_out import is_held_out, worked_problems
 from .raw_web import french_stories, raw_pages
 from .rewrites import rewrites, sentences
 
 _Count = Annotated[int, Range(1, 1_000_000)]
 _CODE_CHARACTERS = 8000  # of a piece of a module
 _HELD_OUT_MODULES = 10  # of so many modules one
-_PROBLEMS = "gsm8k.train.jsonl.xz"
 _PAGES = "wikipedia.train.jsonl.xz"
 
 
@@ -106,7 +106,7 @@ class TextKinds:
         lists = text / "corpora.train.jsonl.xz"
         pages = (
             word_pages(senses, self.lessons, seed),
-            sum_pages(self.lessons, seed),
+            sum_pages(self.lessons, seed, is_measured=is_held_out),
             country_pages(read_records(text / "countries.train.jsonl.xz"), seed),
             list_pages(read_records(lists) if lists.is_file() else (), seed),
         )
@@ -160,11 +160,9 @@ def _texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _problems(text: Path, *, held_out: bool) -> Iterator[str]:
-    """Word problems with worked answers; every twentieth is held out."""
-    path = text / _PROBLEMS
-    for index, record in enumerate(read_records(path) if path.is_file() else ()):
-        if (index % 20 == 19) == held_out:
-            yield f"Problem: {record['question']}\nSolution: {record['answer']}"
+    """Word problems with worked answers."""
+    for record in worked_problems(text, held_out=held_out):
+        yield f"Problem: {record['question']}\nSolution: {record['answer']}"
 
 
 def _pieces(module: Document) -> Iterator[str]:
