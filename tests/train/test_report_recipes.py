@@ -63,6 +63,21 @@ def test_pairs_of_rollouts_are_what_phi_4_prefers_by(phi4: tuple[Path, dict[str,
     assert all("####" in pair["chosen"] and pair["chosen"] != pair["rejected"] for pair in pairs)
 
 
+def test_phi_4_goes_on_where_no_question_is_in_the_band(
+    phi4: tuple[Path, dict[str, StageResult]], data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(phi4[0], copy)
+    for name in ("pivotal", "dpo", "final"):
+        (copy / name / "result.json").unlink()
+    shutil.copytree(REPORTS.parent, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "recipes/reports/phi-4.toml"
+    path.write_text(path.read_text().replace("least = 0.0\nmost = 1.0", "least = 1.0\nmost = 1.0"))
+    results = {result.name: result for result in run_recipe(path, copy, data, scale="tiny")}
+    assert results["pivotal"].figures["questions in band"] == 0
+    assert not (copy / "made/pivotal/pairs.jsonl").exists() and results["dpo"].units > 0
+
+
 @pytest.fixture(scope="module")
 def phi3(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, StageResult]]:
     run = tmp_path_factory.mktemp("phi-3")

@@ -1,8 +1,8 @@
 """Rejection sampling as a step: answers of the model to questions, drawn through the runtime, verified, and
 sorted into what is learnt next and what is not preferred.
 
-It makes accepted.jsonl (conversations), pairs.jsonl (preferences) and rejected.jsonl. Knows options and
-files. What is right and what is kept is `phirt_train.rollouts`' matter.
+It makes accepted.jsonl (conversations), pairs.jsonl (preferences) and rejected.jsonl, as far as there are
+any. Knows options and files. What is right and what is kept is `phirt_train.rollouts`' matter.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def sample(options: RejectionSamplingOptions, context: StepContext) -> StepOutco
             on_progress=lambda done, total: context.note("drawing answers", done, total, "questions"),
         )
     for name in _MADE:
-        shutil.copyfile(drawn / name, context.output / name)
+        if (drawn / name).stat().st_size:  # a stage names as optional what may come to nothing
+            shutil.copyfile(drawn / name, context.output / name)
     every = levels[ALL]
     figures = {f"{level} right": one.p for level, one in levels.items()}
     figures |= {"questions in band": every.in_band, "accepted": every.accepted, "pairs": every.pairs}
