@@ -21,6 +21,7 @@ from torch import nn
 from phirt.errors import ConfigError
 
 _PATIENCE = datetime.timedelta(days=7)  # one process may prepare data for hours while the others wait
+_REMEDY = "start all of them with torchrun"
 _BUCKET = 1 << 24  # elements that are summed in one message
 
 
@@ -122,10 +123,14 @@ def join_processes() -> Processes:
     Raises:
         ConfigError: they do not find each other.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdigit() or not (count := int(size)):
+        raise ConfigError(f"WORLD_SIZE is {size!r}, accepted: a number of processes; {_REMEDY}")
     if count == 1:
         return ALONE
-    found = Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
+    if not (given := os.environ.get("RANK", "")).isdigit():
+        raise ConfigError(f"WORLD_SIZE is {count}, and RANK is {given!r}, no number; {_REMEDY}")
+    found = Processes(int(given), count, int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         if found.device.type == "cuda":
             torch.cuda.set_device(found.device)
@@ -135,9 +140,25 @@ def join_processes() -> Processes:
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"process {found.rank} of {count} did not find the others: {' '.join(str(error).split())}; "
-                "start all of them with torchrun"
+                f"{_REMEDY}"
             ) from error
     return found
+
+
+def check_started() -> None:
+    """Refuses what takes processes that know of each other, one of them alone too.
+
+    Raises:
+        ConfigError: torchrun has not started this one.
+    """
+    missing = [
+        name for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing:
+        raise ConfigError(
+            f"--sharding fsdp deals out weights among processes, and {', '.join(missing)} are not set; "
+            f"{_REMEDY}, or train with --sharding none"
+        )
 
 
 def leave_processes() -> None:

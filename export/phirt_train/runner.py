@@ -35,14 +35,14 @@ from phirt_train.metrics import EVENTS_NAME, Metrics
 from phirt_train.objectives import find_objective
 from phirt_train.outside import check_tokenizer, find_outside, weights_identity
 from phirt_train.preparation import prepare_data
-from phirt_train.processes import ALONE, Processes, join_processes, leave_processes
+from phirt_train.processes import ALONE, Processes, check_started, join_processes, leave_processes
 from phirt_train.progress import Progress, Report, ignore
 from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.report import write_report
 from phirt_train.results import RESULT_NAME, finished, result_table
 from phirt_train.schedules import course_of, is_continued
-from phirt_train.sharding import Sharding, whole
+from phirt_train.sharding import Sharding, check_routes, check_sharded, whole
 from phirt_train.stage import StageConfig
 from phirt_train.stage_fields import missed
 from phirt_train.stage_record import record_stage, tensor_digests, write_record
@@ -129,6 +129,10 @@ def run_loaded(
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give the one that holds the recipe's data")
     check_recipe(recipe)
+    if sharding == "fsdp":
+        for stage in recipe.stages:
+            check_sharded(stage)
+        check_started()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         processes = join_processes()
@@ -332,11 +336,6 @@ class _Run:
     def _run_stage(self, stage: StageConfig, digest: str) -> StageResult:
         context = self._context(stage)
         if self.sharding == "fsdp":
-            if stage.quantize_aware:
-                raise ConfigError(
-                    f"stage {stage.name} trains on the int4 grid, whose blocks are not dealt out; train it "
-                    "with --sharding none"
-                )
             stage = dataclasses.replace(stage, compile=False)  # a compiled pass would hide the layers
         folder = self.run_dir / stage.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -355,6 +354,8 @@ class _Run:
         was = tensor_digests(model)  # of its start, also where it goes on from a state
         with self.processes.in_turn():  # what is prepared once is prepared by the first
             objective = find_objective(stage.objective).build(model, stage, context)
+        if self.sharding == "fsdp":
+            check_routes(stage, objective)
         objective.head.to(self.device)
         if stage.quantize_aware:
             set_weight_grid(model, stage.quantize_aware)

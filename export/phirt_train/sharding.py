@@ -14,11 +14,50 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from phirt.errors import ConfigError
 from phirt_export.reference import Model
 from phirt_train.objective import Loss, Objective
+from phirt_train.objectives.mixture import MixtureData
 from phirt_train.processes import Processes
+from phirt_train.stage import StageConfig
 
 Sharding = Literal["none", "fsdp"]
+_REMEDY = "train it with --sharding none"
+
+
+def check_sharded(stage: StageConfig) -> None:
+    """Refuses a stage whose weights cannot be dealt out. Every process gathers each layer in each of its
+    forward passes, so that all must make as many; the objectives of a mixture do not.
+
+    Raises:
+        ConfigError: weights on a grid, or a mixture of other objectives than `language_modeling`.
+    """
+    if stage.quantize_aware:
+        raise ConfigError(
+            f"stage {stage.name} trains on the int4 grid, whose blocks are not dealt out; {_REMEDY}"
+        )
+    if isinstance(stage.data, MixtureData):
+        kinds = sorted({part.objective for part in stage.data.parts.values()} - {"language_modeling"})
+        if kinds:
+            raise ConfigError(
+                f"stage {stage.name} mixes in {', '.join(kinds)}, whose forward passes differ in number "
+                f"among processes that deal out weights; {_REMEDY}"
+            )
+
+
+def check_routes(stage: StageConfig, objective: Objective) -> None:
+    """Refuses conversations of several routes: a process makes a forward pass for each that its share has.
+
+    Raises:
+        ConfigError: the stage's sources have more than one.
+    """
+    routes: frozenset[str] = getattr(objective, "routes", frozenset())
+    if len(routes) > 1:
+        raise ConfigError(
+            f"stage {stage.name} learns conversations of several routes ({', '.join(sorted(routes))}), and "
+            f"processes that deal out weights must make as many forward passes each; {_REMEDY}, or give it "
+            "conversations of one route"
+        )
 
 
 class ShardedObjective(nn.Module):

@@ -20,10 +20,11 @@ SENTENCE = "The small river runs past the old stone house and into the wide gree
 
 def write_small_data(folder: Path) -> Path:
     """Fill `folder` and return it."""
-    for name in ("text", "images", "speech"):
+    for name in ("text", "images", "speech", "eval"):
         (folder / name).mkdir(parents=True)
     (folder / "README.md").write_text("a small stand-in\n")
     _write_text(folder / "text")
+    _write_evaluation(folder / "eval")
     rng = np.random.default_rng(5)
     labels = {"clothing": ["shirt", "hat"], "caltech101": ["leopard", "chair"], "grocery": ["pear", "plum"]}
     for source, names in labels.items():
@@ -118,6 +119,18 @@ def _write_text(folder: Path) -> None:
     for name, rows in files.items():
         with lzma.open(folder / f"{name}.jsonl.xz", "wt", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_evaluation(folder: Path) -> None:
+    """Sets that data are cleaned of, with the fields that are looked at."""
+    sets = {
+        "arc_easy": {"query": "Which of these is a plant: an oak, a stone, or a small quiet river?"},
+        "svamp": {"context": "Ann has 4 pears and 9 plums in a basket on the table at home today."},
+        "lambada": {"context": "She looked at the old boat again and said that it was his own old boat"},
+    }
+    for name, row in sets.items():
+        with lzma.open(folder / f"{name}.jsonl.xz", "wt", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
 
 
 def _write_tar(path: Path, rows: list[dict[str, Any]], media: list[bytes]) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,10 @@ from safetensors.torch import load_file
 
 from phirt.errors import ConfigError
 from phirt_train.processes import ALONE, Processes, join_processes
+from phirt_train.runner import run_recipe
+from phirt_train.sharding import check_routes
 
+RECIPES = Path(__file__).resolve().parents[2] / "export/recipes"
 WORKER = Path(__file__).with_name("worker_train.py")
 Trained = dict[str, Any]
 
@@ -84,3 +88,49 @@ def test_one_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> 
     with ALONE.in_turn():
         assert ALONE.sum([1.5, 2.0]) == [1.5, 2.0] and ALONE.share({"a": [1]}) == {"a": [1]}
     ALONE.wait()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RANK", None, "WORLD_SIZE is 2, and RANK is '', no number; start all of them with torchrun"),
+        ("RANK", "x", "WORLD_SIZE is 2, and RANK is 'x', no number; start all of them with torchrun"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', accepted: a number of processes; start all"),
+    ],
+)
+def test_what_torchrun_would_have_set_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | None, message: str
+) -> None:
+    for known in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(known, "2")
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        join_processes()
+    assert str(refused.value).startswith(message)
+
+
+def test_dealing_out_without_torchrun_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE, RANK, .* not set; start all of them with torchrun"):
+        run_recipe(RECIPES / "parrot", Path("unused"), sharding="fsdp")
+
+
+def test_mixtures_whose_passes_differ_are_not_dealt_out() -> None:
+    """Processes waited for each other for ever, each with another number of forward passes."""
+    with pytest.raises(ConfigError, match=r"stage joint mixes in supervised_finetuning.*--sharding none"):
+        run_recipe(RECIPES / "reports/kimi-vl.toml", Path("unused"), RECIPES, scale="tiny", sharding="fsdp")
+
+
+@pytest.mark.parametrize("routes", [{"none"}, {"none", "vision"}])
+def test_conversations_of_several_routes_are_not_dealt_out(routes: set[str]) -> None:
+    stage: Any = SimpleNamespace(name="joint")
+    objective: Any = SimpleNamespace(routes=frozenset(routes))
+    if len(routes) == 1:
+        check_routes(stage, objective)
+        return
+    with pytest.raises(ConfigError, match=r"stage joint .* several routes \(none, vision\).*--sharding none"):
+        check_routes(stage, objective)

@@ -25,6 +25,7 @@ from phirt_train.safety.probes import (
 )
 from phirt_train.safety.refusals import MARKERS, grade
 from phirt_train.safety.rounds import attack, break_fix
+from phirt_train.steps.safety_round import SafetyRoundOptions
 
 
 class Ruled:
@@ -155,3 +156,11 @@ def test_a_bundle_is_measured(nano: Path) -> None:
     sampler = BundleSampler(phirt.load(nano, threads=1), GenerationConfig(max_new_tokens=8))
     measured = scores(ask(sampler, probes("measured")[::40]))
     assert measured.unsafe.total + measured.look_alike.total == len(probes("measured")[::40])
+
+
+def test_no_more_prompts_are_tried_than_there_are() -> None:
+    """2000 attacks were counted where 580 prompts were drawn."""
+    assert len(drawn(520, 3)) == 520
+    assert SafetyRoundOptions(attacks=520).attacks == 520
+    with pytest.raises(ValueError, match="attacks is 521, accepted: at most the 520 prompts that there are"):
+        SafetyRoundOptions(attacks=521)

@@ -173,6 +173,11 @@ class DirectPreferenceOptimization:
         means = np.array([source.lengths.mean() for source in self.sources])
         return float(self._sampler.draws.shares.at(np.zeros(1))[0] @ means)
 
+    @property
+    def routes(self) -> frozenset[str]:
+        """Those of all sources; a share of a step takes a forward pass for each that it has."""
+        return frozenset(route for source in self.sources for route in source.routes)
+
     def consumed(self, step: int) -> dict[str, Consumed]:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step, [source.lengths for source in self.sources])

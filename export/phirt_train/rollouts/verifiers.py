@@ -1,8 +1,9 @@
 """Whether an answer is right: by its number, its words, its calls of tools, or what a program can check.
 
 `strict` and `flexible` find a number as lm-evaluation-harness does for GSM8K (arXiv 2110.14168): behind
-"#### ", or the last one of the text. `number` looks behind the last "####" or "answer is", and where neither
-is there takes the last number; it compares values, so that 72, 72.0 and $72.00 are equal.
+"#### ", or the last one of the text. `number` takes the last one of what is stated behind the last "####" or
+"answer is", so that "the answer is 2 + 3 = 5" is 5, and where neither is there the last one of the text; it
+compares values, so that 72, 72.0 and $72.00 are equal, and 3/4 is 0.75.
 
 Knows questions and answers. Knows nothing of models; a new verifier is a function and its name in VERIFIERS.
 """
@@ -21,23 +22,27 @@ from phirt_train.rollouts.questions import Question
 
 Verifier = Callable[[Question, str], bool]
 
-_NUMBER = re.compile(r"(?<![\w.])-?\s?\$?\s?(\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?<![\w.])-?\s?\$?\s?(\d[\d,]*(?:\.\d+)?|\.\d+)(?:/(0*[1-9]\d*)\b)?")
+_END = re.compile(r"[.!?](?=\s|$)|\n")  # of a statement
 _MARK = re.compile(r"####|answer\s+is", re.IGNORECASE)
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 
 
 def number_of(text: str) -> Fraction | None:
-    """The number that a text gives as its answer: the first one behind its last mark, or its last one."""
+    """The number that a text gives as its answer: the last one of the statement behind its last mark, or
+    of all.
+    """
     marks = list(_MARK.finditer(text))
-    if marks and (found := _NUMBER.search(text, marks[-1].end())):
-        return _value(found)
+    if marks and (first := _NUMBER.search(text, marks[-1].end())):
+        end = _END.search(text, first.end())
+        text = text[first.start() : end.start() if end else None]
     numbers = list(_NUMBER.finditer(text))
     return _value(numbers[-1]) if numbers else None
 
 
 def _value(match: re.Match[str]) -> Fraction:
-    value = Fraction(match[1].replace(",", ""))
+    value = Fraction(match[1].replace(",", "")) / int(match[2] or 1)
     return -value if match[0].startswith("-") else value
 
 

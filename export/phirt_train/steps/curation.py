@@ -15,7 +15,7 @@ from pathlib import Path
 
 from phirt.errors import ConfigError
 from phirt_export.reference import ModelConfig
-from phirt_train.curate.config import ClassifierConfig, CurationConfig
+from phirt_train.curate.config import ClassifierConfig, CurationConfig, EvaluationConfig, find_files
 from phirt_train.curate.executor import InProcess
 from phirt_train.curate.pipeline import curate
 from phirt_train.progress import Progress, Report
@@ -89,13 +89,16 @@ def _placed(options: CurationOptions, context: StepContext) -> CurationConfig:
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(CurationConfig)}
     given["source"] = tuple(dataclasses.replace(one, files=lying(one.files)) for one in options.source)
     given["classifier"] = None if options.classifier is None else examples(options.classifier)
-    given["evaluation"] = tuple(one for one in options.evaluation if _is_there(one.files, context.source))
+    given["evaluation"] = tuple(_found(one, context.source) for one in options.evaluation)
     return CurationConfig(**given)
 
 
-def _is_there(names: Iterable[str], folder: Path) -> bool:
-    """Whether an evaluation set is at hand: nothing can be in the data of one that is not."""
-    return all((folder / name).is_file() for name in names)
+def _found(one: EvaluationConfig, folder: Path) -> EvaluationConfig:
+    """An evaluation set with the files that its names and patterns stand for; one that stands for none is an
+    error: data would be called clean of it.
+    """
+    found = find_files(folder, one.files, f"evaluation set {one.name}")
+    return dataclasses.replace(one, files=tuple(str(path.absolute()) for path in found))
 
 
 KIND = StepKind(CurationOptions, sift, needs_model=False)

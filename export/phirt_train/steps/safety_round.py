@@ -49,6 +49,13 @@ class SafetyRoundOptions:
     measured: Annotated[int, Range(2, 1 << 20)] | None = None
     max_new_tokens: Annotated[int, Range(1, 1 << 16)] = 48
 
+    def __post_init__(self) -> None:
+        kinds = [one.kind for one in probes("train")]
+        most = 2 * min(kinds.count(kind) for kind in set(kinds))  # of both alike
+        for name, count in (("attacks", self.attacks), ("kept", self.kept)):
+            if count > most:
+                raise ValueError(f"{name} is {count}, accepted: at most the {most} prompts that there are")
+
     def check(self, model: ModelConfig) -> None:
         """Every model can answer."""
 
