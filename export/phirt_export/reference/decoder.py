@@ -119,7 +119,7 @@ class Attention(nn.Module):
         return projected
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Documents | None) -> Tensor:
-        """What queries, keys and values [B, heads, T, head_dim] come to, of that shape; masks as in `Model`."""
+        """What queries, keys, values [B, heads, T, head_dim] come to, of that shape; masks as in `Model`."""
         if isinstance(mask, Documents):
             return mask.attend(q, k, v, self.config.sliding_window)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
