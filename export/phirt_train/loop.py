@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from phirt.errors import ConfigError
 from phirt_export.reference import Model
 from phirt_train.activation_checkpointing import checkpoint_layers
+from phirt_train.batches import Batches, count_workers, lost_worker
 from phirt_train.data.sampling import Consumed
 from phirt_train.gradients import sum_gradients
 from phirt_train.guards import DivergenceError, SpikeGuard, why_no_number
@@ -117,7 +118,8 @@ class StageRun:
         self.buffers = kept_buffers(model, trained, stage)
         rates = part_rates(self.parameters, stage)
         self.optimizers = make_optimizers(self.parameters, stage.schedule, rates)
-        self.shares = shares_of(stage, processes.rank, processes.count)
+        shares, workers = shares_of(stage, processes.rank, processes.count), stage.workers
+        self._batches = Batches(objective, shares, stage.steps, count_workers(workers, model, processes))
         # Running statistics of batch norm belong to the weights that they were measured with: averaged too.
         self.averaged: dict[str, Tensor] = {}
         if stage.ema:
@@ -188,9 +190,8 @@ class StageRun:
         # Dropout draws from the global generator, in each process its own.
         torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
         before = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        batches = (self.objective.prepare(self.step, share) for share in self.shares)
         parameters = list(self.parameters.values())
-        figures = sum_gradients(batches, self._loss, parameters, self.processes)
+        figures = sum_gradients(self._batches.of(self.step), self._loss, parameters, self.processes)
         if not figures.reached:
             raise ConfigError(
                 f"stage {stage.name} trains {', '.join(stage.trains)}, which its data do not reach (text "
@@ -251,11 +252,14 @@ class StageRun:
         begun_at = self.step
         try:
             self._steps(report)
-            if self.step > begun_at:
+            if self.step > begun_at and not self.guard.spikes:
                 self.save()  # measuring may take long, and may be stopped: nothing is trained twice for it
                 if (stop := self._stop_of_all()) is not None:
                     raise self._interrupted(stop)
+        except RuntimeError as error:
+            raise lost_worker(error) or error from error
         finally:
+            self._batches.close()
             for kind, handler in self._former_handlers.items():
                 signal.signal(kind, handler)
         with torch.no_grad():

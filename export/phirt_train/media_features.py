@@ -77,6 +77,9 @@ class MediaFeatures:
             crops = min(max_crops, self._constants.max_crops)
             self._constants = dataclasses.replace(self._constants, max_crops=crops)
         self._reader = None if config.audio is None else FrameReader(config.audio, context.limits)
+        self._mean_frame = None
+        if config.audio is not None:  # fetched here: who makes batches has no device
+            self._mean_frame = model.audio_embed.encoder.encoder_embedding.global_mean.cpu()
         self._counted: dict[Path, int] = {}
         self._views = views
         self._photos = self._sounds = None
@@ -128,9 +131,9 @@ class MediaFeatures:
         clips = [one for _, one in opened if isinstance(one, np.ndarray)]
         frames = None
         if clips:
-            mean_frame = self._model.audio_embed.encoder.encoder_embedding.global_mean.cpu()
+            assert self._mean_frame is not None
             change = self._audio_change if is_training else UNCHANGED_AUDIO
-            frames = augment_batch(clips, change, rng, mean_frame)
+            frames = augment_batch(clips, change, rng, self._mean_frame)
         return MediaInputs(
             tuple(modality for modality, _ in opened),
             [one for _, one in opened if isinstance(one, ImageInputs)],

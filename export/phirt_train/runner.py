@@ -281,7 +281,7 @@ class _Run:
                 before.append(weights_identity(find_outside(part.checkpoint, recipe.folder)))
             course = course_of(recipe.stages, part.name)  # the rates of a chain depend on its later stages
             before += made_digests(part.files(), digests)
-            asked = dataclasses.replace(part, gate={}, tokens=None, item_tokens=None)
+            asked = dataclasses.replace(part, gate={}, tokens=None, item_tokens=None, workers=None)
             rope = recipe.model_after(part.name).decoder.rope
             facts = repr((seeds[part.name], common, asked, before, course, rope))
             digests[part.name] = hashlib.sha256(facts.encode()).hexdigest()

@@ -103,6 +103,7 @@ class StageConfig:
             `trains`; those of a stage's own head begin with "head.") the first that fits counts.
         checkpoint_activations: keep of each decoder layer its input alone and compute it again for the
             gradient: less memory for a third more work.
+        workers: processes that make batches ahead of the steps; by default as many as cores are left over.
         data: what the objective learns from, as the objective describes it.
         ema: decay of the averaged weights that the stage ends with; 0 keeps the last weights.
         quantize_aware: train the decoder's base weights on the int4 grid with this block size; 0 for off.
@@ -131,6 +132,7 @@ class StageConfig:
         default_factory=dict
     )
     checkpoint_activations: bool = False
+    workers: Annotated[int, Range(0, 64)] | None = None
     ema: Annotated[float, Range(0.0, 0.999999)] = 0.0
     quantize_aware: Annotated[int, Range(0, 1 << 16)] = 0
     copies: Annotated[Mapping[str, str], Length(0, 64)] = dataclasses.field(default_factory=dict)

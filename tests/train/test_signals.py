@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from phirt_train.batches import Batches
 from phirt_train.loop import StageRun
 from phirt_train.progress import ignore
 
@@ -30,7 +31,8 @@ class _Stopped(Exception):  # noqa: N818 - it is no error
 def _run_steps(monkeypatch: pytest.MonkeyPatch, kills: int) -> StageRun:
     """A stage whose one step is `kills` signals."""
     run = StageRun.__new__(StageRun)
-    run._stop, run._former_handlers = None, {}
+    run.step, run._stop, run._former_handlers = 0, None, {}
+    run._batches = Batches(None, (), 0, 0)
 
     def steps(self: StageRun, report: object) -> None:
         for _ in range(kills):
