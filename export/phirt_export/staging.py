@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +20,7 @@ from phirt.bundle.files import load_any
 from phirt.bundle.manifest import EMBEDDER_FORMAT, FORMAT, MANIFEST_NAME
 from phirt.errors import BundleError, ConfigError, PhirtError
 from phirt.runtime.atomic_file import sync_file, sync_folder
+from phirt.runtime.file_lock import take_lock
 from phirt_export.containers import read_json
 from phirt_export.journal import Journal
 
@@ -132,7 +132,7 @@ def _take_lock(partial: Path, output: Path) -> BinaryIO:
         except FileNotFoundError:  # another export has removed the folder meanwhile
             continue
         try:
-            _lock(file)
+            take_lock(file)
             if os.fstat(file.fileno()).st_ino == (partial / _LOCK).stat().st_ino:
                 return file
         except FileNotFoundError:
@@ -144,19 +144,6 @@ def _take_lock(partial: Path, output: Path) -> BinaryIO:
             ) from error
         file.close()
     raise ConfigError(f"other exports to {output} come and go; try again when they have finished")
-
-
-def _lock(file: BinaryIO) -> None:
-    """Lock a whole file, or raise BlockingIOError or PermissionError at once where another process has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _check_ours(partial: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import json
 import logging
 import shutil
 import sys
@@ -24,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from phirt.errors import ConfigError, PhirtError
-from phirt.fields import Fields, read_dataclass
+from phirt.fields import Fields, parse_json, read_dataclass
+from phirt.runtime.atomic_file import write_text
+from phirt_train.file_digests import FileDigests, opened_files
 from phirt_train.progress import Progress, Report
 from phirt_train.recipe import PreparationConfig, Recipe
 
 STAGE = "preparation"
+_MARK_NAME = "prepared.json"
 _OWN = "0"  # the recipe's own folder as a package: no folder that is used has such a name
 _log = logging.getLogger("phirt.train")
 
@@ -47,39 +51,73 @@ class PreparationTask:
         self.report(Progress(STAGE, step, steps, unit, activity))
 
 
-def prepare_data(recipe: Recipe, config: PreparationConfig, data: Path, output: Path, report: Report) -> str:
-    """Write the recipe's data to `output`, unless the same code has written them there from the same options.
+def prepare_data(
+    recipe: Recipe,
+    config: PreparationConfig,
+    data: Path,
+    output: Path,
+    report: Report,
+    known: FileDigests | None = None,
+) -> str:
+    """Write the recipe's data to `output`, unless the same code has written them there from the same options
+    and the same files.
+
+    Args:
+        known: digests of the user's files that earlier starts have found.
 
     Returns:
-        A digest of code and options, which the data are a function of.
+        A digest of code, options and the files that the code has opened, which the data are a function of.
 
     Raises:
         ConfigError: there is no such module, its options are wrong, it fails, or `output` is of another
-            recipe.
+            recipe or other files.
     """
+    known = known or FileDigests(output.parent / "files.json")
     used = {Path(name).name: recipe.folder / name for name in config.uses}
     module = _load(recipe.folder, config.module, used)
     place = f"{recipe.folder / config.module}: options"
     fields = Fields(dict(config.options), place, ConfigError, "correct the recipe", closed=True)
     options = read_dataclass(module.Options, fields)
     digest = _digest([recipe.folder, *used.values()], repr((recipe.seed, options)))
-    mark = output / "prepared.sha256"
+    mark = output / _MARK_NAME
     if mark.is_file():
-        if mark.read_text(encoding="ascii", errors="replace") != digest:
-            raise ConfigError(
-                f"{output} was written by another recipe, or other code of it; train into another folder, or "
-                f"delete {output}"
-            )
-        return digest
+        return _checked(mark, digest, data, known)
     report(Progress(STAGE, 0, None, "records", f"running {recipe.folder / config.module}"))
     staging = output.with_name(f"{output.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    _run(module, PreparationTask(data, staging, recipe.seed, report), options)
-    (staging / mark.name).write_text(digest, encoding="ascii")
+    with opened_files(data) as opened:
+        _run(module, PreparationTask(data, staging, recipe.seed, report), options)
+    inputs = sorted(one for one in opened if _is_input(one, output.parent.absolute()))
+    read = {one.relative_to(data.absolute()).as_posix(): known.of(one) for one in inputs}
+    write_text(staging / mark.name, json.dumps({"digest": digest, "read": read}, indent=1) + "\n")
     shutil.rmtree(output, ignore_errors=True)
     staging.replace(output)
-    return digest
+    return _joined(digest, read)
+
+
+def _checked(mark: Path, digest: str, data: Path, known: FileDigests) -> str:
+    """The digest of what was prepared before, where code, options and files are still the same."""
+    output, remedy = mark.parent, f"train into another folder, or delete {mark.parent}"
+    document = parse_json(mark.read_bytes(), str(mark), ConfigError, remedy)
+    fields = Fields(document, str(mark), ConfigError, remedy)
+    if fields.text("digest") != digest:
+        raise ConfigError(f"{output} was written by another recipe, or other code of it; {remedy}")
+    files = fields.child("read")
+    read = {name: files.text(name) for name, _ in files.items()}
+    for name, was in read.items():
+        if not (data / name).is_file() or known.of(data / name) != was:
+            raise ConfigError(f"{output} was written from another {name} than {data} holds; {remedy}")
+    return _joined(digest, read)
+
+
+def _is_input(path: Path, run_dir: Path) -> bool:
+    """Whether a file that was opened is data: neither code nor of the run itself."""
+    return path.is_file() and not path.is_relative_to(run_dir) and path.suffix not in (".py", ".pyc")
+
+
+def _joined(digest: str, read: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr((digest, sorted(read.items()))).encode()).hexdigest()
 
 
 def _run(module: Any, task: PreparationTask, options: Any) -> None:

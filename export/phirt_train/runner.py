@@ -4,36 +4,35 @@ and a table of what they reached.
 Knows the order of stages and the run folder. Knows nothing of objectives' and steps' insides.
 
 A run folder holds `prepared/` (what the recipe's own code wrote), `made/` (what steps made),
-`tokenizer.json`, `cache/`, and for each stage `state.safetensors` while it runs, then `model.safetensors`
-(every tensor trained so far), `moments.safetensors` where a later stage continues its schedule, and
-`result.json` with `shares.jsonl`, `metrics.jsonl` of its steps and `record.json` of what it changed; at the
-end `checkpoint/`, which `phirt export` takes. `report.md`, `report.json`, `loss.png`, `schedule.png` and
-`tensorboard/` say how it went.
+`tokenizer.json`, `files.json` (digests of data), `cache/`, and for each stage `state.safetensors` while it
+runs, then `model.safetensors` (every tensor trained so far), `moments.safetensors` where a later stage
+continues its schedule, and `result.json` with `shares.jsonl`, `metrics.jsonl` of its steps and `record.json`
+of what it changed; at the end `checkpoint/`, which `phirt export` takes. `report.md`, `report.json`,
+`loss.png`, `schedule.png` and `tensorboard/` say how it went.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from phirt.errors import ConfigError
-from phirt.runtime.atomic_file import write_text
+from phirt.runtime.atomic_file import atomic_write, write_text
 from phirt_export.bundle import model_limits
-from phirt_export.chat_files import TOKENIZER_NAME, tokenizer_bytes
+from phirt_export.chat_files import TOKENIZER_NAME
 from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
-from phirt_train.given_tokenizer import given_tokenizer
+from phirt_train.file_digests import FileDigests
 from phirt_train.loop import Interrupted, StageResult, StageRun
 from phirt_train.metrics import EVENTS_NAME, Metrics
 from phirt_train.objectives import find_objective
-from phirt_train.outside import check_tokenizer, find_outside, weights_identity
+from phirt_train.outside import check_tokenizer, find_outside
+from phirt_train.part_digests import files_beside, own_tokenizer, part_digests, tokenizer_sources
 from phirt_train.preparation import prepare_data
 from phirt_train.processes import ALONE, Processes, check_started, join_processes, leave_processes
 from phirt_train.progress import Progress, Report, ignore
@@ -41,6 +40,7 @@ from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.report import write_report
 from phirt_train.results import RESULT_NAME, finished, result_table
+from phirt_train.run_marks import alone, is_marked, mark
 from phirt_train.schedules import course_of, is_continued
 from phirt_train.sharding import Sharding, check_routes, check_sharded, whole
 from phirt_train.stage import StageConfig
@@ -51,14 +51,13 @@ from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
 from phirt_train.step_run import (
     check_made,
     files_needed,
-    made_digests,
     run_step,
-    step_digest,
     step_seed,
     with_found,
 )
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
+    CHECKPOINT_NAME,
     MOMENTS_NAME,
     WEIGHTS_NAME,
     check_recipe,
@@ -145,7 +144,8 @@ def run_loaded(
             processes=processes,
             sharding=sharding,
         )
-        return run.run(until)
+        with alone(run_dir) if processes.is_first else contextlib.nullcontext():
+            return run.run(until)
     except KeyboardInterrupt as interrupt:  # before or after training, which notices signals itself
         raise Interrupted("stopped between steps; start again to continue", signal.SIGINT) from interrupt
     except OSError as error:
@@ -171,6 +171,7 @@ class _Run:
         self.recipe, self.run_dir, self.data, self.report = recipe, run_dir, data, report
         self.source, self.ignore_gates = data, ignore_gates
         self.prepared = ""
+        self.known_files = FileDigests(run_dir / "files.json")
         self.processes, self.sharding, self.device = processes, sharding, processes.device
 
     def run(self, until: str | None) -> list[StageResult]:
@@ -179,10 +180,14 @@ class _Run:
         if recipe.prepare is not None:
             output = self.run_dir / "prepared"
             with self.processes.in_turn():
-                self.prepared = prepare_data(recipe, recipe.prepare, self.data, output, self.report)
+                known = self.known_files
+                known.read()
+                self.prepared = prepare_data(recipe, recipe.prepare, self.data, output, self.report, known)
+                if self.processes.is_first:
+                    known.save()
             self.data = output
         self._require_files()
-        digests = self._digests()
+        digests, tokenizer = self._digests()
         results: list[StageResult] = []
         *_, last = digests
         for name in digests:
@@ -190,7 +195,8 @@ class _Run:
             (part,) = (one for one in self.recipe.in_order() if one.name == name)
             if isinstance(part, StageConfig) or part.after is not None:
                 with self.processes.in_turn():
-                    self._make_tokenizer()
+                    finished(self.run_dir / name, digests[name])  # refuses before anything is replaced
+                    self._make_tokenizer(tokenizer)
             is_new = not (self.run_dir / part.name / RESULT_NAME).is_file()
             done = self._done(part, digests[part.name], results)
             results.append(done)
@@ -201,8 +207,10 @@ class _Run:
             if part.name == until:
                 return results
         with self.processes.in_turn():
-            if self.processes.is_first:
-                write_checkpoint(self.recipe, self.run_dir)
+            checkpoint, identity = self.run_dir / CHECKPOINT_NAME, repr((list(digests.items()), tokenizer))
+            # What starts from it goes by its files' times: one that is there is not written again.
+            if self.processes.is_first and not (checkpoint.is_dir() and is_marked(checkpoint, identity)):
+                mark(write_checkpoint(self.recipe, self.run_dir), identity)
         return results
 
     def _done(self, part: StageConfig | StepConfig, digest: str, before: list[StageResult]) -> StageResult:
@@ -242,50 +250,41 @@ class _Run:
                         "correct the recipe"
                     )
 
-    def _make_tokenizer(self) -> None:
+    def _make_tokenizer(self, digest: str) -> None:
+        """Writes the run's tokenizer, unless one of this digest lies there."""
         recipe, path = self.recipe, self.run_dir / TOKENIZER_NAME
-        if path.is_file():
+        if path.is_file() and is_marked(path, digest):
             return
-        if recipe.tokenizer is not None and recipe.tokenizer.file is not None:
-            path.write_bytes(given_tokenizer(find_outside(recipe.tokenizer.file, recipe.folder)))
-            return
-        if recipe.tokenizer is None:
-            assert recipe.base is not None
-            path.write_bytes(tokenizer_bytes(recipe.base))
-            return
-        every = dict.fromkeys(name for stage in recipe.stages for name in stage.data.files())
-        first = {None, *(step.name for step in recipe.steps_after(None))}
-        names = recipe.tokenizer.sources or tuple(name for name in every if step_of(name) in first)
-        write_text(path, train_tokenizer(recipe.tokenizer, [self._place(n) for n in names], self.report))
+        if (own := own_tokenizer(recipe)) is not None:
+            with atomic_write(path) as file:
+                file.write(own)
+        else:
+            assert recipe.tokenizer is not None
+            places = [self._place(name) for name in tokenizer_sources(recipe)]
+            write_text(path, train_tokenizer(recipe.tokenizer, places, self.report))
+        mark(path, digest)
 
     def _place(self, name: str) -> Path:
         """Where a file lies that the recipe names."""
         return (self.data if step_of(name) is None else self.run_dir) / name
 
-    def _digests(self) -> dict[str, str]:
-        """For each stage and step one SHA-256, over all that its outcome is a function of: sizes, seed, text,
-        its own table and those of the stages that it starts from and the steps whose data it reads. What
-        a stage must reach is not among it.
-        """
-        recipe = self.recipe
-        base = [] if recipe.base is None else weights_identity(recipe.base)
-        common = (recipe.model, recipe.tokenizer, recipe.chat_template, self.prepared, base)
-        seeds = {stage.name: recipe.seed + index for index, stage in enumerate(recipe.stages)}
-        digests: dict[str, str] = {}
-        for part in recipe.in_order():
-            if isinstance(part, StepConfig):
-                digests[part.name] = step_digest(part, step_seed(part, recipe.seed), common, digests)
-                continue
-            before: list[Any] = [digests[name] for name in part.starts_from]
-            if part.checkpoint is not None:
-                before.append(weights_identity(find_outside(part.checkpoint, recipe.folder)))
-            course = course_of(recipe.stages, part.name)  # the rates of a chain depend on its later stages
-            before += made_digests(part.files(), digests)
-            asked = dataclasses.replace(part, gate={}, tokens=None, item_tokens=None, workers=None)
-            rope = recipe.model_after(part.name).decoder.rope
-            facts = repr((seeds[part.name], common, asked, before, course, rope))
-            digests[part.name] = hashlib.sha256(facts.encode()).hexdigest()
-        return digests
+    def _digests(self) -> tuple[dict[str, str], str]:
+        """Those of stages and steps, and the tokenizer's."""
+        known, is_users = self.known_files, self.recipe.prepare is None
+
+        def file_digest(name: str) -> str | None:
+            path = self.data / name
+            return known.of(path) if is_users and step_of(name) is None and path.is_file() else None
+
+        def beside(step: StepConfig) -> object:
+            return [(str(path), known.of(path)) for path in files_beside(step, self.source)]
+
+        with self.processes.in_turn():  # the first one reads large files, the others find their digests
+            known.read()
+            found = part_digests(self.recipe, self.prepared, file_digest, beside)
+            if self.processes.is_first:
+                known.save()
+        return found
 
     def _encoder(self) -> ConversationEncoder:
         recipe = self.recipe

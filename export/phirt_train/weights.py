@@ -28,6 +28,7 @@ from phirt_train.stage import StageConfig
 from phirt_train.state_file import read_tensors, save_tensors
 
 WEIGHTS_NAME = "model.safetensors"
+CHECKPOINT_NAME = "checkpoint"
 MOMENTS_NAME = "moments.safetensors"
 _ROOM = 1 << 29  # what torch and a small batch take
 _TRAINED_BYTES = 16  # of a trained float32 weight: itself, its gradient, two moments
@@ -146,4 +147,4 @@ def checkpoint_after(recipe: Recipe, run_dir: Path, folder: Path, *stages: str) 
 
 def write_checkpoint(recipe: Recipe, run_dir: Path) -> Path:
     """The finished model as a checkpoint folder."""
-    return checkpoint_after(recipe, run_dir, run_dir / "checkpoint", *(one.name for one in recipe.stages))
+    return checkpoint_after(recipe, run_dir, run_dir / CHECKPOINT_NAME, *(one.name for one in recipe.stages))

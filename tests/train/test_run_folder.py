@@ -4,13 +4,17 @@ process at a time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from phirt.errors import ConfigError
+from phirt_train.file_digests import FileDigests
 from phirt_train.loop import Interrupted, StageRun
+from phirt_train.progress import Progress
+from phirt_train.run_marks import alone
 from phirt_train.runner import run_recipe
 
 RECIPE = """
@@ -118,3 +122,95 @@ def test_a_damaged_state_is_named(
     message = refused(folder)
     assert message.startswith(f"{path} is damaged: ")
     assert message.endswith("; delete that file, and the stage begins anew")
+
+
+def test_changed_data_are_noticed_in_and_after_a_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "recipe.toml").write_text(
+        RECIPE.replace("[tokenizer]", '[tokenizer]\nsources = ["hill.jsonl"]')
+    )
+    stop_in(folder, monkeypatch, 2)
+    write(folder, "sea.jsonl", "sea is deep")
+    assert "state.safetensors belongs to another recipe" in refused(folder)
+    write(folder, "sea.jsonl", "sea is wide")
+    run_recipe(folder, folder / "run")
+    write(folder, "sea.jsonl", "sea is deep")
+    assert "was trained with another recipe" in refused(folder)
+
+
+def test_a_finished_run_keeps_its_checkpoint(folder: Path) -> None:
+    run_recipe(folder, folder / "run")
+    path = folder / "run/checkpoint/model.safetensors"
+    before = path.stat().st_mtime_ns
+    run_recipe(folder, folder / "run")
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["sources", "text", "torn"])
+def test_a_tokenizer_of_something_else_is_made_again(folder: Path, change: str) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.activity == "loading weights":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        run_recipe(folder, folder / "run", report=stop)
+    path = folder / "run/tokenizer.json"
+    before = path.read_bytes()
+    if change == "sources":
+        sources = '[tokenizer]\nsources = ["hill.jsonl"]'
+        (folder / "recipe.toml").write_text(RECIPE.replace("[tokenizer]", sources))
+    elif change == "text":
+        write(folder, "hill.jsonl", "mountains move mightily")
+    else:
+        (folder / "run/.tokenizer.json.sha256").write_bytes(b"")
+        path.write_bytes(before[:100])
+    run_recipe(folder, folder / "run", until="text")
+    run_recipe(folder, folder / "fresh", until="text")
+    assert path.read_bytes() == (folder / "fresh/tokenizer.json").read_bytes()
+    assert (path.read_bytes() == before) == (change == "torn")
+
+
+def test_one_process_trains_in_a_folder(folder: Path) -> None:
+    with alone(folder), pytest.raises(ConfigError, match="another process trains in"), alone(folder):
+        pass
+    with alone(folder):
+        pass
+    (folder / "run").mkdir()
+    with alone(folder / "run"):
+        assert refused(folder).startswith(f"another process trains in {folder}/run; wait until")
+
+
+def test_a_files_digest_is_kept_with_its_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, kept = folder / "sea.jsonl", folder / "files.json"
+    first = FileDigests(kept)
+    assert first.of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    first.save()
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", None)  # it is not read again
+        FileDigests(kept).of(path)
+    write(folder, "sea.jsonl", "sea is deep")
+    assert FileDigests(kept).of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    kept.write_bytes(b"[")
+    assert FileDigests(kept).of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+PREPARE = """
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pass
+
+def prepare(task, options):
+    for name in ("sea.jsonl", "hill.jsonl"):
+        (task.output / name).write_bytes((task.data / name).read_bytes())
+"""
+
+
+def test_what_was_prepared_belongs_to_the_files_that_were_read(folder: Path) -> None:
+    (folder / "prepare.py").write_text(PREPARE)
+    (folder / "recipe.toml").write_text(RECIPE + '[prepare]\nmodule = "prepare.py"\n')
+    run_recipe(folder, folder / "run", until="text")
+    (folder / "notes.txt").write_text("that nobody reads")
+    run_recipe(folder, folder / "run", until="text")
+    write(folder, "hill.jsonl", "hill is bare")
+    assert f"{folder}/run/prepared was written from another hill.jsonl than" in refused(folder)

@@ -40,6 +40,10 @@ class CurationOptions(CurationConfig):
             yield from (name for one in self.classifier.positive for name in one.files)
             yield from (name for one in self.classifier.negative for name in one.files)
 
+    def files_beside(self, folder: Path) -> Iterable[Path]:
+        """The evaluation sets, as they lie in the user's data."""
+        return [Path(name) for one in self.evaluation for name in _found(one, folder).files]
+
 
 def sift(options: CurationOptions, context: StepContext) -> StepOutcome:
     """Curate, and put each source's shards into one file."""

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from phirt.fields import Length, Range
@@ -63,6 +64,11 @@ class MeasurementOptions:
     def files(self) -> Iterable[str]:
         """The texts."""
         return () if self.texts is None else (self.texts,)
+
+    def files_beside(self, folder: Path) -> Iterable[Path]:
+        """The tasks' files, as they lie in the user's data."""
+        names = [name for task in map(read_task, self.tasks) for name in (task.file, task.examples) if name]
+        return [path for name in names for end in ("", ".xz") if (path := folder / f"{name}{end}").is_file()]
 
 
 def measure(options: MeasurementOptions, context: StepContext) -> StepOutcome:
