@@ -20,13 +20,15 @@ from phirt.errors import ConfigError, PhirtError
 from phirt_export.reference import Model
 from phirt_train.objective import Objective, Share
 from phirt_train.processes import Processes
+from phirt_train.stage import StageConfig
 
 _MOST = 4  # workers where nothing is said
+_LEAST_STEPS = 50  # a stage of less is over before its workers pay
 _AHEAD = 2  # batches that each worker makes ahead
 
 
-def count_workers(wanted: int | None, model: torch.nn.Module, processes: Processes) -> int:
-    """How many processes make a process' batches: as many as are wanted, else by the cores left over.
+def count_workers(stage: StageConfig, model: torch.nn.Module, processes: Processes) -> int:
+    """How many processes make a process' batches: as the stage says, else by the cores left over.
 
     What frozen towers see is kept in a store that one process writes: such models' batches are made in the
     training process itself, as all are where a process cannot be forked.
@@ -35,8 +37,10 @@ def count_workers(wanted: int | None, model: torch.nn.Module, processes: Process
         return 0
     if isinstance(model, Model) and (model.config.photo or model.config.whisper):
         return 0
-    if wanted is not None:
-        return wanted
+    if stage.workers is not None:
+        return stage.workers
+    if stage.steps < _LEAST_STEPS:
+        return 0
     cores = os.cpu_count() if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0))
     own = (cores or 1) // processes.count
     busy = torch.get_num_threads() if processes.device.type == "cpu" else 1

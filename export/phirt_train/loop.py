@@ -118,8 +118,11 @@ class StageRun:
         self.buffers = kept_buffers(model, trained, stage)
         rates = part_rates(self.parameters, stage)
         self.optimizers = make_optimizers(self.parameters, stage.schedule, rates)
-        shares, workers = shares_of(stage, processes.rank, processes.count), stage.workers
-        self._batches = Batches(objective, shares, stage.steps, count_workers(workers, model, processes))
+        shares, workers = (
+            shares_of(stage, processes.rank, processes.count),
+            count_workers(stage, model, processes),
+        )
+        self._batches = Batches(objective, shares, stage.steps, workers)
         # Running statistics of batch norm belong to the weights that they were measured with: averaged too.
         self.averaged: dict[str, Tensor] = {}
         if stage.ema:

@@ -93,12 +93,14 @@ def test_ctrl_c_is_left_to_the_training_process(toy: Any, tmp_path: Path) -> Non
     batches.close()
 
 
-def test_workers_are_the_cores_that_are_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, threads = torch.nn.Linear(1, 1), torch.get_num_threads()
+def test_workers_are_the_cores_that_are_left_over(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(**values: Any) -> int:
+        return count_workers(toy.toy_config(**{"steps": 1000, **values}), torch.nn.Linear(1, 1), Processes())
+
+    threads = torch.get_num_threads()
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(threads + 3)), raising=False)
-    assert count_workers(None, model, Processes()) == 3
-    assert count_workers(7, model, Processes()) == 7
+    assert (count(), count(workers=7), count(steps=9), count(steps=9, workers=7)) == (3, 7, 0, 7)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(threads)), raising=False)
-    assert count_workers(None, model, Processes()) == 0
+    assert count() == 0
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    assert count_workers(7, model, Processes()) == 0
+    assert count(workers=7) == 0

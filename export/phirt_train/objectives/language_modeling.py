@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterable, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from phirt.errors import ConfigError
 from phirt.fields import Range
-from phirt_export.precision import autocast
 from phirt_export.reference import Documents, Model, ModelConfig
-from phirt_train.chunked_loss import IGNORED, chunked_cross_entropy, loss_and_change
-from phirt_train.compiled_attention import LONGEST, attend_by_products
+from phirt_train.chunked_loss import IGNORED
 from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import HeldOut, Shares, Source, Sources, check_sources, join_shares, source_of
 from phirt_train.data.packing import PackedText, RowSource, RunningText
 from phirt_train.data.sampling import Consumed, Draws
 from phirt_train.data.token_store import TokenSequences, load_conversations, load_documents
 from phirt_train.objective import Loss, ObjectiveKind, Share
+from phirt_train.row_loss import RowBatch, RowLoss
 from phirt_train.stage import Probability, StageConfig
 
 _HELD_OUT_TEXTS = 100
@@ -90,16 +88,6 @@ class LanguageModelingData:
         return (*self.documents, *self.conversations, *self.held_out.values())
 
 
-class RowBatch(NamedTuple):
-    """Token ids and targets [B, T], targets -100 where nothing is learnt; which documents share the rows,
-    None where a row is one.
-    """
-
-    token_ids: Tensor
-    targets: Tensor
-    documents: Documents | None
-
-
 class LanguageModeling:
     """Cross-entropy per learnt token."""
 
@@ -118,13 +106,7 @@ class LanguageModeling:
         self._draws = Draws(self._shares(means), stage.batch, stage.steps, context.seed)
         self.held_out = {label: load_documents(name, context) for label, name in data.held_out.items()}
         self.head = nn.Module()
-        compiles = stage.compile and (context.device.type != "cpu" or shutil.which("g++") is not None)
-        # A compiled pass takes a mask of one shape, and positions that run on.
-        self._compiles = compiles and self.length <= model.config.decoder.rope.original_context
-        self._compiled = torch.compile(self._states) if self._compiles else self._states
-        self._change_of = torch.compile(loss_and_change, dynamic=True) if self._compiles else loss_and_change
-        if self._compiles and context.device.type == "cpu" and self.length <= LONGEST:
-            attend_by_products(model)
+        self._loss = RowLoss(model, context.device, self.length, compiles=stage.compile)
 
     def _documents(self, name: str) -> RowSource:
         sequences, source = load_documents(name, self.context), source_of(self.data.documents[name])
@@ -162,10 +144,6 @@ class LanguageModeling:
             parts.append((Shares.of(data.conversations, means.__getitem__), 1 - data.share_of_documents))
         return join_shares(parts)
 
-    def _states(self, token_ids: Tensor, mask: Tensor | Documents | None) -> tuple[Tensor, Tensor]:
-        """Final hidden states [B, T, hidden], and the matrix [vocab, hidden] that scores tokens."""
-        return self.model.hidden_states(token_ids, mask=mask), self.model.head_weight()
-
     @property
     def item_tokens(self) -> float:
         """Tokens of a row."""
@@ -198,18 +176,7 @@ class LanguageModeling:
 
     def loss(self, batch: RowBatch) -> Loss:
         """Over the learnt tokens; all tokens that are read count as units."""
-        token_ids, targets, documents = batch
-        device = self.context.device
-        learnt = (targets.flatten() != IGNORED).nonzero()[:, 0]  # counted here: a device would have to wait
-        mask: Tensor | Documents | None = None if documents is None else documents.to(device)
-        if self._compiles and isinstance(mask, Documents):
-            mask = mask.mask(self.model.config.decoder.sliding_window)
-        wanted = targets.flatten()[learnt]
-        with autocast(device):  # entered outside of what is compiled, which would be cut in two there
-            hidden, scoring = self._compiled(token_ids.to(device), mask)
-            rows = hidden.flatten(0, 1)[learnt.to(device)]
-            total = chunked_cross_entropy(rows, scoring, wanted.to(device), self._change_of)
-        return Loss(total, len(learnt), token_ids.numel())
+        return self._loss(batch)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -225,9 +192,7 @@ class LanguageModeling:
             size += len(self.context.encoder.decode(token_ids[:-1].tolist()).encode())
             for begin in range(0, len(token_ids) - 1, self.length):
                 row = token_ids[begin : begin + self.length + 1].to(self.context.device)
-                with autocast(row.device):
-                    hidden, scoring = self._states(row[None, :-1], None)
-                    nats += chunked_cross_entropy(hidden[0], scoring, row[1:]).item()
+                nats += self._loss.of_text(row)
         return nats / math.log(2) / max(1, size)
 
 
