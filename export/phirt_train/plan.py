@@ -13,7 +13,7 @@ import torch
 from phirt_export.reference import Model, RopeConfig
 from phirt_train.components import by_component
 from phirt_train.recipe import Recipe
-from phirt_train.schedules import course_of
+from phirt_train.schedules import Course, course_of
 from phirt_train.selection import trained_names
 from phirt_train.stage import StageConfig
 from phirt_train.step import StepConfig
@@ -74,7 +74,6 @@ def _row(recipe: Recipe, stage: StageConfig, sizes: Mapping[str, int]) -> tuple[
     rope = recipe.model_after(stage.name).decoder.rope
     length, unit = stage_length(stage)
     course = course_of(recipe.stages, stage.name)
-    first, last = course.rate(0), course.rate(stage.steps - 1)
     return (
         stage.name,
         stage.objective,
@@ -88,9 +87,21 @@ def _row(recipe: Recipe, stage: StageConfig, sizes: Mapping[str, int]) -> tuple[
         f"{length / trained:.3g}",
         f"{rope.context:,}",
         _described(rope) + (", factors by search" if stage.rope is not None and stage.rope.found else ""),
-        f"{first:.3g} to {last:.3g}" if stage.schedule.resumes else f"{stage.schedule.peak:.3g}",
+        _rates(stage, course),
         "; ".join(f"{name} {bound}" for name, bound in stage.gate.items()),
     )
+
+
+def _rates(stage: StageConfig, course: Course) -> str:
+    """The peak, and the highest rate where a warm-up does not end before the stage does."""
+    first, last = course.rate(0), course.rate(stage.steps - 1)
+    if stage.schedule.resumes:
+        return f"{first:.3g} to {last:.3g}"
+    peak = stage.schedule.peak
+    assert peak is not None
+    if stage.schedule.warmup_steps >= course.steps and max(first, last) < peak:
+        return f"{max(first, last):.3g} at most: {peak:.3g} is after a longer warm-up than the stage"
+    return f"{peak:.3g}"
 
 
 def _described(rope: RopeConfig) -> str:

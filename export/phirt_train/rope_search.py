@@ -1,9 +1,9 @@
 """LongRoPE's search (arXiv 2402.13753, section 3.2): one factor for each rotated pair, by evolution.
 
 An individual is a row of factors on a grid of 0.01 that never fall from pair to pair and lie between 1 and
-the extension, and the number of first positions that keep their plain frequencies. The first one is given (by
-default YaRN's); the others of the first population are its mutations. In every round the better half goes on
-and makes the other half anew: half of that by mutation, half by crossover.
+one more than the extension, and the number of first positions that keep their plain frequencies. The first
+one is given (by default YaRN's); the others of the first population are its mutations. In every round the
+better half goes on and makes the other half anew: half of that by mutation, half by crossover.
 
 Knows individuals and fitness, which is any number that should be small. Knows nothing of models or text: see
 `rope_fitness` for what to search by.
@@ -206,7 +206,7 @@ class _Search:
         self._settings: SearchSettings = read_dataclass(SearchSettings, fields)
         if not choices or min(choices) < 0:
             raise ConfigError(f"first_unscaled is {list(choices)}; accepted: numbers of positions from 0 on")
-        self._limit, self._choices = int(limit * _GRID), tuple(choices)
+        self._limit, self._choices = int((1 + limit) * _GRID), tuple(choices)
         self._place, self._fitness, self._measured, self._report = place, fitness, measured, report
         self._random = random.Random(settings.seed)
         self._looked_at, self._best = 0, float("inf")

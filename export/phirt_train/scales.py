@@ -19,8 +19,9 @@ class Scale:
 
     Attributes:
         part: for single stages and steps, by name, values in place of all others.
-        step_scale: what the steps of a stage are multiplied by.
-        token_scale: what its tokens are multiplied by, where its length is given so.
+        step_scale: what the steps of a stage are multiplied by, and those of its warm-up, unless the scale
+            says how long that is.
+        token_scale: the same for its tokens, where its length is given so.
         gates: whether a stage that misses its gate ends the run.
     """
 
@@ -52,6 +53,12 @@ def scaled_stage(table: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     changed["data"] = merged_known(table.get("data"), scale.stage.get("data"))
     own = _own(table, scale)
     return _with_length(merged(changed, own), own)
+
+
+def gives_warmup(table: Mapping[str, Any], scale: Scale) -> bool:
+    """Whether a scale itself says how long a stage warms up, for all stages or for this one."""
+    schedules = [changes.get("schedule") for changes in (scale.stage, _own(table, scale))]
+    return any(isinstance(one, Mapping) and "warmup_steps" in one for one in schedules)
 
 
 def scaled_step(table: Mapping[str, Any], scale: Scale) -> dict[str, Any]:

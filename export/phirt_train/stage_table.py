@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from phirt.errors import ConfigError
-from phirt.fields import Fields, Range, read_dataclass
+from phirt.fields import Fields, Range, read_dataclass, write_dataclass
 from phirt_export.reference import ModelConfig, RopeConfig
 from phirt_train.objectives import find_objective
 from phirt_train.rate_fit import fitted_rate
-from phirt_train.scales import Scale, scaled_stage, scaled_step
-from phirt_train.stage import StageConfig
+from phirt_train.scales import Scale, gives_warmup, scaled_stage, scaled_step
+from phirt_train.stage import Schedule, StageConfig
 from phirt_train.step import StepConfig
 from phirt_train.steps import find_step
 
@@ -72,9 +72,14 @@ def read_stage(
         rest = {key: value for key, value in changed.items() if key != "data"}
         stage = read_dataclass(StageConfig, open_fields(rest, path, place), data=data)
         stage = _with_length(stage, scale, is_budget=is_budget)
+        if not gives_warmup(table, scale):
+            stage = _with_warmup(stage, scale.token_scale if is_budget else scale.step_scale)
         if derived is not None:
             peak = _rate(derived, stage, path.parent, earlier)
-            stage = dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, peak=peak))
+            schedule = {**write_dataclass(stage.schedule), "peak": peak}
+            stage = dataclasses.replace(
+                stage, schedule=read_dataclass(Schedule, open_fields(schedule, path, place, "schedule"))
+            )
         stage = stage if scale.gates else dataclasses.replace(stage, gate={})
         ropes = stage_ropes(model.decoder.rope, [*earlier.values(), stage])
         stage.check(with_rope(model, ropes[stage.name]))
@@ -129,6 +134,17 @@ def _with_length(stage: StageConfig, scale: Scale, *, is_budget: bool) -> StageC
     tokens = stage.tokens * scale.token_scale
     steps = max(1, round(tokens / (stage.batch * stage.tokens_of_item)))
     return dataclasses.replace(stage, steps=steps, tokens=tokens)
+
+
+def _with_warmup(stage: StageConfig, ratio: float) -> StageConfig:
+    """The stage with a warm-up as long, of its steps, as at the recipe's own scale."""
+    schedule = stage.schedule
+    if ratio == 1 or schedule.resumes:
+        return stage
+    steps = min(round(schedule.warmup_steps * ratio), 10**9)
+    if ratio < 1:
+        steps = min(steps, stage.steps - 1)
+    return dataclasses.replace(stage, schedule=dataclasses.replace(schedule, warmup_steps=steps))
 
 
 def _take_derived_rate(changed: dict[str, Any], path: Path, place: str) -> _DerivedRate | None:

@@ -43,7 +43,7 @@ def with_found(recipe: Recipe, run_dir: Path) -> Recipe:
     """The recipe with the rotary embeddings that searches have found so far.
 
     Raises:
-        ConfigError: a file of one is damaged.
+        ConfigError: a file of one is damaged, or for another context than its stage says.
     """
 
     def known(stage: StageConfig) -> StageConfig:
@@ -53,7 +53,14 @@ def with_found(recipe: Recipe, run_dir: Path) -> Recipe:
         remedy = f"delete {path.parent} and what comes after it"
         document = parse_json(path.read_bytes(), str(path), ConfigError, remedy)
         fields = Fields(document, str(path), ConfigError, remedy)
-        return dataclasses.replace(stage, rope=RopeChange.of(read_dataclass(RopeConfig, fields)))
+        rope = read_dataclass(RopeConfig, fields)
+        said = stage.rope.context if stage.rope is not None else None
+        if said is not None and rope.context != said:
+            raise ConfigError(
+                f"stage {stage.name} says that {found} is for a context of {said}, and the search was for "
+                f"{rope.context}; give both the same"
+            )
+        return dataclasses.replace(stage, rope=RopeChange.of(rope))
 
     return dataclasses.replace(recipe, stages=tuple(map(known, recipe.stages)))
 

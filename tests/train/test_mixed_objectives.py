@@ -71,6 +71,14 @@ def test_the_share_of_tokens_grows_as_asked(workshop: Callable[..., Any], files:
     assert objective.consumed(0)["pictures/talks.jsonl"].tokens == 0
 
 
+def test_a_part_may_be_called_as_something_of_a_module(
+    workshop: Callable[..., Any], files: Path, towers: str
+) -> None:
+    names = STAGE.replace("parts.text", "parts.train").replace("parts.pictures", "parts.items")
+    objective = workshop(names, towers)
+    assert len(list(objective.head.children())) == 2
+
+
 def test_a_part_goes_through_its_data_without_gaps(
     workshop: Callable[..., Any], files: Path, towers: str
 ) -> None:

@@ -4,6 +4,7 @@ process at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -11,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from phirt.errors import ConfigError
+from phirt.fields import write_dataclass
 from phirt_train.file_digests import FileDigests
 from phirt_train.loop import Interrupted, StageRun
 from phirt_train.progress import Progress
+from phirt_train.recipe import load_recipe
 from phirt_train.run_marks import alone
 from phirt_train.runner import run_recipe
+from phirt_train.stage_fields import RopeChange
+from phirt_train.step_run import with_found
 
 RECIPE = """
 name = "small"
@@ -214,3 +219,23 @@ def test_what_was_prepared_belongs_to_the_files_that_were_read(folder: Path) -> 
     run_recipe(folder, folder / "run", until="text")
     write(folder, "hill.jsonl", "hill is bare")
     assert f"{folder}/run/prepared was written from another hill.jsonl than" in refused(folder)
+
+
+def test_a_rope_that_was_found_has_the_context_that_its_stage_says(folder: Path) -> None:
+    recipe = load_recipe(folder)
+    rope = write_dataclass(dataclasses.replace(recipe.model.decoder.rope, context=512))
+    place = folder / "run/made/search"
+    place.mkdir(parents=True)
+    (place / "rope.json").write_text(json.dumps(rope))
+    first, second = recipe.stages
+    for context in (4096, 512):
+        change = RopeChange(found="made/search/rope.json", context=context)
+        changed = dataclasses.replace(recipe)
+        object.__setattr__(changed, "stages", (first, dataclasses.replace(second, rope=change)))
+        if context == 512:
+            assert with_found(changed, folder / "run").stages[1].rope == RopeChange.of(
+                dataclasses.replace(recipe.model.decoder.rope, context=512)
+            )
+        else:
+            with pytest.raises(ConfigError, match="a context of 4096, and the search was for 512; give"):
+                with_found(changed, folder / "run")

@@ -253,6 +253,35 @@ def test_a_rate_comes_from_a_fit_or_from_an_earlier_stage(folder: Path) -> None:
     assert second.schedule.peak == pytest.approx(0.05 * 64**-0.5)
 
 
+def test_a_derived_rate_keeps_the_limits_of_a_given_one(folder: Path) -> None:
+    many = later("mid", "text", "").replace("peak = 1e-3", "peak = { of = 'text', times = 1e6 }")
+    with pytest.raises(
+        ConfigError, match=r"stage mid: .*peak.* is 1000.0, expected a number from"
+    ) as refused:
+        load_recipe(write(folder, MODEL + TEXT + many))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_warm_up_is_scaled_with_its_stage_unless_the_scale_gives_one(folder: Path) -> None:
+    stage = TEXT.replace("steps = 2\n", "steps = 2000\n").replace("warmup_steps = 0", "warmup_steps = 100")
+    given = "[scale.given]\nstep_scale = 0.1\npart.text.schedule = { warmup_steps = 30 }\n"
+    scales = (
+        "[scale.tenth]\nstep_scale = 0.1\n[scale.tiny]\nstep_scale = 1e-3\n[scale.long]\nstep_scale = 4.0\n"
+    )
+    recipe = write(folder, MODEL + stage + scales + given)
+    found = {name: load_recipe(recipe, name).stages[0] for name in (None, "tenth", "tiny", "long", "given")}
+    steps = {name: (one.steps, one.schedule.warmup_steps) for name, one in found.items()}
+    assert steps == {
+        None: (2000, 100), "tenth": (200, 10), "tiny": (2, 0), "long": (8000, 400), "given": (200, 30)
+    }  # fmt: skip
+
+
+def test_a_plan_shows_the_highest_rate_of_a_warm_up_that_does_not_end(folder: Path) -> None:
+    stage = TEXT.replace("warmup_steps = 0", "warmup_steps = 100")
+    table = plan_table(load_recipe(write(folder, MODEL + stage)))
+    assert "| 2e-05 at most: 0.001 is after a longer warm-up than the stage |" in table
+
+
 def test_a_gate_that_is_missed_ends_the_run_and_keeps_the_weights(folder: Path) -> None:
     gated = TEXT + 'gate = { "sea bits per byte" = { most = 0.5 } }\n'
     recipe = write(folder, MODEL + gated + later("next", "text", ""))

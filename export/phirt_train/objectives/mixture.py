@@ -159,7 +159,9 @@ class MixedObjectives:
             one if length == stage.steps else self._build(name, model, stage, context, max(1, length))
             for name, one, length in zip(self._names, first, lengths, strict=True)
         ]
-        self.head = nn.ModuleDict({name: one.head for name, one in zip(self._names, self.parts, strict=True)})
+        # With a word before: a module has attributes such as "train", and parts may be called so.
+        heads = {f"part_{name}": one.head for name, one in zip(self._names, self.parts, strict=True)}
+        self.head = nn.ModuleDict(heads)
 
     def _build(
         self, name: str, model: Model, stage: StageConfig, context: TrainingContext, steps: int

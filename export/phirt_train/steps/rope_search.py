@@ -31,7 +31,7 @@ class RopeSearchOptions:
         texts: a file of texts; whole documents of that length are needed where they are predicted.
         by: perplexity of documents (LongRoPE), or of passkeys hidden in them alone (LongRoPE2).
         passages: documents, or passkeys at each depth.
-        search: how long.
+        search: how long; its seed is added to the step's.
     """
 
     context: Annotated[int, Range(2, 1 << 24)]
@@ -68,7 +68,7 @@ def search(options: RopeSearchOptions, context: StepContext) -> StepOutcome:
         own,
         options.context,
         passage_fitness(model, passages),
-        dataclasses.replace(options.search, seed=context.seed),
+        dataclasses.replace(options.search, seed=(context.seed + options.search.seed) & 0x7FFFFFFF),
         path=context.work / "measured.jsonl",
         identity=repr((context.identity, options)),
         report=lambda progress: context.report(dataclasses.replace(progress, stage=context.step)),
