@@ -24,6 +24,7 @@ from phirt_export.hub import HubError, hub_id, kept
 from phirt_export.published.decoder import EMBEDDING
 from phirt_export.reference import DecoderConfig, ModelConfig
 from phirt_export.reference.config import CONFIG_NAME
+from phirt_train.selection import fits
 from phirt_train.stage import StageConfig
 
 _TENSORS = ".safetensors"
@@ -73,9 +74,6 @@ def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a pattern fits none.
     """
-
-    def fits(name: str, pattern: str) -> bool:
-        return pattern[1:] in name if pattern.startswith("*") else name.startswith(pattern)
 
     known = list(names)
     if idle := [pattern for pattern in patterns if not any(fits(name, pattern) for name in known)]:

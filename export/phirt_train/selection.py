@@ -13,13 +13,13 @@ from phirt.errors import ConfigError
 from phirt_train.stage import StageConfig
 
 
-def _fits(name: str, pattern: str) -> bool:
+def fits(name: str, pattern: str) -> bool:
     """Whether a name begins with a pattern or, where it is written with a leading `*`, contains it."""
     return pattern[1:] in name if pattern.startswith("*") else name.startswith(pattern)
 
 
 def _require_use(stage: StageConfig, patterns: Iterable[str], names: Sequence[str]) -> None:
-    if idle := [pattern for pattern in patterns if not any(_fits(name, pattern) for name in names)]:
+    if idle := [pattern for pattern in patterns if not any(fits(name, pattern) for name in names)]:
         raise ConfigError(
             f"stage {stage.name}: no parameter fits {', '.join(idle)}; names are like {names[0]} and "
             f"{names[-1]}"
@@ -39,7 +39,7 @@ def trained_names(names: Iterable[str], stage: StageConfig) -> list[str]:
     """
     known = list(names)
     _require_use(stage, stage.trains, known)
-    return [name for name in known if any(_fits(name, pattern) for pattern in stage.trains)]
+    return [name for name in known if any(fits(name, pattern) for pattern in stage.trains)]
 
 
 def part_rates(names: Iterable[str], stage: StageConfig) -> dict[str, float]:
@@ -53,7 +53,7 @@ def part_rates(names: Iterable[str], stage: StageConfig) -> dict[str, float]:
     found: dict[str, float] = {}
     for pattern, rate in stage.rates.items():
         for name in known:
-            if _fits(name, pattern):
+            if fits(name, pattern):
                 found.setdefault(name, rate)
     return found
 
@@ -69,7 +69,7 @@ def kept_buffers(model: nn.Module, trained: Container[str], stage: StageConfig) 
         start = f"{place}." if place else ""
         moves = any(f"{start}{name}" in trained for name, _ in module.named_parameters(recurse=False))
         for name, buffer in module.named_buffers(start.removesuffix("."), recurse=False):
-            if name in stored and (moves or any(_fits(name, pattern) for pattern in stage.trains)):
+            if name in stored and (moves or any(fits(name, pattern) for pattern in stage.trains)):
                 found[name] = buffer
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from phirt_train.objectives import find_objective
 from phirt_train.progress import ignore
 from phirt_train.recipe import load_recipe
 from phirt_train.runner import run_recipe
+
+sys.path.insert(0, str(Path(__file__).parent))  # small_recipe, which recipes of tests share
 
 RECIPE = Path(__file__).resolve().parents[2] / "export/recipes/nano"
 

@@ -10,29 +10,20 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from small_recipe import SMALL_MODEL
 
 from phirt.errors import ConfigError
 from phirt_train import objectives
 from phirt_train.runner import run_recipe
 
-MODEL = """
+MODEL = (
+    """
 name = "small"
-
-[model.decoder]
-num_layers = 1
-hidden_size = 32
-num_heads = 2
-num_kv_heads = 1
-head_dim = 16
-intermediate_size = 64
-vocab_size = 300
-norm_eps = 1e-5
-rope = { theta = 1e4, rotary_dim = 16, original_context = 64, context = 64 }
-
-[tokenizer]
-vocab_size = 300
-sources = ["sea.jsonl"]
 """
+    + SMALL_MODEL
+    + """sources = ["sea.jsonl"]
+"""
+)
 LANGUAGE = """
 [[stage]]
 name = "text"

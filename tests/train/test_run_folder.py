@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_recipe import SMALL_MODEL
 
 from phirt.errors import ConfigError
 from phirt.fields import write_dataclass
@@ -22,23 +23,12 @@ from phirt_train.runner import run_recipe
 from phirt_train.stage_fields import RopeChange
 from phirt_train.step_run import with_found
 
-RECIPE = """
+RECIPE = (
+    """
 name = "small"
-
-[model.decoder]
-num_layers = 1
-hidden_size = 32
-num_heads = 2
-num_kv_heads = 1
-head_dim = 16
-intermediate_size = 64
-vocab_size = 300
-norm_eps = 1e-5
-rope = { theta = 1e4, rotary_dim = 16, original_context = 64, context = 64 }
-
-[tokenizer]
-vocab_size = 300
-
+"""
+    + SMALL_MODEL
+    + """
 [[stage]]
 name = "text"
 objective = "language_modeling"
@@ -58,6 +48,7 @@ batch = 2
 schedule = { continues = "text" }
 data = { row_tokens = 16, documents = { "hill.jsonl" = 1.0 } }
 """
+)
 
 
 def write(folder: Path, name: str, words: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from small_recipe import SMALL_MODEL
 
 from phirt_train import metrics
 from phirt_train.components import by_component
@@ -23,24 +24,13 @@ from phirt_train.progress import StepRecord
 from phirt_train.runner import run_recipe
 from phirt_train.stage_record import read_record, tensor_digests
 
-RECIPE = """
+RECIPE = (
+    """
 name = "small"
 languages = ["en", "fr"]
-
-[model.decoder]
-num_layers = 1
-hidden_size = 32
-num_heads = 2
-num_kv_heads = 1
-head_dim = 16
-intermediate_size = 64
-vocab_size = 300
-norm_eps = 1e-5
-rope = { theta = 1e4, rotary_dim = 16, original_context = 64, context = 64 }
-
-[tokenizer]
-vocab_size = 300
-
+"""
+    + SMALL_MODEL
+    + """
 [[stage]]
 name = "text"
 objective = "language_modeling"
@@ -63,6 +53,7 @@ ema = 0.9
 rope = { theta = 5e4 }
 data = { row_tokens = 16, documents = { "sea.jsonl" = { share = 1.0, kind = "synthetic" } } }
 """
+)
 
 
 @pytest.fixture

@@ -7,29 +7,19 @@ import math
 from pathlib import Path
 
 import pytest
+from small_recipe import SMALL_MODEL
 
 from phirt.errors import ConfigError
 from phirt_train.rate_fit import warmup_stability
 from phirt_train.recipe import load_recipe
 from phirt_train.stage_trials import StageTrials
 
-RECIPE = """
+RECIPE = (
+    """
 name = "small"
-
-[model.decoder]
-num_layers = 1
-hidden_size = 32
-num_heads = 2
-num_kv_heads = 1
-head_dim = 16
-intermediate_size = 64
-vocab_size = 300
-norm_eps = 1e-5
-rope = { theta = 1e4, rotary_dim = 16, original_context = 64, context = 64 }
-
-[tokenizer]
-vocab_size = 300
-
+"""
+    + SMALL_MODEL
+    + """
 [[stage]]
 name = "text"
 objective = "language_modeling"
@@ -39,6 +29,7 @@ batch = 4
 schedule = { kind = "linear", peak = 1e-2, warmup_steps = 6 }
 data = { row_tokens = 16, documents = { "sea.jsonl" = 1.0 }, held_out = { sea = "sea.jsonl" } }
 """
+)
 SEA = "".join(json.dumps({"text": f"The sea is wide, and wave {n} is long."}) + "\n" for n in range(9))
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_recipe import SMALL_MODEL
 
 from phirt.errors import ConfigError
 from phirt_train import steps
@@ -55,23 +56,12 @@ def echo(options, context):
 
 KIND = StepKind(EchoOptions, echo, needs_model=NEEDS_MODEL)
 '''
-RECIPE = """
+RECIPE = (
+    """
 name = "small"
-
-[model.decoder]
-num_layers = 1
-hidden_size = 32
-num_heads = 2
-num_kv_heads = 1
-head_dim = 16
-intermediate_size = 64
-vocab_size = 300
-norm_eps = 1e-5
-rope = { theta = 1e4, rotary_dim = 16, original_context = 64, context = 64 }
-
-[tokenizer]
-vocab_size = 300
-
+"""
+    + SMALL_MODEL
+    + """
 [[step]]
 name = "first"
 kind = "copy"
@@ -107,6 +97,7 @@ part.more = { batch = 5 }
 step_scale = 2.0
 options = { times = 5, unknown = 1 }
 """
+)
 SEA = "".join(json.dumps({"text": f"The sea is wide, and wave {n} is long."}) + "\n" for n in range(9))
 
 

@@ -6,23 +6,20 @@ Knows its options and how progress is shown. The work is phirt_train's.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, TextColumn
 
 from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
-from phirt_apps.output import Output, one_line
+from phirt_apps.output import Output
+from phirt_apps.stage_progress import shown_progress
 
 if TYPE_CHECKING:
     from phirt_train.curate.executor import Executor
-    from phirt_train.progress import Progress as Report
-
-_LOG_EVERY_SECONDS = 60.0
+    from phirt_train.progress import Progress
 
 SUMMARY = "Sift training data: rules, duplicates, evaluation sets, quality."
 SECTION = "Make a model"
@@ -69,7 +66,8 @@ def command(
         from phirt_train.curate.pipeline import curate
     settings = load_config(config)
     folder = out_dir or Path("curated") / config.stem
-    with _executor(out, ray, workers) as executor, _progress(out) as report:
+    shown = shown_progress(out, _done, _line, transient=True)
+    with _executor(out, ray, workers) as executor, shown as report:
         found = curate(settings, (data or config.parent).absolute(), folder.absolute(), executor, report)
     out.answer(found.markdown())
 
@@ -95,34 +93,9 @@ def _executor(out: Output, ray: str | None, workers: int | None) -> Iterator[Exe
         executor.close()
 
 
-@contextlib.contextmanager
-def _progress(out: Output) -> Iterator[Any]:
-    if not out.notices_on_terminal:
-        yield _LogLines(out)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with out.bars(*columns) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(progress: Report) -> None:
-            if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(one_line(progress.stage), total=progress.steps)
-            bars.update(tasks[progress.stage], total=progress.steps, completed=progress.step)
-
-        yield report
+def _done(progress: Progress) -> str:
+    return f"{progress.step}/{progress.steps}"
 
 
-class _LogLines:
-    """Writes a line when a stage has begun, has ended, and once a minute between."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self._stage = ""
-        self._written = 0.0
-
-    def __call__(self, progress: Report) -> None:
-        now = time.monotonic()
-        due = progress.stage != self._stage or progress.step == progress.steps
-        if due or now - self._written >= _LOG_EVERY_SECONDS:
-            self._out.notice(f"{one_line(progress.stage)} {progress.step}/{progress.steps} {progress.unit}")
-            self._stage, self._written = progress.stage, now
+def _line(progress: Progress) -> str:
+    return f"{_done(progress)} {progress.unit}"

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, TextColumn
 
 from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line
+from phirt_apps.stage_progress import shown_progress
 
 if TYPE_CHECKING:
-    from phirt_train.progress import Progress as Report
-
-_LOG_EVERY_SECONDS = 60.0
+    from phirt_train.progress import Progress, Report
 
 SUMMARY = "Train a model from a recipe (needs the export extra)."
 SECTION = "Make a model"
@@ -123,7 +119,7 @@ def train(
         from phirt_train.results import result_table
         from phirt_train.runner import run_recipe
     try:
-        with interrupts.patient(), shown_progress(out) as report:
+        with interrupts.patient(), training_progress(out) as report:
             results = run_recipe(
                 recipe,
                 run_dir,
@@ -143,49 +139,17 @@ def train(
     return None
 
 
-@contextlib.contextmanager
-def shown_progress(out: Output) -> Iterator[Any]:
-    """What is to be called with reports of progress: a bar on a terminal, else a line a minute."""
-    if not out.notices_on_terminal:
-        yield _LogLines(out)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
-    with out.bars(*columns, transient=False) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(progress: Report) -> None:
-            if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(
-                    one_line(progress.stage), total=progress.steps, figures=""
-                )
-            bars.update(
-                tasks[progress.stage],
-                total=progress.steps,
-                completed=progress.step,
-                figures=one_line(_figures(progress)),
-            )
-
-        yield report
+def training_progress(out: Output) -> contextlib.AbstractContextManager[Report]:
+    """What is to be called with reports of progress: bars on a terminal that stay, else a line a minute."""
+    return shown_progress(out, _figures, _line, transient=False)
 
 
-class _LogLines:
-    """Writes a line when a stage begins, ends, and once a minute between."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self._stage = ""
-        self._written = 0.0
-
-    def __call__(self, progress: Report) -> None:
-        now = time.monotonic()
-        due = progress.stage != self._stage or progress.step == progress.steps
-        if due or now - self._written >= _LOG_EVERY_SECONDS:
-            done = f" {progress.step}" + ("" if progress.steps is None else f"/{progress.steps}")
-            self._out.notice(f"{one_line(progress.stage)}{done}: {one_line(_figures(progress))}")
-            self._stage, self._written = progress.stage, now
+def _line(progress: Progress) -> str:
+    done = f"{progress.step}" + ("" if progress.steps is None else f"/{progress.steps}")
+    return f"{done}: {_figures(progress)}"
 
 
-def _figures(progress: Report) -> str:
+def _figures(progress: Progress) -> str:
     if progress.loss is None or progress.rate is None or progress.remaining is None:
         return progress.activity
     minutes, seconds = divmod(int(progress.remaining), 60)

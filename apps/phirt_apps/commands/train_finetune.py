@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phirt_apps.commands.train import shown_progress
+from phirt_apps.commands.train import training_progress
 from phirt_apps.extras import needs_extra
 from phirt_apps.interrupts import interrupts
 from phirt_apps.output import Output, one_line
@@ -102,7 +102,7 @@ def command(
     settings = read_settings(values)
     checkpoint, name = checkpoint_of(model, out)
     try:
-        with interrupts.patient(), shown_progress(out) as report:
+        with interrupts.patient(), training_progress(out) as report:
             result = finetune(data, adapter, checkpoint, settings, base=name, report=report)
     except Interrupted as stop:
         out.notice("stopped; the state is kept: the same command goes on from there")

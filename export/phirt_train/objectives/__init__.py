@@ -6,16 +6,8 @@ Knows where objectives lie, and none of them: a new one is a new module with a c
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
-from phirt.errors import ConfigError
+from phirt_train.named_kinds import find_kind
 from phirt_train.objective import ObjectiveKind
-
-
-def known_objectives() -> tuple[str, ...]:
-    """The names that a recipe may give."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def find_objective(name: str) -> ObjectiveKind:
@@ -24,8 +16,4 @@ def find_objective(name: str) -> ObjectiveKind:
     Raises:
         ConfigError: there is none.
     """
-    if name not in known_objectives():
-        raise ConfigError(f"objective is {name!r:.80}; accepted: {', '.join(known_objectives())}")
-    kind = importlib.import_module(f"{__name__}.{name}").KIND
-    assert isinstance(kind, ObjectiveKind), f"{__name__}.{name} has no KIND"
-    return kind
+    return find_kind(__name__, __path__, "objective", name, ObjectiveKind)

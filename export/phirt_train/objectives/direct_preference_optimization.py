@@ -9,34 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from phirt.fields import Length, Range
+from phirt.fields import Range
+from phirt.runtime.atomic_file import atomic_write
 from phirt_export.model_scorer import evaluating
 from phirt_export.precision import autocast
-from phirt_export.reference import ROUTES, Model, ModelConfig
+from phirt_export.reference import Model
 from phirt_train.chunked_loss import IGNORED, chunked_log_probabilities
 from phirt_train.context import TrainingContext
-from phirt_train.conversation_rows import ALIKE, ConversationRows, Conversations, Group
-from phirt_train.data.mixture import (
-    HeldOut,
-    Source,
-    Sources,
-    Tasks,
-    check_optional,
-    check_sources,
-    shares_of,
-    source_of,
-)
-from phirt_train.data.sampling import Consumed, Pick, Sampler
+from phirt_train.conversation_rows import ConversationRows, Conversations, Group
+from phirt_train.conversation_sources import ConversationData, ConversationSources
+from phirt_train.data.mixture import Source
+from phirt_train.data.sampling import Pick
 from phirt_train.data.token_store import load_preferences
 from phirt_train.media_features import MediaFeatures
 from phirt_train.objective import Loss, ObjectiveKind, Share
@@ -44,42 +36,20 @@ from phirt_train.stage import StageConfig
 
 _ANSWERS = 2  # of a pair: the chosen one, then the rejected one
 _AT_ONCE = 8  # pairs
-_WHOLE = Source(1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class DirectPreferenceOptimizationData:
+class DirectPreferenceOptimizationData(ConversationData):
     """Pairs of answers (`records.PreferencePair`).
 
     Attributes:
-        sources: share of each file of pairs.
-        tasks: weights of the kinds of sources; within a kind its sources' own shares count.
-        optional: sources that are left out where they are missing.
         beta: how strongly the model is held to where it starts.
-        max_crops: most crops of a picture beside its global view; None for as many as the model takes.
-        held_out: files of pairs to measure on, by what the figure is called.
     """
 
-    sources: Sources
-    tasks: Tasks = dataclasses.field(default_factory=dict)
-    optional: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     beta: Annotated[float, Range(1e-6, 100.0)] = 0.1
-    max_crops: Annotated[int, Range(1, 256)] | None = None
-    held_out: HeldOut = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_sources(self.sources, self.tasks)
-        check_optional(self.optional, self.sources)
-
-    def check(self, model: ModelConfig) -> None:
-        """Every model has a decoder that can answer."""
-
-    def files(self) -> Iterable[str]:
-        """All files that are read."""
-        return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
 
 
-class DirectPreferenceOptimization:
+class DirectPreferenceOptimization(ConversationSources):
     """-log σ(β · (how much likelier the chosen answer became - how much likelier the rejected one did))."""
 
     unit = "pairs"
@@ -89,11 +59,7 @@ class DirectPreferenceOptimization:
         assert isinstance(data, DirectPreferenceOptimizationData)
         self.model, self.context, self.data = model, context, data
         self._rows = ConversationRows(model, context, MediaFeatures(model, context, data.max_crops))
-        shares = shares_of(context.path, data.sources, data.optional, data.tasks)
-        self.sources = [self._load(name, source_of(data.sources[name])) for name in shares.names]
-        self.held_out = {label: self._load(name, _WHOLE) for label, name in data.held_out.items()}
-        sizes = {source.name: len(source) for source in self.sources}
-        self._sampler = Sampler(sizes, shares, stage.batch, stage.steps, context.seed, self._key)
+        super().__init__(data, stage, context)
         weights = _digest_of(model)
         self._references = [self._reference(source, weights) for source in self.sources]
         self._held_references = {
@@ -105,11 +71,6 @@ class DirectPreferenceOptimization:
         sequences = load_preferences(name, self.context)
         return self._rows.load(name, sequences, limits.min_tokens, limits.max_tokens, _ANSWERS)
 
-    def _key(self, pick: Pick) -> tuple[int, ...]:
-        """Pairs of one step have one route, as far as that can be, and similar lengths."""
-        source = self.sources[pick.source]
-        return list(ROUTES).index(source.routes[pick.item]), int(source.lengths[pick.item]) // ALIKE
-
     def _reference(self, source: Conversations, weights: str) -> Tensor:
         """Log-probabilities [pairs, 2] that the model as it is gives a source's answers, kept in the cache by
         weights and data: a stage that goes on finds those of its start.
@@ -120,7 +81,9 @@ class DirectPreferenceOptimization:
             facts.update(np.ascontiguousarray(array).tobytes())
         path = self.context.cache / f"reference-{facts.hexdigest()[:32]}.npy"
         if not path.is_file():
-            _save(path, self._score(source).numpy())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                np.save(file, self._score(source).numpy(), allow_pickle=False)
         return torch.from_numpy(np.load(path, allow_pickle=False))
 
     @torch.no_grad()
@@ -167,25 +130,6 @@ class DirectPreferenceOptimization:
         change = own - reference.to(own.device)
         return self.data.beta * (change[:, 0] - change[:, 1])
 
-    @property
-    def item_tokens(self) -> float:
-        """Tokens of a pair, on average over the shares that the stage begins with."""
-        means = np.array([source.lengths.mean() for source in self.sources])
-        return float(self._sampler.draws.shares.at(np.zeros(1))[0] @ means)
-
-    @property
-    def routes(self) -> frozenset[str]:
-        """Those of all sources; a share of a step takes a forward pass for each that it has."""
-        return frozenset(route for source in self.sources for route in source.routes)
-
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step, [source.lengths for source in self.sources])
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the pairs, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
-
     def prepare(self, step: int, share: Share) -> list[Group]:
         """Pairs of this part of a step with their media, by route."""
         rng = np.random.default_rng((self.context.seed, step, share.index))
@@ -228,15 +172,6 @@ def _media_of(folder: Path, source: Conversations) -> list[tuple[str, int, int]]
     paths = {item.path for row in source.numbers for item in source.sequences.media[int(row) * _ANSWERS]}
     states = [(path, (folder / path).stat()) for path in sorted(paths)]
     return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
-
-
-def _save(path: Path, array: NDArray[np.float32]) -> None:
-    """Write an array, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_suffix(".partial")
-    with staging.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    staging.replace(path)
 
 
 KIND = ObjectiveKind(DirectPreferenceOptimizationData, DirectPreferenceOptimization)

@@ -7,7 +7,7 @@ trained is the recipe's matter: a projector alone, a LoRA adapter with its tower
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -17,71 +17,41 @@ from torch import Tensor, nn
 
 from phirt.fields import Length, Range
 from phirt_export.precision import autocast
-from phirt_export.reference import ROUTES, Model, ModelConfig
+from phirt_export.reference import Model
 from phirt_train.chunked_loss import IGNORED, chunked_cross_entropy
 from phirt_train.context import TrainingContext
-from phirt_train.conversation_rows import ALIKE, ConversationRows, Conversations, Group
+from phirt_train.conversation_rows import ConversationRows, Conversations, Group
+from phirt_train.conversation_sources import ConversationData, ConversationSources
 from phirt_train.data.augmentation import (
     UNCHANGED_AUDIO,
     UNCHANGED_IMAGE,
     AudioAugmentation,
     ImageAugmentation,
 )
-from phirt_train.data.mixture import (
-    HeldOut,
-    Source,
-    Sources,
-    Tasks,
-    check_optional,
-    check_sources,
-    shares_of,
-    source_of,
-)
-from phirt_train.data.sampling import Consumed, Pick, Sampler
+from phirt_train.data.mixture import Source
+from phirt_train.data.sampling import Pick
 from phirt_train.data.token_store import load_conversations
 from phirt_train.media_features import MediaFeatures
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import StageConfig
 
-_WHOLE = Source(1.0)
 _AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedFinetuningData:
+class SupervisedFinetuningData(ConversationData):
     """Conversations whose answers are learnt.
 
     Attributes:
-        sources: share of each file of conversations.
-        tasks: weights of the kinds of sources; within a kind its sources' own shares count.
-        optional: sources that are left out where they are missing.
-        max_crops: most crops of a picture beside its global view; None for as many as the model takes.
         augment_images, augment_audio: random changes of pictures and recordings.
         unchanged: folders, relative to the data's, whose pictures are not changed.
         views: changed views that are kept of each file, where a tower's encoder stays frozen.
-        held_out: files to measure exact answers on, by what the figure is called.
     """
 
-    sources: Sources
-    tasks: Tasks = dataclasses.field(default_factory=dict)
-    optional: Annotated[tuple[str, ...], Length(0, 1024)] = ()
-    max_crops: Annotated[int, Range(1, 256)] | None = None
     augment_images: ImageAugmentation = UNCHANGED_IMAGE
     augment_audio: AudioAugmentation = UNCHANGED_AUDIO
     unchanged: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     views: Annotated[int, Range(1, 1024)] = 1
-    held_out: HeldOut = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_sources(self.sources, self.tasks)
-        check_optional(self.optional, self.sources)
-
-    def check(self, model: ModelConfig) -> None:
-        """Every model has a decoder that can answer."""
-
-    def files(self) -> Iterable[str]:
-        """All files that are read."""
-        return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
 
 
 class _Measured(NamedTuple):
@@ -91,7 +61,7 @@ class _Measured(NamedTuple):
     loss: float
 
 
-class SupervisedFinetuning:
+class SupervisedFinetuning(ConversationSources):
     """Cross-entropy on the answers' tokens."""
 
     unit = "conversations"
@@ -110,40 +80,12 @@ class SupervisedFinetuning:
             data.views,
         )
         self._rows = ConversationRows(model, context, media)
-        shares = shares_of(context.path, data.sources, data.optional, data.tasks)
-        self.sources = [self._load(name, source_of(data.sources[name])) for name in shares.names]
-        self.held_out = {label: self._load(name, _WHOLE) for label, name in data.held_out.items()}
-        sizes = {source.name: len(source) for source in self.sources}
-        self._sampler = Sampler(sizes, shares, stage.batch, stage.steps, context.seed, self._key)
+        super().__init__(data, stage, context)
         self.head = nn.Module()
 
     def _load(self, name: str, limits: Source) -> Conversations:
         sequences = load_conversations(name, self.context)
         return self._rows.load(name, sequences, limits.min_tokens, limits.max_tokens)
-
-    def _key(self, pick: Pick) -> tuple[int, ...]:
-        """Conversations of one step have one route, as far as that can be, and similar lengths."""
-        source = self.sources[pick.source]
-        return list(ROUTES).index(source.routes[pick.item]), int(source.lengths[pick.item]) // ALIKE
-
-    @property
-    def item_tokens(self) -> float:
-        """Tokens of a conversation, on average over the shares that the stage begins with."""
-        means = np.array([source.lengths.mean() for source in self.sources])
-        return float(self._sampler.draws.shares.at(np.zeros(1))[0] @ means)
-
-    @property
-    def routes(self) -> frozenset[str]:
-        """Those of all sources; a share of a step takes a forward pass for each that it has."""
-        return frozenset(route for source in self.sources for route in source.routes)
-
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step, [source.lengths for source in self.sources])
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the conversations, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
 
     def prepare(self, step: int, share: Share) -> list[Group]:
         """Conversations of this part of a step with their media, changed at random, by route."""
