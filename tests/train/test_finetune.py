@@ -5,10 +5,13 @@ own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,16 @@ from phirt_apps.cli import app
 from phirt_export.checkpoint import Checkpoint
 from phirt_export.exporter import export_bundle
 from phirt_export.model_weights import load_model
+from phirt_train.data.records import Conversation
 from phirt_train.finetuning.branches import add_branches
 from phirt_train.finetuning.finetune import FinetuneSettings, finetune, read_settings
 from phirt_train.finetuning.rows import read_rows, split
 from phirt_train.loop import Interrupted, StageRun
+from phirt_train.run_marks import alone
 from phirt_train.runner import run_recipe
 
+finetune_module = importlib.import_module("phirt_train.finetuning.finetune")
+WORKER = Path(__file__).with_name("worker_train.py")
 PARROT = Path(__file__).resolve().parents[2] / "export/recipes/parrot"
 WORDS = ["sea", "hill", "no"]
 BY_HEART = FinetuneSettings(rank=8, epochs=60, held_out=0.0, peak=1e-2, dropout=0.0)
@@ -131,6 +138,52 @@ def test_a_training_that_is_stopped_ends_with_the_same_adapter(
     assert starts > 2 and (pieces.steps, pieces.best_step) == (whole.steps, whole.best_step)
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "pieces"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_training_that_is_killed_twenty_times_ends_with_the_same_adapter(
+    parrot: Path, tmp_path: Path
+) -> None:
+    rows = write_lines(
+        tmp_path / "my.jsonl", [{"prompt": f"Say {n}.", "answer": f"{n % 3}"} for n in range(20)]
+    )
+    settings = FinetuneSettings(rank=4, epochs=10, peak=5e-3, batch=4, patience=10)
+    (tmp_path / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)))
+    whole = finetune(rows, tmp_path / "whole", parrot, settings)
+    subprocess.run(
+        [sys.executable, str(WORKER), "finetune", str(tmp_path), str(parrot)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "killed.json").read_text()) == [signal.SIGKILL] * 20
+    assert not (tmp_path / "killed.training").exists()
+    kept = json.loads((tmp_path / "killed/training.json").read_text())
+    assert (kept["steps"], kept["best_step"], kept["after"]) == (whole.steps, whole.best_step, whole.after)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_one_process_trains_an_adapter(parrot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that were started at once wrote into each other's folder."""
+    rows = write_lines(tmp_path / "my.jsonl", [{"prompt": "Say sea.", "answer": "hill"}])
+    settings = FinetuneSettings(rank=2, epochs=2)
+    work = tmp_path / "mine.training"
+    work.mkdir()
+    with alone(work), pytest.raises(ConfigError) as refused:
+        finetune(rows, tmp_path / "mine", parrot, settings)
+    assert str(refused.value).startswith(f"another process trains in {work}; wait until it has ended")
+    finetune(rows, tmp_path / "mine", parrot, settings)
+    assert not work.exists()
+    done = (tmp_path / "mine/training.json").read_bytes()
+    (tmp_path / "mine").rename(tmp_path / "away")
+
+    def read_while_the_other_ends(path: Path) -> list[Conversation]:
+        (tmp_path / "away").rename(tmp_path / "mine")
+        return read_rows(path)
+
+    monkeypatch.setattr(finetune_module, "read_rows", read_while_the_other_ends)
+    with pytest.raises(ConfigError, match="mine is there already"):
+        finetune(rows, tmp_path / "mine", parrot, settings)
+    assert (tmp_path / "mine/training.json").read_bytes() == done
 
 
 def test_pictures_are_learnt_beside_the_bundles_own_adapter(finished: Path, tmp_path: Path) -> None:

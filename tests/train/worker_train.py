@@ -2,6 +2,7 @@
 
 python worker_train.py together OUT SHARDING   with RANK and WORLD_SIZE: writes the losses of a small decoder
 python worker_train.py killed FOLDER SEED      trains in a child that it kills, as often as the test wants
+python worker_train.py finetune FOLDER CHECKPOINT   the same of an adapter, from the rows in the folder
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from phirt_train.chunked_loss import chunked_cross_entropy
+from phirt_train.finetuning.finetune import FinetuneSettings, finetune
 from phirt_train.loop import StageRun
 from phirt_train.objective import Loss, Share
 from phirt_train.processes import join_processes, leave_processes
@@ -114,19 +117,20 @@ def train_once(folder: Path, progress: int | None = None) -> None:
     save_tensors(dict(run.parameters), folder / "weights.safetensors")
 
 
-def train_killed(folder: Path, seed: int) -> None:
-    """Fork children that train, and kill each after a random number of steps; the last one may end."""
-    rng, killed, toy = random.Random(seed), [], beside("toy_stage")
-    toy.toy_run(folder, toy.toy_config())  # imports here what every child would import again
+def kill_children(train: Callable[[int, int], None], folder: Path, seed: int, most: int) -> None:
+    """Fork children that train, and kill each after a random number of marks of progress; the last one may
+    end. A child is told how many were killed before, and where its marks go.
+    """
+    rng, killed = random.Random(seed), []
     while True:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(reader)
-            train_once(folder, writer)
+            train(len(killed), writer)
             os._exit(0)
         os.close(writer)
-        left = rng.randint(1, 5) if len(killed) < KILLS else 1000
+        left = rng.randint(1, most) if len(killed) < KILLS else 1000
         while left and os.read(reader, 1):
             left -= 1
         if not left:
@@ -139,11 +143,41 @@ def train_killed(folder: Path, seed: int) -> None:
     (folder / "killed.json").write_text(json.dumps(killed))
 
 
+def train_killed(folder: Path, seed: int) -> None:
+    """A stage with state after every step."""
+    toy = beside("toy_stage")
+    toy.toy_run(folder, toy.toy_config())  # imports here what every child would import again
+    kill_children(lambda _, progress: train_once(folder, progress), folder, seed, 5)
+
+
+def finetune_killed(folder: Path, checkpoint: Path) -> None:
+    """An adapter of the rows in a folder, killed in all that a fine-tuning does; of two children one writes
+    its state after every step, the other only where it has to.
+    """
+
+    def train(number: int, progress: int) -> None:
+        def tell(*_: Any) -> None:
+            os.write(progress, b".")
+
+        def stepping(run: StageRun) -> None:
+            one_step(run)
+            tell()
+
+        one_step, StageRun.CHECKPOINT_SECONDS = StageRun._one_step, 0.0 if number % 2 else 1e9
+        StageRun._one_step = stepping  # type: ignore[method-assign]
+        settings = FinetuneSettings(**json.loads((folder / "settings.json").read_text()))
+        finetune(folder / "my.jsonl", folder / "killed", checkpoint, settings, report=tell)
+
+    kill_children(train, folder, 3, 14)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "together":
         train_together(Path(sys.argv[2]), sys.argv[3])
     elif sys.argv[1] == "whole":
         train_once(Path(sys.argv[2]))
+    elif sys.argv[1] == "finetune":
+        finetune_killed(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         train_killed(Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,8 +1,8 @@
 """Fine-tunes a checkpoint for a domain: conversations in, a PEFT folder out.
 
 A part of the rows is held out. Training ends where their loss has not fallen for some measurements, and the
-adapter is the one with which it was lowest: little is learnt by heart. What is stopped goes on with the same
-call.
+adapter is the one with which it was lowest: little is learnt by heart. What is stopped or killed goes on with
+the same call.
 
 Knows the folder of a fine-tuning and when it ends. How a step is done is `loop`'s matter, what is learnt is
 supervised fine-tuning's.
@@ -48,12 +48,14 @@ from phirt_train.loop import StageRun
 from phirt_train.objectives.supervised_finetuning import SupervisedFinetuning, SupervisedFinetuningData
 from phirt_train.outside import weights_identity
 from phirt_train.progress import Progress, Report, StepRecord, ignore
+from phirt_train.run_marks import alone
 from phirt_train.stage import Schedule, StageConfig
 from phirt_train.state_file import read_tensors, save_tensors
 
 STAGE = "finetune"
 REPORT_NAME = "training.json"
 _TRAIN, _HELD_OUT, _BEST, _MEASURED = "train.jsonl", "held_out.jsonl", "best.safetensors", "measured.json"
+_MADE = "adapter"  # where the folder is written before it gets its name
 _LABEL = "held out"
 _LEAST_GAIN = 1e-4  # of the loss, to count as fallen
 
@@ -127,26 +129,30 @@ def finetune(
         report: told how far it is.
 
     Raises:
-        ConfigError: rows, checkpoint or settings do not serve.
+        ConfigError: rows, checkpoint or settings do not serve, or another process trains this adapter.
         Interrupted: a signal arrived; the state is on disk.
     """
-    if adapter.exists():
-        raise ConfigError(f"{adapter} is there already; name another folder with --adapter, or delete it")
+    _require_new(adapter)
     rows = read_rows(data)
     report(Progress(STAGE, 0, None, "steps", "opening the checkpoint"))
     opened = Checkpoint(checkpoint)
     _require_memory(opened)
     work = adapter.with_name(f"{adapter.name}.training")
     facts = repr((rows, settings, weights_identity(checkpoint)))
-    tuning = _Finetuning(opened, work, settings, hashlib.sha256(facts.encode()).hexdigest(), report)
-    tuning.prepare(rows)
-    result = dataclasses.replace(tuning.train(), adapter=adapter)
-    write_peft(work, tuning.best(), settings.branch, opened, base or str(checkpoint.absolute()))
-    kept = {**dataclasses.asdict(result), "adapter": adapter.name, "settings": dataclasses.asdict(settings)}
-    write_text(work / REPORT_NAME, json.dumps(kept, indent=1) + "\n")
-    tuning.clear()
-    work.replace(adapter)
+    work.mkdir(parents=True, exist_ok=True)
+    with alone(work):
+        _require_new(adapter)  # another process may have ended meanwhile
+        tuning = _Finetuning(opened, work, settings, hashlib.sha256(facts.encode()).hexdigest(), report)
+        tuning.prepare(rows)
+        result = dataclasses.replace(tuning.train(), adapter=adapter)
+        tuning.write(result, base or str(checkpoint.absolute()))
+    shutil.rmtree(work, ignore_errors=True)  # with its lock, which some systems keep while it is held
     return result
+
+
+def _require_new(adapter: Path) -> None:
+    if adapter.exists():
+        raise ConfigError(f"{adapter} is there already; name another folder with --adapter, or delete it")
 
 
 def _require_memory(checkpoint: Checkpoint) -> None:
@@ -178,7 +184,6 @@ class _Finetuning:
                 f"{self.work} holds an unfinished training on other rows or with other settings; delete it, "
                 "or give those again"
             )
-        self.work.mkdir(parents=True, exist_ok=True)
         train, held_out = split(rows, self.settings.held_out, self.settings.seed)
         self.counts = (len(train), len(held_out))
         write_rows(train, self.work / _TRAIN)
@@ -291,16 +296,19 @@ class _Finetuning:
         self.losses[step] = loss
         write_text(self.work / _MEASURED, json.dumps({str(at): one for at, one in self.losses.items()}))
 
-    def best(self) -> dict[str, torch.Tensor]:
-        """The branches with which the held-out loss was lowest; the last ones where none was measured."""
-        return read_tensors(self.work / _BEST)
-
-    def clear(self) -> None:
-        """Take away what only training needed."""
-        names = ("digest", _TRAIN, _HELD_OUT, _BEST, _MEASURED, TOKENIZER_NAME, "state.safetensors")
-        for name in names:
-            (self.work / name).unlink(missing_ok=True)
-        shutil.rmtree(self.work / "cache", ignore_errors=True)
+    def write(self, result: FinetuneResult, base: str) -> None:
+        """The adapter, which is whole once it has its name: with the branches that gave the held-out rows the
+        lowest loss, or the last ones where none were held out.
+        """
+        made, adapter, settings = self.work / _MADE, result.adapter, self.settings
+        made.mkdir(exist_ok=True)
+        write_peft(made, read_tensors(self.work / _BEST), settings.branch, self.checkpoint, base)
+        kept = dataclasses.asdict(result) | {
+            "adapter": adapter.name,
+            "settings": dataclasses.asdict(settings),
+        }
+        write_text(made / REPORT_NAME, json.dumps(kept, indent=1) + "\n")
+        made.replace(adapter)
 
 
 def _read_losses(path: Path) -> dict[int, float]:
