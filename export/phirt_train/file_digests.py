@@ -1,7 +1,7 @@
-"""SHA-256 of data files, and which files some code opens.
+"""SHA-256 of data files and of the media that their lines name, and which files some code opens.
 
-Knows files. Knows nothing of recipes. A large file is read once: its digest is kept with its size and its
-time, and holds as long as they do.
+Knows files and lines. Knows nothing of recipes. A large file is read once: its digest is kept with its size
+and its time, and holds as long as they do.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from phirt.runtime.atomic_file import write_text
+from phirt_train.data.records import media_named
 
+Note = Callable[[int, int], None]
+_NOTED = 64  # files from one report to the next
 _watched: list[tuple[Path, set[Path]]] = []  # folders whose files are noted when they are opened
 _hooked: list[bool] = []  # an audit hook stays for the life of the process
 
@@ -48,6 +51,32 @@ class FileDigests:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._known[key], self._is_new = [*stamp, digest], True
         return digest
+
+    def media_named(self, path: Path) -> list[Path]:
+        """The pictures and recordings that the lines of a file name; it is searched once. Raises OSError."""
+        key = f"media named in {self.of(path)}"
+        names = self._known.get(key)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            names = media_named(path)
+            self._known[key], self._is_new = names, True
+        return [path.parent / name for name in names]
+
+    def of_all(self, paths: Sequence[Path], note: Note = lambda _done, _all: None) -> str:
+        """One SHA-256 over files, their names as given; one that cannot be read counts as missing.
+
+        Args:
+            note: told now and then how many are done, and of how many.
+        """
+        digest = hashlib.sha256()
+        for number, path in enumerate(paths):
+            if number % _NOTED == 0:
+                note(number, len(paths))
+            try:
+                own = self.of(path)
+            except (OSError, ValueError):  # a name may have bytes that no file's has
+                own = ""
+            digest.update(f"{path.name}\0{own}\0".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
     def save(self) -> None:
         """Keep what was found."""

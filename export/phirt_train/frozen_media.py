@@ -54,8 +54,11 @@ def _random(path: Path, view: int) -> np.random.Generator:
 
 
 def _name(path: Path, view: int, change: object) -> str:
-    """A view's name: the file's folder, name and size, and the change that all views after the first have."""
-    made = f"{'/'.join(path.parts[-2:])}:{path.stat().st_size}"
+    """A view's name: the file's folder, name, size and time, and the change that all views after the first
+    have.
+    """
+    facts = path.stat()
+    made = f"{'/'.join(path.parts[-2:])}:{facts.st_size}:{facts.st_mtime_ns}"
     return made if view == 0 else f"{made}#{view}:{change!r}"
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from phirt_export.chat_files import tokenizer_bytes
+from phirt_train.data_digests import DataDigests
 from phirt_train.given_tokenizer import given_tokenizer
 from phirt_train.outside import find_outside, weights_identity
 from phirt_train.recipe import Recipe
@@ -19,9 +19,6 @@ from phirt_train.schedules import course_of
 from phirt_train.stage import StageConfig
 from phirt_train.step import StepConfig, step_of
 from phirt_train.step_run import made_digests, step_digest, step_seed
-
-FileDigest = Callable[[str], str | None]
-"""Of a file that the recipe names, where it is the user's own."""
 
 
 def own_tokenizer(recipe: Recipe) -> bytes | None:
@@ -42,31 +39,28 @@ def tokenizer_sources(recipe: Recipe) -> tuple[str, ...]:
     return recipe.tokenizer.sources or tuple(name for name in every if step_of(name) in first)
 
 
-def part_digests(
-    recipe: Recipe, prepared: str, file_digest: FileDigest, beside: Callable[[StepConfig], object]
-) -> tuple[dict[str, str], str]:
+def part_digests(recipe: Recipe, prepared: str, data: DataDigests) -> tuple[dict[str, str], str]:
     """For each stage and step one digest, over all that its outcome is a function of: sizes, seed, text, its
-    own table, its files, and the digests of the stages that it starts from and the steps whose data it reads.
-    What a stage must reach is not among it. Then the tokenizer's.
+    own table, its files with the media that they name, and the digests of the stages that it starts from and
+    the steps whose data it reads. What a stage must reach is not among it. Then the tokenizer's.
 
     Args:
         prepared: the digest of what the recipe's own code has written.
-        beside: what a step depends on beside the files that the recipe names.
     """
     base = [] if recipe.base is None else weights_identity(recipe.base)
     common: tuple[Any, ...] = (recipe.model, recipe.tokenizer, recipe.chat_template, prepared, base)
     digests: dict[str, str] = {}
 
     def add(step: StepConfig, common: object) -> None:
-        facts = (common, beside(step), _read(step.files(), file_digest))
+        facts = (common, data.beside(step), _read(step.files(), data.with_media))
         digests[step.name] = step_digest(step, step_seed(step, recipe.seed), facts, digests)
 
     for step in recipe.steps_after(None):
         add(step, common)
-    tokenizer = _tokenizer_digest(recipe, prepared, file_digest, digests)
+    tokenizer = _tokenizer_digest(recipe, prepared, data, digests)
     common = (*common, tokenizer)
     for index, stage in enumerate(recipe.stages):
-        facts = (recipe.seed + index, common, _read(stage.files(), file_digest))
+        facts = (recipe.seed + index, common, _read(stage.files(), data.with_media))
         digests[stage.name] = _stage_digest(recipe, stage, facts, digests)
         for step in recipe.steps_after(stage.name):
             add(step, common)
@@ -84,25 +78,17 @@ def _stage_digest(recipe: Recipe, stage: StageConfig, facts: object, digests: Ma
     return _digest((facts, asked, before, course, rope))
 
 
-def _tokenizer_digest(
-    recipe: Recipe, prepared: str, file_digest: FileDigest, digests: Mapping[str, str]
-) -> str:
+def _tokenizer_digest(recipe: Recipe, prepared: str, data: DataDigests, digests: Mapping[str, str]) -> str:
     if (own := own_tokenizer(recipe)) is not None:
         return hashlib.sha256(own).hexdigest()
     names = tokenizer_sources(recipe)
     made = [digests.get(maker) for name in names if (maker := step_of(name)) is not None]
-    return _digest((recipe.tokenizer, names, prepared, made, _read(names, file_digest)))
+    return _digest((recipe.tokenizer, names, prepared, made, _read(names, data.file)))
 
 
-def _read(names: Iterable[str], file_digest: FileDigest) -> list[tuple[str, str]]:
-    return [(name, digest) for name in names if (digest := file_digest(name)) is not None]
+def _read(names: Iterable[str], digest_of: Callable[[str], str | None]) -> list[tuple[str, str]]:
+    return [(name, digest) for name in names if (digest := digest_of(name)) is not None]
 
 
 def _digest(facts: object) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
-def files_beside(step: StepConfig, source: Path) -> list[Path]:
-    """Files of the user's data that a step reads though the recipe does not name them one by one."""
-    beside: Callable[[Path], Iterable[Path]] | None = getattr(step.options, "files_beside", None)
-    return [] if beside is None else sorted(beside(source))

@@ -27,12 +27,13 @@ from phirt_export.bundle import model_limits
 from phirt_export.chat_files import TOKENIZER_NAME
 from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
+from phirt_train.data_digests import DataDigests
 from phirt_train.file_digests import FileDigests
 from phirt_train.loop import Interrupted, StageResult, StageRun
 from phirt_train.metrics import EVENTS_NAME, Metrics
 from phirt_train.objectives import find_objective
 from phirt_train.outside import check_tokenizer, find_outside
-from phirt_train.part_digests import files_beside, own_tokenizer, part_digests, tokenizer_sources
+from phirt_train.part_digests import own_tokenizer, part_digests, tokenizer_sources
 from phirt_train.preparation import prepare_data
 from phirt_train.processes import ALONE, Processes, check_started, join_processes, leave_processes
 from phirt_train.progress import Progress, Report, ignore
@@ -270,21 +271,15 @@ class _Run:
 
     def _digests(self) -> tuple[dict[str, str], str]:
         """Those of stages and steps, and the tokenizer's."""
-        known, is_users = self.known_files, self.recipe.prepare is None
-
-        def file_digest(name: str) -> str | None:
-            path = self.data / name
-            return known.of(path) if is_users and step_of(name) is None and path.is_file() else None
-
-        def beside(step: StepConfig) -> object:
-            return [(str(path), known.of(path)) for path in files_beside(step, self.source)]
-
+        known, is_prepared = self.known_files, self.recipe.prepare is not None
+        data = DataDigests(known, self.data, self.source, is_prepared, self.report)
         with self.processes.in_turn():  # the first one reads large files, the others find their digests
             known.read()
-            found = part_digests(self.recipe, self.prepared, file_digest, beside)
-            if self.processes.is_first:
-                known.save()
-        return found
+            try:
+                return part_digests(self.recipe, self.prepared, data)
+            finally:
+                if self.processes.is_first:
+                    known.save()
 
     def _encoder(self) -> ConversationEncoder:
         recipe = self.recipe

@@ -303,7 +303,7 @@ def test_what_is_in_the_way_is_one_line(parrot: Path, tmp_path: Path) -> None:
         finetune(rows, tmp_path / "mine", parrot)
     (tmp_path / "other.training").mkdir()
     (tmp_path / "other.training/digest").write_text("of other rows")
-    with pytest.raises(ConfigError, match="an unfinished training on other rows or with other settings"):
+    with pytest.raises(ConfigError, match="an unfinished training on other rows or media, or with other"):
         finetune(rows, tmp_path / "other", parrot)
     with pytest.raises(ConfigError, match="'rank' is 0, expected a whole number"):
         read_settings({"rank": 0})

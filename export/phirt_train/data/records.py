@@ -12,6 +12,7 @@ Knows lines and records. Knows nothing of tokens, pixels, or of what is learnt.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import lzma
@@ -198,6 +199,30 @@ def _parsed(line: str, place: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place} is no JSON: {error}; {_REMEDY}") from error
+
+
+def media_named(path: Path) -> list[str]:
+    """The pictures and recordings that the lines of a file name, each once, as they stand there; of lines
+    that are no JSON none.
+    """
+    found: dict[str, None] = {}
+    for _, line in _lines(path):
+        if '"image' in line or '"audio' in line:  # most texts are not parsed
+            with contextlib.suppress(ValueError, RecursionError):
+                found |= dict.fromkeys(_media_of(json.loads(line)))
+    return list(found)
+
+
+def _media_of(value: Any) -> Iterator[str]:
+    if not isinstance(value, dict):
+        return
+    for key in ("image", "images", "audio"):
+        names = value.get(key)
+        yield from (name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str))
+    for key in ("messages", "prompt"):
+        if isinstance(value.get(key), list):
+            for message in value[key]:
+                yield from _media_of(message)
 
 
 def texts_of(value: Any) -> Iterator[str]:

@@ -35,6 +35,7 @@ from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
 from phirt_train.data.mixture import Source
 from phirt_train.data.records import Conversation
+from phirt_train.file_digests import FileDigests
 from phirt_train.finetuning.branches import (
     TRAINED,
     Branch,
@@ -138,10 +139,10 @@ def finetune(
     opened = Checkpoint(checkpoint)
     _require_memory(opened)
     work = adapter.with_name(f"{adapter.name}.training")
-    facts = repr((rows, settings, weights_identity(checkpoint)))
     work.mkdir(parents=True, exist_ok=True)
     with alone(work):
         _require_new(adapter)  # another process may have ended meanwhile
+        facts = repr((rows, settings, weights_identity(checkpoint), *_media_digest(rows, work, report)))
         tuning = _Finetuning(opened, work, settings, hashlib.sha256(facts.encode()).hexdigest(), report)
         tuning.prepare(rows)
         result = dataclasses.replace(tuning.train(), adapter=adapter)
@@ -153,6 +154,22 @@ def finetune(
 def _require_new(adapter: Path) -> None:
     if adapter.exists():
         raise ConfigError(f"{adapter} is there already; name another folder with --adapter, or delete it")
+
+
+def _media_digest(rows: list[Conversation], work: Path, report: Report) -> list[str]:
+    """One over the media of rows, where there are any."""
+
+    def note(done: int, count: int) -> None:
+        report(Progress(STAGE, done, count, "files", "reading pictures and recordings"))
+
+    turns = [turn for row in rows for turn in row.messages]
+    named = dict.fromkeys(Path(name) for turn in turns for name in (*turn.images, *turn.audio))
+    if not named:
+        return []
+    known = FileDigests(work / "files.json")
+    digest = known.of_all(list(named), note)
+    known.save()
+    return [digest]
 
 
 def _require_memory(checkpoint: Checkpoint) -> None:
@@ -181,8 +198,8 @@ class _Finetuning:
         mark = self.work / "digest"
         if mark.is_file() and mark.read_text(encoding="ascii", errors="replace") != self.digest:
             raise ConfigError(
-                f"{self.work} holds an unfinished training on other rows or with other settings; delete it, "
-                "or give those again"
+                f"{self.work} holds an unfinished training on other rows or media, or with other settings; "
+                "delete it, or give those again"
             )
         train, held_out = split(rows, self.settings.held_out, self.settings.seed)
         self.counts = (len(train), len(held_out))
