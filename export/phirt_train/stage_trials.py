@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from phirt.errors import ConfigError
 from phirt_train.guards import DivergenceError
@@ -78,8 +79,10 @@ class StageTrials:
 
     def _run(self, stage: StageConfig) -> list[StepReading]:
         bare = dataclasses.replace(stage, tokens=None, gate={})
-        if getattr(bare.data, "held_out", None):  # losses are asked for, not figures
-            bare = dataclasses.replace(bare, data=dataclasses.replace(bare.data, held_out={}))  # type: ignore[type-var]
+        asked = [name for name in ("held_out", "written") if getattr(bare.data, name, None)]
+        if asked:  # losses are wanted, and nothing is measured beside them
+            nothing: dict[str, Any] = {name: {} for name in asked}
+            bare = dataclasses.replace(bare, data=dataclasses.replace(bare.data, **nothing))  # type: ignore[type-var]
         recipe = dataclasses.replace(self._recipe, stages=(*self._recipe.stages[:-1], bare))
         folder = self._run_dir / stage.name
         shutil.rmtree(folder, ignore_errors=True)

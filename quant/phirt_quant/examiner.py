@@ -125,7 +125,8 @@ class Examiner:
                 break
         is_right = exercise.is_right(text)
         loosely = exercise.is_right_loosely
-        return Answer(text, is_right, is_right if loosely is None else loosely(text)), ids
+        is_right_loosely = is_right if loosely is None else loosely(text)
+        return Answer(text, is_right, is_right_loosely, exercise.target.removeprefix(" ")), ids
 
     def roll(self, scorer: Scorer, document: Document) -> Passage:
         """The likelihood of a whole text."""

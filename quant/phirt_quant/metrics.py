@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from phirt_quant.text_overlap import BleuCounts, bleu, bleu_counts, rouge_l
+
 _Array = npt.NDArray[np.float64]
 
 
@@ -36,11 +38,12 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came out for an exercise, and whether a laxer reading of it is right."""
+    """What came out for an exercise, whether a laxer reading of it is right, and what is wanted."""
 
     text: str
     is_right: bool
     is_right_loosely: bool = False
+    wanted: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +178,35 @@ def _flexible_match(outcomes: Sequence[Outcome]) -> Estimate:
     return Estimate(float(right.mean()), right)
 
 
+def _answers(outcomes: Sequence[Outcome]) -> list[Answer]:
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    assert len(answers) == len(outcomes) > 0
+    return answers
+
+
+def _rouge_l(outcomes: Sequence[Outcome]) -> Estimate:
+    scores = np.array([rouge_l(one.wanted, one.text) for one in _answers(outcomes)], np.float64)
+    return Estimate(float(scores.mean()), scores)
+
+
+def _bleu(outcomes: Sequence[Outcome]) -> Estimate:
+    """Of all texts together; an order without a match moves nothing, as its share is a made one."""
+    counts = [bleu_counts(one.wanted, one.text) for one in _answers(outcomes)]
+    matches = np.array([one.matches for one in counts], np.float64)
+    runs = np.array([one.runs for one in counts], np.float64)
+    said, wanted = np.array([(one.said, one.wanted) for one in counts], np.float64).T
+    whole = BleuCounts(tuple(matches.sum(0)), tuple(runs.sum(0)), said.sum(), wanted.sum())
+    value = bleu(whole)
+    if not value:
+        return Estimate(0.0, np.zeros(len(counts)))
+    found = matches.any(axis=0)
+    moved = (matches[:, found] / matches[:, found].mean(0)).sum(1) - (runs / runs.mean(0)).sum(1)
+    moved /= matches.shape[1]
+    if whole.said < whole.wanted:
+        moved += (said * wanted.mean() / said.mean() - wanted) / said.mean()
+    return Estimate(value, value * moved)
+
+
 def _wer(outcomes: Sequence[Outcome]) -> Estimate:
     heard = [outcome for outcome in outcomes if isinstance(outcome, Transcript)]
     assert len(heard) == len(outcomes) > 0
@@ -210,5 +242,7 @@ METRICS: Mapping[str, Metric] = {
     "word_perplexity": Metric(_DOCUMENTS, _word_perplexity, smaller_is_better=True),
     "exact_match": Metric(_EXERCISES, _exact_match, is_share=True),
     "flexible_match": Metric(_EXERCISES, _flexible_match, is_share=True),
+    "rouge_l": Metric(_EXERCISES, _rouge_l, is_share=True),
+    "bleu": Metric(_EXERCISES, _bleu, is_share=True),
     "wer": Metric(_RECORDINGS, _wer, is_share=True, smaller_is_better=True),
 }

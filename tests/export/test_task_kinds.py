@@ -20,7 +20,7 @@ from phirt_quant.evaluation import likeliest
 from phirt_quant.examiner import Examiner, TextForm
 from phirt_quant.likelihood import rolling_likelihood, rolling_windows
 from phirt_quant.media_files import read_media
-from phirt_quant.metrics import Choices, Passage, Transcript, estimate
+from phirt_quant.metrics import Answer, Choices, Passage, Transcript, estimate
 from phirt_quant.task_scores import read_examination, run
 from phirt_quant.tasks import read_task
 from phirt_quant.tasks.task import Document, Exercise, Question, Recording
@@ -138,6 +138,51 @@ def test_worked_answers_are_read_strictly_and_loosely(text, strict, loose):
     (exercise,) = read_task("gsm8k").items(GSM8K)
     assert exercise.is_right(text) is strict and exercise.is_right_loosely(text) is loose
     assert exercise.target == f" {GSM8K['answer']}" and exercise.stops == ("Question:",)
+
+
+TRIVIA = {
+    "question": "Who wrote The Old Man & the Sea?",
+    "question_id": "tc_0",
+    "answer": {
+        "aliases": ["Ernest Hemingway", "Papa (Hemingway)", "E. Hemingway"],
+        "normalized_aliases": ["ernest hemingway", "papa hemingway", "e hemingway", "hemingway"],
+        "value": "Ernest Hemingway",
+        "normalized_value": "ernest hemingway",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "loose"),
+    [
+        (" Ernest Hemingway", True, True),
+        (" ernest hemingway!", True, True),
+        ("Papa Hemingway", True, True),
+        (" the e-Hemingway", False, True),
+        (" Hemingway", False, True),  # of the normalised names alone
+        (" Ernest  Hemingway", False, True),
+        (" Ernest", False, False),
+        ("", False, False),
+    ],
+)
+def test_one_of_many_names_is_the_answer(tmp_path, text, strict, loose):
+    write(tmp_path / "eval/triviaqa.jsonl", [TRIVIA])
+    (exercise,) = read_examination("triviaqa", tmp_path).items
+    assert exercise.context == "Question: Who wrote The Old Man & the Sea??\nAnswer:"  # as the harness has it
+    assert exercise.target == " Ernest Hemingway" and exercise.stops == ("\n", ".", ",")
+    assert exercise.is_right(text) is strict and exercise.is_right_loosely(text) is loose
+
+
+def test_a_lead_is_asked_for_by_what_follows_it(tmp_path):
+    body = "It has three streams. " * 9
+    page = {"title": "Valley", "text": f"The valley is green. It is old.\n\n{body}\n\n{'x' * 1400}"}
+    short = {"title": "Hill", "text": "A hill is high.\n\nIt is."}
+    write(tmp_path / "text/wikipedia.val.jsonl", [page, short])
+    examination = read_examination("wikipedia_lead", tmp_path)
+    (exercise,) = examination.items
+    assert exercise.context == f"Valley\n\n{body}\n\nTL;DR:" and exercise.target == " The valley is green."
+    answer = Answer("The valley is old.", False, wanted="The valley is green.")
+    assert estimate("rouge_l", [answer]).value == pytest.approx(3 / 4) and examination.shots == 0
 
 
 def test_questions_of_the_published_layouts():

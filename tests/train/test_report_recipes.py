@@ -43,6 +43,7 @@ def test_phi_4_runs_from_pretraining_to_preferences(phi4: tuple[Path, dict[str, 
     for stage in ("pretraining", "midtraining", "sft", "dpo"):
         assert results[stage].steps > 0
     assert results["dpo"].loss == pytest.approx(0.6931, abs=1e-3)  # ln 2, where it starts from
+    assert {"summaries rouge_l", "translations bleu"} <= results["sft"].figures.keys()
     assert results["midtrained"].figures.keys() == results["pretrained"].figures.keys()
     rope = Checkpoint(run / "checkpoint").config.decoder.rope
     assert (rope.theta, rope.context) == (250000.0, 1024)

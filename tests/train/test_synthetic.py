@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import phirt
+from phirt_quant.sentences import first_sentences
 from phirt_train.data.records import Conversation, Document, read_records
 from phirt_train.data.writing import write_records
 from phirt_train.rollouts.arithmetic import equations
@@ -33,7 +34,7 @@ from phirt_train.synthetic.instructions import as_conversation, instructions
 from phirt_train.synthetic.likelihood import bits_of
 from phirt_train.synthetic.recall import recall_conversations, recall_documents
 from phirt_train.synthetic.safety import safety_rows
-from phirt_train.synthetic.summaries import article_summaries, first_sentences, story_outline, story_summaries
+from phirt_train.synthetic.summaries import article_summaries, story_outline, story_summaries
 from phirt_train.synthetic.textbook import country_pages, list_pages, sum_pages, word_pages
 from phirt_train.synthetic.word_problems import LEVELS, numbers_of, taken_numbers, word_problems
 

@@ -5,19 +5,15 @@ Knows articles and stories. Knows nothing of models. What is summed up does not 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from phirt_quant.sentences import first_sentences, split_sentences, whole_paragraphs
 from phirt_train.data.records import Conversation, TrainingMessage
 
 _ASKED = ("Summarise the text.", "Sum this up in a few sentences.", "What is the text about, in short?")
-# No sentence ends behind an initial or one of these titles.
-_SENTENCE = re.compile(
-    r"(?<=[a-z0-9)\]\"'][.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)\s+(?=[A-Z\"'])"
-)
 _LEAST_RATIO = 3  # a text is so many times as long as its summary
 
 
@@ -29,7 +25,7 @@ def article_summaries(
     for page in pages:
         lead, *body = [part for part in page["text"].split("\n\n") if part.strip()]
         summary = first_sentences(lead, sentences)
-        text = _whole_paragraphs(body, most_characters)
+        text = whole_paragraphs(body, most_characters)
         if len(text) >= _LEAST_RATIO * len(summary) and summary not in text:
             yield _asked(f"{page['title']}\n\n{text}", summary, rng)
 
@@ -40,7 +36,7 @@ def story_summaries(
     """Of each story its pages, and its title with how it begins and ends."""
     rng = np.random.default_rng(seed)
     for story in stories:
-        text = _whole_paragraphs(story["pages"], most_characters)
+        text = whole_paragraphs(story["pages"], most_characters)
         outline = story_outline(story["title"], story["pages"])
         if len(text) >= _LEAST_RATIO * len(outline):
             yield _asked(text, outline, rng)
@@ -49,22 +45,8 @@ def story_summaries(
 def story_outline(title: str, pages: Sequence[str]) -> str:
     """One line about a story: its title, its first sentence and its last one."""
     first = first_sentences(pages[0], 1)
-    last = _SENTENCE.split(pages[-1].strip())[-1]
+    last = split_sentences(pages[-1].strip())[-1]
     return f"{title}: {first}" if first == last else f"{title}: {first} In the end: {last}"
-
-
-def first_sentences(text: str, count: int) -> str:
-    """So many sentences from the beginning of a text."""
-    return " ".join(_SENTENCE.split(" ".join(text.split()))[:count])
-
-
-def _whole_paragraphs(paragraphs: Sequence[str], most: int) -> str:
-    kept: list[str] = []
-    for paragraph in paragraphs:
-        if sum(map(len, kept)) + len(paragraph) > most:
-            break
-        kept.append(paragraph)
-    return "\n\n".join(kept)
 
 
 def _asked(text: str, summary: str, rng: np.random.Generator) -> Conversation:
