@@ -53,12 +53,7 @@ def evaluate_checkpoint(
         found = seek_needles(form, [scorer], needles, out)
         document["needles"] = needles_object(found)
         tables.append(needle_table(found))
-    if as_json:
-        out.json(document)
-        return
-    for table in tables:
-        out.table(table)
-        out.answer("\n")
+    out.results(document, tables, (), as_json=as_json)
 
 
 def _open(folder: Path, out: Output) -> tuple[TextForm, Scorer]:

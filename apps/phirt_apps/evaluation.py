@@ -156,14 +156,7 @@ def evaluate(
             found = seek_needles(form, scorers, needles, out)
             document["needles"] = needles_object(found)
             tables.append(needle_table(found))
-    if as_json:
-        out.json(document)
-        return
-    for table in tables:
-        out.table(table)
-        out.answer("\n")
-    for line in lines:
-        out.answer(f"{line}\n")
+    out.results(document, tables, lines, as_json=as_json)
 
 
 def _require_plot(plot: Path, *, compares: bool) -> None:

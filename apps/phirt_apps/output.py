@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -137,6 +137,19 @@ class Output:
             force_terminal=plain.is_terminal,
         ).print(table)
         self._write(rendered.getvalue())
+
+    def results(
+        self, document: dict[str, Any], tables: Sequence[Table], lines: Sequence[str], *, as_json: bool
+    ) -> None:
+        """Writes what was measured: as one JSON object, or as tables with lines below them."""
+        if as_json:
+            self.json(document)
+            return
+        for table in tables:
+            self.table(table)
+            self.answer("\n")
+        for line in lines:
+            self.answer(f"{line}\n")
 
     def _write(self, text: str) -> None:
         with _errors_of(self._stdout):

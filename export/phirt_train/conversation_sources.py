@@ -27,7 +27,7 @@ from phirt_train.data.mixture import (
     shares_of,
     source_of,
 )
-from phirt_train.data.sampling import Consumed, Pick, Sampler
+from phirt_train.data.sampling import Consumed, FromSampler, Pick, Sampler
 from phirt_train.stage import StageConfig
 
 _WHOLE = Source(1.0)
@@ -63,7 +63,7 @@ class ConversationData:
         return (*(name for name in self.sources if name not in self.optional), *self.held_out.values())
 
 
-class ConversationSources(abc.ABC):
+class ConversationSources(FromSampler[Sampler], abc.ABC):
     """The files of a stage, loaded, and what each step draws of them.
 
     Attributes:
@@ -101,7 +101,3 @@ class ConversationSources(abc.ABC):
     def consumed(self, step: int) -> dict[str, Consumed]:
         """What the steps before this one have taken of each source."""
         return self._sampler.consumed(step, [source.lengths for source in self.sources])
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the items, for each hundredth of the steps."""
-        return self._sampler.draws.realised()

@@ -11,7 +11,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,3 +237,20 @@ class SimilarSampler:
             epochs = items / len(self._lengths[number])
             found[shares.names[number]] = Consumed(shares.kinds[number], items, 0, 0, epochs)
         return found
+
+
+S = TypeVar("S", Sampler, SimilarSampler)
+
+
+class FromSampler(Generic[S]):
+    """What an objective tells of the files that its sampler draws from."""
+
+    _sampler: S
+
+    def consumed(self, step: int) -> dict[str, Consumed]:
+        """What the steps before this one have taken of each source."""
+        return self._sampler.consumed(step)
+
+    def realised(self) -> list[dict[str, float]]:
+        """The share of each source of what is drawn, for each hundredth of the steps."""
+        return self._sampler.draws.realised()

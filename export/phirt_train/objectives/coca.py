@@ -30,7 +30,7 @@ from phirt_train.data.mixture import HeldOut, Sources, check_sources, refuse_fil
 from phirt_train.data.readable import read_usable
 from phirt_train.data.records import CaptionedImage
 from phirt_train.data.rejects import Broken
-from phirt_train.data.sampling import Consumed, Sampler
+from phirt_train.data.sampling import FromSampler, Sampler
 from phirt_train.linear_probe import Probes, probe_accuracy, probe_files
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.picture_tower import Crops, PictureTower
@@ -119,7 +119,7 @@ def softmax_contrast(similarities: Tensor, equal: Tensor) -> Tensor:
     return (rows + columns) / 2
 
 
-class Coca:
+class Coca(FromSampler[Sampler]):
     """Contrast of pictures and captions, and captions from pictures."""
 
     unit = "pictures"
@@ -157,14 +157,6 @@ class Coca:
         encoded = encoder.encode_documents([record.text for _, record in records])
         captions = [(encoder.end_of_text, *one.token_ids)[: self.data.max_tokens] for one in encoded]
         return _Captioned([path for path, _ in records], captions)
-
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step)
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the pictures, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
 
     def prepare(self, step: int, share: Share) -> CaptionBatch:
         """Pictures of this part of a step, changed at random, with their captions."""

@@ -9,7 +9,6 @@ spells four letters a token.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,9 +23,9 @@ from phirt.errors import ConfigError
 from phirt.fields import Length
 from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
-from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
-from phirt_train.data.audio import FrameReader, Frames, augment_batch
+from phirt_train.ctc_outputs import best_path, ctc_loss, word_error_rates
+from phirt_train.data.audio import FrameReader, augment_batch
 from phirt_train.data.augmentation import UNCHANGED_AUDIO, AudioAugmentation
 from phirt_train.data.mixture import (
     HeldOut,
@@ -39,7 +38,7 @@ from phirt_train.data.mixture import (
 from phirt_train.data.readable import read_usable, take_readable
 from phirt_train.data.records import Transcript
 from phirt_train.data.rejects import Broken
-from phirt_train.data.sampling import Consumed, SimilarSampler
+from phirt_train.data.sampling import FromSampler, SimilarSampler
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import StageConfig
 
@@ -110,7 +109,7 @@ def plain_words(text: str) -> str:
     return " ".join(kept.split())
 
 
-class Ctc:
+class Ctc(FromSampler[SimilarSampler]):
     """CTC over the letters of the training transcripts; short and long recordings never share a batch."""
 
     unit = "clips"
@@ -177,14 +176,6 @@ class Ctc:
         spelled: Tensor = scores.float().unflatten(-1, (LETTERS_A_TOKEN, -1)).flatten(1, 2)
         return F.log_softmax(spelled, dim=-1)
 
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step)
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the steps, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
-
     def prepare(self, step: int, share: Share) -> Spoken:
         """Frames of this part of a step, changed at random, and the letters that are said."""
         source, places = self._sampler.picks(step)
@@ -205,37 +196,23 @@ class Ctc:
         """Over the recordings, of each its CTC loss per letter."""
         frames, lengths, targets, broken = batch
         self.context.rejects.count(broken, self._sizes[broken.name])
-        mean = F.ctc_loss(
-            self._log_probabilities(frames, lengths).transpose(0, 1),
-            torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
-            LETTERS_A_TOKEN * self._tokens(lengths),
-            torch.tensor([len(target) for target in targets]),
-            blank=len(self.letters),
-            zero_infinity=True,
-        )
-        return Loss(mean * len(targets), len(targets), len(targets))
+        letters = LETTERS_A_TOKEN * self._tokens(lengths)
+        return ctc_loss(self._log_probabilities(frames, lengths), letters, targets)
 
     def _tokens(self, lengths: Tensor) -> Tensor:
         subsampling = self.model.audio_embed.config.subsampling
         return (lengths + subsampling - 1) // subsampling
 
-    def _spell(self, frames: Frames) -> str:
-        batch, lengths = augment_batch([frames], UNCHANGED_AUDIO, np.random.default_rng(0), self._mean_frame)
-        best = self._log_probabilities(batch, lengths)[0].argmax(-1).tolist()
-        blank = len(self.letters)
-        return "".join(self.letters[i] for i, _ in itertools.groupby(best) if i < blank).strip()
+    def _heard(self, path: Path) -> str:
+        frames = [self._reader.read(path)]
+        batch = augment_batch(frames, UNCHANGED_AUDIO, np.random.default_rng(0), self._mean_frame)
+        best = best_path(self._log_probabilities(*batch)[0])
+        return "".join(self.letters[letter] for letter in best).strip()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Word error rate of the best path, per held-out file."""
-        figures = {}
-        for label, clips in self.held_out.items():
-            errors = words = 0
-            for path, text in zip(clips.paths, clips.texts, strict=True):
-                errors += word_errors(text, self._spell(self._reader.read(path)))
-                words += len(text.split())
-            figures[f"{label} word error rate"] = errors / max(1, words)
-        return figures
+        return word_error_rates(self.held_out, self._heard)
 
 
 KIND = ObjectiveKind(CtcData, Ctc)

@@ -25,7 +25,7 @@ from phirt_train.data.mixture import HeldOut, Sources, check_sources, refuse_fil
 from phirt_train.data.readable import read_usable
 from phirt_train.data.records import LabelledImage
 from phirt_train.data.rejects import Broken
-from phirt_train.data.sampling import Consumed, Sampler
+from phirt_train.data.sampling import FromSampler, Sampler
 from phirt_train.linear_probe import Probes, probe_accuracy, probe_files
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.picture_tower import PictureTower
@@ -112,7 +112,7 @@ class _Drawn(NamedTuple):
     broken: Sequence[Broken]
 
 
-class ImageClassification:
+class ImageClassification(FromSampler[Sampler]):
     """Cross-entropy with label smoothing and mixup."""
 
     unit = "pictures"
@@ -181,14 +181,6 @@ class ImageClassification:
     def _scores(self, question: str, features: Tensor) -> Tensor:
         scores: Tensor = self.heads[str(list(self.classes).index(question))](features)
         return scores
-
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step)
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the pictures, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
 
     def prepare(self, step: int, share: Share) -> _Drawn:
         """Crops of this part of a step, and what they show."""

@@ -23,7 +23,7 @@ from phirt_train.context import TrainingContext
 from phirt_train.data.augmentation import UNCHANGED_IMAGE, ImageAugmentation
 from phirt_train.data.mixture import HeldOut, Sources, check_sources, refuse_filters, shares_of
 from phirt_train.data.records import LabelledImage, read_records
-from phirt_train.data.sampling import Consumed, Sampler
+from phirt_train.data.sampling import FromSampler, Sampler
 from phirt_train.frozen_media import FrozenPhotos
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.stage import Probability, StageConfig
@@ -87,7 +87,7 @@ class _Drawn(NamedTuple):
     order: Tensor
 
 
-class NameClassification:
+class NameClassification(FromSampler[Sampler]):
     """Cross-entropy over the names."""
 
     unit = "pictures"
@@ -123,14 +123,6 @@ class NameClassification:
 
     def _scores(self, seen: Tensor) -> Tensor:
         return self.model.photo_embed.scores(seen, self.data.classifier)
-
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step)
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the pictures, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
 
     def prepare(self, step: int, share: Share) -> _Drawn:
         """Views of this part of a step, the numbers of their names, and with which each is mixed."""

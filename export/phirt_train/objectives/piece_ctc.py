@@ -8,7 +8,6 @@ stand for the pieces: what is recognised reaches it as words from the first step
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,12 +21,12 @@ from phirt.errors import ConfigError
 from phirt.fields import Range
 from phirt_export.precision import autocast
 from phirt_export.reference import Model, ModelConfig
-from phirt_quant.word_errors import word_errors
 from phirt_train.context import TrainingContext
+from phirt_train.ctc_outputs import best_path, ctc_loss, word_error_rates
 from phirt_train.data.mixture import shares_of
 from phirt_train.data.readable import read_usable
 from phirt_train.data.records import Transcript
-from phirt_train.data.sampling import Consumed, SimilarSampler
+from phirt_train.data.sampling import FromSampler, SimilarSampler
 from phirt_train.frozen_media import FrozenSounds, inside
 from phirt_train.objective import Loss, ObjectiveKind, Share
 from phirt_train.objectives.ctc import CtcData, Spoken, plain_words
@@ -91,7 +90,7 @@ class _Clips:
         return len(self.paths)
 
 
-class PieceCtc:
+class PieceCtc(FromSampler[SimilarSampler]):
     """CTC over the tower's pieces."""
 
     unit = "clips"
@@ -129,14 +128,6 @@ class PieceCtc:
             _, scores = self.model.sound_embed.recognise(stacked, inside(lengths, stacked))
         return F.log_softmax(scores.float(), -1)
 
-    def consumed(self, step: int) -> dict[str, Consumed]:
-        """What the steps before this one have taken of each source."""
-        return self._sampler.consumed(step)
-
-    def realised(self) -> list[dict[str, float]]:
-        """The share of each source of the steps, for each hundredth of the steps."""
-        return self._sampler.draws.realised()
-
     def prepare(self, step: int, share: Share) -> Spoken:
         """What the encoder hears in this part of a step, partly hidden, and the pieces that are said."""
         source, places = self._sampler.picks(step)
@@ -150,15 +141,7 @@ class PieceCtc:
     def loss(self, batch: Spoken) -> Loss:
         """Over the recordings, of each its CTC loss per piece."""
         stacked, lengths, targets, _ = batch
-        mean = F.ctc_loss(
-            self._log_probabilities(stacked, lengths).transpose(0, 1),
-            torch.tensor(list(itertools.chain.from_iterable(targets)), device=self.context.device),
-            lengths,
-            torch.tensor([len(target) for target in targets]),
-            blank=len(self.pieces.pieces),
-            zero_infinity=True,
-        )
-        return Loss(mean * len(targets), len(targets), len(targets))
+        return ctc_loss(self._log_probabilities(stacked, lengths), lengths, targets)
 
     def _masked(self, stacked: Tensor, rng: np.random.Generator) -> Tensor:
         if not self.data.mask:
@@ -171,19 +154,13 @@ class PieceCtc:
             hidden[:, shift:] |= (begins & (sizes > shift))[:, : rows - shift]
         return stacked * torch.from_numpy(~hidden).to(stacked)[..., None]
 
+    def _heard(self, path: Path) -> str:
+        return self.pieces.join(best_path(self._log_probabilities(*self._sounds.batch([(path, 0)]))[0]))
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Word error rate of the best path, per held-out file."""
-        figures, blank = {}, len(self.pieces.pieces)
-        for label, clips in self.held_out.items():
-            errors = words = 0
-            for path, text in zip(clips.paths, clips.texts, strict=True):
-                best = self._log_probabilities(*self._sounds.batch([(path, 0)]))[0].argmax(-1).tolist()
-                said = self.pieces.join(piece for piece, _ in itertools.groupby(best) if piece != blank)
-                errors += word_errors(text, said)
-                words += len(text.split())
-            figures[f"{label} word error rate"] = errors / max(1, words)
-        return figures
+        return word_error_rates(self.held_out, self._heard)
 
 
 KIND = ObjectiveKind(PieceCtcData, PieceCtc)
