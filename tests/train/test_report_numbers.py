@@ -95,6 +95,7 @@ def test_phi_4_multimodal_in_full() -> None:
     recipe = load_recipe(REPORTS / "phi-4-multimodal.toml", "full")
     stages = _stages(recipe)
     assert (stages["pretraining"].tokens, stages["thoughts"].tokens) == (5e12, 60e9)
+    assert "made/filtered/web.jsonl" in stages["pretraining"].data.documents
     reasoning = [_shares(stages["pretraining"], at)["reasoning"] for at in (0.0, 0.5, 1.0)]
     assert reasoning == sorted(reasoning) and reasoning[0] < reasoning[-1]
     assert stages["reasoning"].steps * stages["reasoning"].batch == pytest.approx(200e3, rel=0.03)
