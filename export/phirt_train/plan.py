@@ -93,15 +93,11 @@ def _row(recipe: Recipe, stage: StageConfig, sizes: Mapping[str, int]) -> tuple[
 
 
 def _rates(stage: StageConfig, course: Course) -> str:
-    """The peak, and the highest rate where a warm-up does not end before the stage does."""
-    first, last = course.rate(0), course.rate(stage.steps - 1)
+    """The peak; where an earlier stage's schedule goes on, the rates at both ends."""
     if stage.schedule.resumes:
-        return f"{first:.3g} to {last:.3g}"
-    peak = stage.schedule.peak
-    assert peak is not None
-    if stage.schedule.warmup_steps >= course.steps and max(first, last) < peak:
-        return f"{max(first, last):.3g} at most: {peak:.3g} is after a longer warm-up than the stage"
-    return f"{peak:.3g}"
+        return f"{course.rate(0):.3g} to {course.rate(stage.steps - 1):.3g}"
+    assert stage.schedule.peak is not None
+    return f"{stage.schedule.peak:.3g}"
 
 
 def _described(rope: RopeConfig) -> str:

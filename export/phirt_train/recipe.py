@@ -33,7 +33,7 @@ from phirt_train.chat_format import CHAT_TEMPLATE, SPECIAL_TOKENS, SpecialTokens
 from phirt_train.given_tokenizer import given_tokenizer, ids_of
 from phirt_train.outside import find_outside
 from phirt_train.scales import Scale, merged
-from phirt_train.schedules import check_chains
+from phirt_train.schedules import check_chains, check_warmups
 from phirt_train.stage import StageConfig
 from phirt_train.stage_table import REMEDY, open_fields, read_stage, read_step, stage_ropes, with_rope
 from phirt_train.step import StepConfig, step_of
@@ -256,6 +256,10 @@ def load_recipe(path: Path, scale: str | None = None) -> Recipe:
         steps=tuple(read_step(path, table, changes, models) for table in document.step),
     )
     _check_template(path, recipe.chat_template)
+    try:
+        check_warmups(recipe.stages)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if unknown := [name for name in changes.part if name not in {one.name for one in recipe.in_order()}]:
         raise ConfigError(f"{path}: scale {scale} changes part {unknown[0]!r:.80}, which is no stage or step")
     return recipe

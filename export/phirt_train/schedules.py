@@ -91,6 +91,20 @@ def is_continued(stages: Sequence[StageConfig], name: str) -> bool:
     return any(stage.schedule.continues == name for stage in stages)
 
 
+def check_warmups(stages: Sequence[StageConfig]) -> None:
+    """Raises ConfigError where a rate rises for longer than its schedule lasts, and misses its peak."""
+    for stage in stages:
+        warmup = stage.schedule.warmup_steps
+        if stage.schedule.resumes or warmup <= (course := course_of(stages, stage.name)).steps:
+            continue
+        chain = [one.name for one in _chain(stages, stage)]
+        where = f"stages {' and '.join(chain)} have" if len(chain) > 1 else "it has"
+        raise ConfigError(
+            f"stage {stage.name} warms up for {warmup} steps, and {where} {course.steps}, so that the peak "
+            f"is never reached; give schedule.warmup_steps of {course.steps} at most, or more steps"
+        )
+
+
 def check_chains(stages: Sequence[StageConfig]) -> None:
     """Raises ConfigError where a schedule continues one that it cannot."""
     resumed: dict[str, str] = {}

@@ -34,7 +34,8 @@ class Schedule:
         peak: the rate after the warm-up; left out where the schedule of an earlier stage goes on.
         kind: how it falls after the warm-up to `final_ratio`·peak: over all steps as a `cosine` or `linear`;
             or `wsd`: it stays, and falls in the last `decay_share` of the steps as `decay` says.
-        warmup_steps: steps of the linear rise to the peak.
+        warmup_steps: steps of the linear rise to the peak; left out in a recipe, of a stage of fewer steps a
+            tenth of those.
         continues: an earlier stage, whose optimiser moments are taken over. Without a peak its schedule goes
             on where it stood, with a length of both stages together; with a peak the rate rises to it from
             where it stood.

@@ -74,6 +74,8 @@ def read_stage(
         stage = _with_length(stage, scale, is_budget=is_budget)
         if not gives_warmup(table, scale):
             stage = _with_warmup(stage, scale.token_scale if is_budget else scale.step_scale)
+            if "warmup_steps" not in changed.get("schedule", {}):
+                stage = _with_default_warmup(stage)
         if derived is not None:
             peak = _rate(derived, stage, path.parent, earlier)
             schedule = {**write_dataclass(stage.schedule), "peak": peak}
@@ -145,6 +147,14 @@ def _with_warmup(stage: StageConfig, ratio: float) -> StageConfig:
     if ratio < 1:
         steps = min(steps, stage.steps - 1)
     return dataclasses.replace(stage, schedule=dataclasses.replace(schedule, warmup_steps=steps))
+
+
+def _with_default_warmup(stage: StageConfig) -> StageConfig:
+    """The stage with a warm-up of a tenth of its steps where the usual one is longer than it is."""
+    if stage.schedule.resumes or stage.schedule.warmup_steps <= stage.steps:
+        return stage
+    schedule = dataclasses.replace(stage.schedule, warmup_steps=stage.steps // 10)
+    return dataclasses.replace(stage, schedule=schedule)
 
 
 def _take_derived_rate(changed: dict[str, Any], path: Path, place: str) -> _DerivedRate | None:

@@ -18,6 +18,7 @@ from phirt_train.plan import plan_table
 from phirt_train.rate_fit import RateFit
 from phirt_train.recipe import load_recipe
 from phirt_train.runner import run_recipe
+from phirt_train.schedules import course_of
 from phirt_train.stage_fields import Bound, RopeChange, missed
 
 MODEL = (
@@ -267,10 +268,28 @@ def test_a_warm_up_is_scaled_with_its_stage_unless_the_scale_gives_one(folder: P
     }  # fmt: skip
 
 
-def test_a_plan_shows_the_highest_rate_of_a_warm_up_that_does_not_end(folder: Path) -> None:
-    stage = TEXT.replace("warmup_steps = 0", "warmup_steps = 100")
-    table = plan_table(load_recipe(write(folder, MODEL + stage)))
-    assert "| 2e-05 at most: 0.001 is after a longer warm-up than the stage |" in table
+def test_a_warm_up_that_is_longer_than_its_schedule_is_refused(folder: Path) -> None:
+    stage = TEXT.replace("warmup_steps = 0", "warmup_steps = 3")
+    with pytest.raises(ConfigError) as refused:
+        load_recipe(write(folder, MODEL + stage))
+    assert str(refused.value) == (
+        f"{folder}/recipe.toml: stage text warms up for 3 steps, and it has 2, so that the peak is never "
+        "reached; give schedule.warmup_steps of 2 at most, or more steps"
+    )
+    more = later("mid", "text", "").replace("peak = 1e-3, warmup_steps = 0", "continues = 'text'")
+    chained = load_recipe(write(folder, MODEL + stage + more))  # the schedule goes on in the second stage
+    assert course_of(chained.stages, "mid").rate(0) == pytest.approx(chained.stages[0].schedule.peak)
+    with pytest.raises(ConfigError, match="for 9 steps, and stages text and mid have 4"):
+        load_recipe(write(folder, MODEL + stage.replace("warmup_steps = 3", "warmup_steps = 9") + more))
+
+
+def test_the_usual_warm_up_is_a_tenth_of_a_short_stage(folder: Path) -> None:
+    usual = TEXT.replace(", warmup_steps = 0", "")
+    for steps, warmup in ((2, 0), (99, 9), (100, 100), (2000, 100)):
+        (stage,) = load_recipe(
+            write(folder, MODEL + usual.replace("steps = 2\n", f"steps = {steps}\n"))
+        ).stages
+        assert (stage.steps, stage.schedule.warmup_steps) == (steps, warmup)
 
 
 def test_a_gate_that_is_missed_ends_the_run_and_keeps_the_weights(folder: Path) -> None:
