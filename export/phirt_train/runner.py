@@ -19,8 +19,6 @@ import json
 import signal
 from pathlib import Path
 
-import torch
-
 from phirt.errors import ConfigError
 from phirt.runtime.atomic_file import atomic_write, write_text
 from phirt_export.bundle import model_limits
@@ -29,25 +27,19 @@ from phirt_train.context import TrainingContext
 from phirt_train.data.conversations import ConversationEncoder
 from phirt_train.data_digests import DataDigests
 from phirt_train.file_digests import FileDigests
-from phirt_train.loop import Interrupted, StageResult, StageRun
-from phirt_train.metrics import EVENTS_NAME, Metrics
-from phirt_train.objectives import find_objective
-from phirt_train.outside import check_tokenizer, find_outside
+from phirt_train.loop import Interrupted, StageResult
 from phirt_train.part_digests import own_tokenizer, part_digests, tokenizer_sources
 from phirt_train.preparation import prepare_data
 from phirt_train.processes import ALONE, Processes, check_started, join_processes, leave_processes
-from phirt_train.progress import Progress, Report, ignore
-from phirt_train.quantize_aware import set_weight_grid, snap_weights
+from phirt_train.progress import Report, ignore
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.report import write_report
 from phirt_train.results import RESULT_NAME, finished, result_table
 from phirt_train.run_marks import alone, is_marked, mark
-from phirt_train.schedules import course_of, is_continued
-from phirt_train.sharding import Sharding, check_routes, check_sharded, whole
+from phirt_train.sharding import Sharding, check_sharded
 from phirt_train.stage import StageConfig
 from phirt_train.stage_fields import missed
-from phirt_train.stage_record import record_stage, tensor_digests, write_record
-from phirt_train.state_file import save_tensors
+from phirt_train.stage_training import StageTraining
 from phirt_train.step import MADE, StepConfig, StepContext, Weights, step_of
 from phirt_train.step_run import (
     check_made,
@@ -59,19 +51,11 @@ from phirt_train.step_run import (
 from phirt_train.tokenizer import train_tokenizer
 from phirt_train.weights import (
     CHECKPOINT_NAME,
-    MOMENTS_NAME,
-    WEIGHTS_NAME,
     check_recipe,
     checkpoint_after,
-    copied_names,
-    fresh_model,
-    load_into,
     model_after,
-    weights_before,
     write_checkpoint,
 )
-
-_SHARES_NAME = "shares.jsonl"  # of sources or parts, a line for each hundredth of the steps
 
 
 def run_recipe(
@@ -331,73 +315,7 @@ class _Run:
         context = self._context(stage)
         if self.sharding == "fsdp":
             stage = dataclasses.replace(stage, compile=False)  # a compiled pass would hide the layers
-        folder = self.run_dir / stage.name
-        folder.mkdir(parents=True, exist_ok=True)
-        self.report(Progress(stage.name, 0, stage.steps, "steps", "loading weights"))
-        if stage.checkpoint is not None:
-            outside = find_outside(stage.checkpoint, self.recipe.folder)
-            check_tokenizer(outside, stage, (self.run_dir / TOKENIZER_NAME).read_bytes())
-        torch.manual_seed(context.seed)
-        model = fresh_model(self.recipe, self.recipe.model_after(stage.name))
-        before = weights_before(self.recipe, stage, self.run_dir)
-        load_into(model, before)
-        state = model.state_dict()
-        copied = copied_names(state, stage.copies)
-        load_into(model, {name: state[source] for name, source in copied.items()})
-        model.to(self.device)
-        was = tensor_digests(model)  # of its start, also where it goes on from a state
-        with self.processes.in_turn():  # what is prepared once is prepared by the first
-            objective = find_objective(stage.objective).build(model, stage, context)
-        if self.sharding == "fsdp":
-            check_routes(stage, objective)
-        objective.head.to(self.device)
-        if stage.quantize_aware:
-            set_weight_grid(model, stage.quantize_aware)
-        stages, continued = self.recipe.stages, stage.schedule.continues
-        run = StageRun(
-            model,
-            objective,
-            stage,
-            folder,
-            context.seed,
-            digest,
-            course=course_of(stages, stage.name),
-            moments=None if continued is None else self.run_dir / continued / MOMENTS_NAME,
-            processes=self.processes,
-            sharding=self.sharding,
+        training = StageTraining(
+            self.recipe, stage, self.run_dir, context, digest, self.processes, self.sharding
         )
-        with contextlib.ExitStack() as open_files:
-            if self.processes.is_first:
-                metrics = Metrics(folder, self.run_dir / EVENTS_NAME / stage.name, run.step)
-                run.record = open_files.enter_context(metrics).add
-            result = run.run(self.report)
-        counted = getattr(objective, "consumed", None)
-        result = dataclasses.replace(
-            result,
-            consumed={} if counted is None else counted(result.steps),
-            left_out={name: file.rows for name, file in context.rejects.files.items()},
-        )
-        if (realised := getattr(objective, "realised", None)) is not None:
-            lines = [json.dumps(shares) + "\n" for shares in realised()]
-            write_text(folder / _SHARES_NAME, "".join(lines))
-        if notice := context.rejects.notice():
-            self.report(Progress(stage.name, result.steps, result.steps, "steps", notice))
-        if stage.quantize_aware:
-            snap_weights(model)
-        state = model.state_dict()
-        trained = {name for name in run.parameters if not name.startswith("head.")}
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        changed = trained | set(run.buffers)
-        is_now = tensor_digests(model)
-        record = record_stage(stage, sizes, changed, was, is_now, model.config, self.device)
-        kept = trained | set(run.buffers) | set(copied)  # among the buffers tables that no checkpoint has
-        tensors = {name: whole(state[name]) for name in sorted(kept) if name in state}
-        if is_continued(stages, stage.name):
-            run.save_moments(folder / MOMENTS_NAME)
-        if self.processes.is_first:
-            save_tensors(before | tensors, folder / WEIGHTS_NAME)
-            write_record(record, folder)
-            write_text(folder / RESULT_NAME, json.dumps(dataclasses.asdict(result), indent=1))
-            run.state_path.unlink(missing_ok=True)
-        self.processes.wait()
-        return result
+        return training.run()
