@@ -65,7 +65,8 @@ def _write_related(folder: Path, rng: np.random.Generator) -> None:
 
 def _write_text(folder: Path) -> None:
     body = "\n\n".join([SENTENCE * 2] * 12)
-    pages = [{"title": f"Valley {n}", "text": f"Valley {n} lies in the hills.\n\n{body}"} for n in range(8)]
+    lead = "Valley {} is a valley in the hills."
+    pages = [{"title": f"Valley {n}", "text": f"{lead.format(n)}\n\n{body}"} for n in range(8)]
     request = {"text": "add blue song to my list", "intent": "Add", "slots": [["item", "blue song"]]}
     call = {"name": "Find", "arguments": {"city": "Oslo"}}
     turns = [

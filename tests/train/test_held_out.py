@@ -27,6 +27,7 @@ LONG = 24  # letters: shorter texts ("Yes.") may stand anywhere
 def _measured_of(data: Any) -> Iterator[str]:
     """Files that a stage's data name to measure with, those of its parts among them."""
     yield from getattr(data, "held_out", {}).values()
+    yield from (written.file for written in getattr(data, "written", {}).values())
     yield from (probe.test for probe in getattr(data, "probes", {}).values())
     for part in getattr(data, "parts", {}).values():
         yield from _measured_of(part.read)

@@ -95,6 +95,8 @@ def test_phi_3_runs_from_two_phases_to_a_checked_model(phi3: tuple[Path, dict[st
     for attack in ("attack-1", "attack-2", "checked"):
         figures = results[attack].figures
         assert {"refused of unsafe", "refused of look-alikes"} <= figures.keys()
+    assert {"passages exact", "passages rouge_l"} <= results["sft"].figures.keys()
+    assert "chats/passages.jsonl" in results["sft"].consumed
     assert results["extended"].figures.keys() == results["base"].figures.keys() >= {"perplexity at 256"}
 
 

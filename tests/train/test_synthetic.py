@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from phirt_train.synthetic.from_model import written
 from phirt_train.synthetic.identity import Identity, identity_rows
 from phirt_train.synthetic.instructions import as_conversation, instructions
 from phirt_train.synthetic.likelihood import bits_of
+from phirt_train.synthetic.passages import passage_rows, questions
 from phirt_train.synthetic.recall import recall_conversations, recall_documents
 from phirt_train.synthetic.safety import safety_rows
 from phirt_train.synthetic.summaries import article_summaries, story_outline, story_summaries
@@ -325,3 +327,62 @@ def test_records_are_written_as_they_are_read(tmp_path: Path) -> None:
     questions = [Question("Why?", answer="So."), *word_problems(3, 0, LEVELS[0])]
     write_records(tmp_path / "q.jsonl", questions)
     assert read_questions(tmp_path / "q.jsonl") == questions
+
+
+PAGES = [
+    {
+        "title": "Norway",
+        "text": "Norway (say it) is a country of the far north with 5.5 million people.\n\nIt became "
+        "independent of its neighbour in 1905, after a vote. Its king is Harald Fifth of all kings.",
+    },
+    {"title": "Peru", "text": "Peru is a country in the west of South America with long coasts. It is high."},
+    {"title": "Empty", "text": "x" * 5000},
+]
+
+
+def test_questions_are_answered_by_their_passage() -> None:
+    asked = {
+        one.form: one for one in questions("Norway", PAGES[0]["text"], ["1812"], np.random.default_rng(0))
+    }
+    assert asked["what"].question == "What is Norway?"
+    assert asked["what"].answer == "A country of the far north with 5.5 million people."
+    gap = 'Which year is missing? "It became independent of its neighbour in ____, after a vote."'
+    assert (asked["year"].question, asked["year"].answer) == (gap, "1905.")
+    name = asked["name"]
+    assert (name.question, name.answer) == (
+        'Which name is missing? "Its king is ____ of all kings."',
+        "Harald Fifth.",
+    )
+    said = 'Does the text say this? "It became independent of its neighbour in {}, after a vote."'
+    both = {
+        (one.question, one.answer)
+        for seed in range(9)
+        for one in questions("Norway", PAGES[0]["text"], ["1812"], np.random.default_rng(seed))
+        if one.form == "statement"
+    }
+    assert both == {(said.format(1905), "Yes."), (said.format(1812), "No. It was 1905.")}
+    assert [one.form for one in questions("Chile", PAGES[1]["text"], [], np.random.default_rng(0))] == [
+        "name"
+    ]
+
+
+def test_rows_from_passages_hold_their_answers_or_say_that_they_do_not() -> None:
+    rows = list(passage_rows(PAGES, 3))
+    assert rows == list(passage_rows(PAGES, 3)) and len({form for form, _ in rows}) == 5
+    for form, row in rows:
+        prompt, answer = (turn.content for turn in row.messages)
+        text, _, question = prompt.rpartition("\n\n")
+        if form == "not said":
+            assert (question, answer) == ("What is Norway?", "The text does not say.")
+            assert "Norway" not in text
+        elif form in ("year", "name"):
+            assert answer[:-1] in text and answer not in question
+        elif form == "what":
+            assert f"{answer[0].lower()}{answer[1:]}" in text
+        else:
+            quoted = question.split('"')[1]
+            assert (quoted in text) == (answer == "Yes.")
+    others = [row for form, row in passage_rows(PAGES[:2] * 20, 3) if form == "what"]
+    assert {row.messages[0].content.count("\n\n") for row in others} > {
+        1
+    }  # some beside another page's passage

@@ -20,6 +20,7 @@ from .captions import Captions
 from .chats import Chats
 from .documents import Documents
 from .frames import Frames
+from .passages import Passages
 from .posttraining import PostTraining
 from .reasoning import Reasoning
 from .speech_tasks import SpeechTasks
@@ -46,6 +47,7 @@ class Options:
         speech: recordings, one file a task.
         posttraining: conversations of the skills that are trained after reading.
         reasoning: problems with the way to their answers.
+        passages: questions that are answered from a passage before them.
         asked_aloud: questions about the pictures of `captions` that are spoken.
         beside_pictures: tasks of `posttraining` in conversations about pictures of `captions`.
     """
@@ -58,6 +60,7 @@ class Options:
     speech: SpeechTasks | None = None
     posttraining: PostTraining | None = None
     reasoning: Reasoning | None = None
+    passages: Passages | None = None
     asked_aloud: AskedAloud | None = None
     beside_pictures: BesidePictures | None = None
 
