@@ -38,7 +38,8 @@ def phi4(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 def test_phi_4_runs_from_pretraining_to_preferences(phi4: tuple[Path, dict[str, StageResult]]) -> None:
     run, results = phi4
     assert list(results) == [
-        "filtered", "pretraining", "pretrained", "midtraining", "midtrained", "sft", "pivotal", "dpo", "final"
+        "filtered", "pretraining", "pretrained", "own-pages", "midtraining", "midtrained", "sft", "pivotal",
+        "dpo", "final",
     ]  # fmt: skip
     for stage in ("pretraining", "midtraining", "sft", "dpo"):
         assert results[stage].steps > 0

@@ -17,11 +17,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from phirt.errors import ConfigError
-from phirt.fields import Range
+from phirt.fields import Length, Range
 from phirt_export.reference import Documents, Model, ModelConfig
 from phirt_train.chunked_loss import IGNORED
 from phirt_train.context import TrainingContext
-from phirt_train.data.mixture import HeldOut, Shares, Source, Sources, check_sources, join_shares, source_of
+from phirt_train.data.mixture import (
+    HeldOut,
+    Shares,
+    Source,
+    Sources,
+    check_optional,
+    check_sources,
+    join_shares,
+    shares_of,
+    source_of,
+)
 from phirt_train.data.packing import PackedText, RowSource, RunningText
 from phirt_train.data.sampling import Consumed, Draws
 from phirt_train.data.token_store import TokenSequences, load_conversations, load_documents
@@ -39,6 +49,7 @@ class LanguageModelingData:
     Attributes:
         row_tokens: length of a row.
         documents: share of each file of texts, by tokens.
+        optional: documents that are left out where they are missing.
         conversations: share of each file of conversations without media, by their number.
         document_share: share of the rows that are cut from documents; by default all or none of them.
         pack_documents: whether documents are packed as conversations are: whole, or cut where they are longer
@@ -48,6 +59,7 @@ class LanguageModelingData:
 
     row_tokens: Annotated[int, Range(2, 1 << 20)]
     documents: Sources = dataclasses.field(default_factory=dict)
+    optional: Annotated[tuple[str, ...], Length(0, 1024)] = ()
     conversations: Sources = dataclasses.field(default_factory=dict)
     document_share: Probability | None = None
     pack_documents: bool = False
@@ -68,6 +80,7 @@ class LanguageModelingData:
                 raise ValueError(f"document_share is {self.document_share}, but there are no {name}")
             if sources:
                 check_sources(sources, {})
+        check_optional(self.optional, self.documents)
 
     @property
     def share_of_documents(self) -> float:
@@ -85,7 +98,8 @@ class LanguageModelingData:
 
     def files(self) -> Iterable[str]:
         """All files that are read."""
-        return (*self.documents, *self.conversations, *self.held_out.values())
+        needed = [name for name in self.documents if name not in self.optional]
+        return (*needed, *self.conversations, *self.held_out.values())
 
 
 class LanguageModeling:
@@ -98,7 +112,11 @@ class LanguageModeling:
         assert isinstance(data, LanguageModelingData)
         self.model, self.context, self.data = model, context, data
         self.length = data.row_tokens
-        documents = {name: self._documents(name) for name in data.documents}
+        self._of_documents: Shares | None = None
+        if data.documents:
+            self._of_documents = shares_of(context.path, data.documents, data.optional)
+        there = () if self._of_documents is None else self._of_documents.names
+        documents = {name: self._documents(name) for name in there}
         conversations, means = {}, {}
         for name in data.conversations:
             conversations[name], means[name] = self._conversations(name)
@@ -138,8 +156,8 @@ class LanguageModeling:
     def _shares(self, means: Mapping[str, float]) -> Shares:
         """Shares of rows: of conversations, whose shares are of their number, by how long they are."""
         data, parts = self.data, []
-        if data.documents:
-            parts.append((Shares.of(data.documents), data.share_of_documents))
+        if self._of_documents is not None:
+            parts.append((self._of_documents, data.share_of_documents))
         if means:
             parts.append((Shares.of(data.conversations, means.__getitem__), 1 - data.share_of_documents))
         return join_shares(parts)
