@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from phirt.fields import Length, Range
 from phirt_export.reference import ROUTES, ModelConfig
 from phirt_train.context import TrainingContext
-from phirt_train.conversation_rows import ALIKE, Conversations
+from phirt_train.conversation_rows import ALIKE, Conversations, Group
 from phirt_train.data.mixture import (
     HeldOut,
     Source,
@@ -93,10 +93,9 @@ class ConversationSources(FromSampler[Sampler], abc.ABC):
         means = np.array([source.lengths.mean() for source in self.sources])
         return float(self._sampler.draws.shares.at(np.zeros(1))[0] @ means)
 
-    @property
-    def routes(self) -> frozenset[str]:
-        """Those of all sources; a share of a step takes a forward pass for each that it has."""
-        return frozenset(route for source in self.sources for route in source.routes)
+    def decoder_passes(self, batch: Sequence[Group]) -> int:
+        """One for each route that there is."""
+        return len(batch)
 
     def consumed(self, step: int) -> dict[str, Consumed]:
         """What the steps before this one have taken of each source."""

@@ -35,7 +35,7 @@ from phirt_train.processes import ALONE, Processes
 from phirt_train.progress import Progress, Record, Report, StepRecord, forget
 from phirt_train.schedules import Course, lone_course
 from phirt_train.selection import kept_buffers, part_rates, select
-from phirt_train.sharding import Sharding, like, shard, whole
+from phirt_train.sharding import ShardedObjective, Sharding, like, shard, whole
 from phirt_train.stage import StageConfig
 from phirt_train.state_file import damaged, read_state, read_tensors, save_tensors
 
@@ -195,7 +195,10 @@ class StageRun:
         before = {name: buffer.clone() for name, buffer in self.buffers.items()}
         parameters = list(self.parameters.values())
         figures = sum_gradients(self._batches.of(self.step), self._loss, parameters, self.processes)
-        if not figures.reached:
+        is_reached = figures.reached
+        if isinstance(self._loss, ShardedObjective) and self._loss.is_uneven:
+            is_reached = self._loss.drop_unreached()
+        if not is_reached:
             raise ConfigError(
                 f"stage {stage.name} trains {', '.join(stage.trains)}, which its data do not reach (text "
                 "alone takes no adapter, for one); train other parameters, or give other data"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -82,6 +82,16 @@ class Objective(Protocol):
 
     def validate(self) -> dict[str, float]:
         """Figures on held-out data, by name."""
+
+
+@runtime_checkable
+class DecoderPasses(Protocol):
+    """An objective whose batches take a number of passes through the decoder that differs from one to the
+    next.
+    """
+
+    def decoder_passes(self, batch: Any) -> int:
+        """How many `loss` makes of what `prepare` made."""
 
 
 @dataclasses.dataclass(frozen=True)

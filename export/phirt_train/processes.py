@@ -71,6 +71,14 @@ class Processes:
         dist.all_reduce(numbers)
         return [float(number) for number in numbers]
 
+    def most(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.count == 1:
+            return value
+        number = torch.tensor(value)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
     def share(self, value: Any) -> Any:
         """The first process' value, in all of them: whatever JSON can say."""
         if self.count == 1:

@@ -29,7 +29,7 @@ from phirt_train.quantize_aware import set_weight_grid, snap_weights
 from phirt_train.recipe import Recipe
 from phirt_train.results import RESULT_NAME
 from phirt_train.schedules import course_of, is_continued
-from phirt_train.sharding import Sharding, check_routes, whole
+from phirt_train.sharding import Sharding, whole
 from phirt_train.stage import StageConfig
 from phirt_train.stage_record import record_stage, tensor_digests, write_record
 from phirt_train.state_file import save_tensors
@@ -127,8 +127,6 @@ class StageTraining:
         stage = self.stage
         with self.processes.in_turn():  # what is prepared once is prepared by the first
             objective = find_objective(stage.objective).build(model, stage, self.context)
-        if self.sharding == "fsdp":
-            check_routes(stage, objective)
         objective.head.to(self.context.device)
         return objective
 

@@ -10,31 +10,33 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 from safetensors.torch import load_file
+from small_recipe import SMALL_MODEL
 
 from phirt.errors import ConfigError
 from phirt_train.processes import ALONE, Processes, join_processes
 from phirt_train.runner import run_recipe
-from phirt_train.sharding import check_routes
 
 RECIPES = Path(__file__).resolve().parents[2] / "export/recipes"
 WORKER = Path(__file__).with_name("worker_train.py")
 Trained = dict[str, Any]
 
 
-def together(folder: Path, count: int, sharding: str = "none") -> dict[bool, Trained]:
-    """What `count` processes come to, with and without Muon."""
+def start_together(count: int, *words: str) -> None:
+    """The worker in `count` processes that find each other."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), "together", str(folder), sharding],
+            [sys.executable, str(WORKER), *words],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
             stderr=subprocess.PIPE, text=True,
         )
@@ -42,6 +44,11 @@ def together(folder: Path, count: int, sharding: str = "none") -> dict[bool, Tra
     ]  # fmt: skip
     errors = [worker.communicate(timeout=300)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * count, errors
+
+
+def together(folder: Path, count: int, sharding: str = "none") -> dict[bool, Trained]:
+    """What `count` processes come to, with and without Muon."""
+    start_together(count, "together", str(folder), sharding)
     found = {}
     for muon in (False, True):
         place = folder / f"muon-{muon}"
@@ -119,18 +126,78 @@ def test_dealing_out_without_torchrun_is_one_line(monkeypatch: pytest.MonkeyPatc
         run_recipe(RECIPES / "parrot", Path("unused"), sharding="fsdp")
 
 
-def test_mixtures_whose_passes_differ_are_not_dealt_out() -> None:
-    """Processes waited for each other for ever, each with another number of forward passes."""
-    with pytest.raises(ConfigError, match=r"stage joint mixes in supervised_finetuning.*--sharding none"):
-        run_recipe(RECIPES / "reports/kimi-vl.toml", Path("unused"), RECIPES, scale="tiny", sharding="fsdp")
+ROUTES = """
+[[stage]]
+name = "adapters"
+objective = "supervised_finetuning"
+trains = ["*lora_", "model.embed_tokens_extend.", "model.norm."]
+steps = 4
+batch = 8
+micro_batch = 2
+checkpoint_activations = true
+schedule = { peak = 3e-3, warmup_steps = 1 }
+data = { sources = { "talks.jsonl" = 1.0 } }
+
+[[stage]]
+name = "joint"
+objective = "mixture"
+starts_from = ["adapters"]
+trains = ["model."]
+steps = 4
+batch = 4
+micro_batch = 2
+schedule = { peak = 3e-3, warmup_steps = 1 }
+
+[stage.data]
+count = "items"
+
+[stage.data.parts.pages]
+objective = "language_modeling"
+share = 0.5
+data = { row_tokens = 24, documents = { "pages.jsonl" = 1.0 } }
+
+[stage.data.parts.talks]
+objective = "supervised_finetuning"
+rows = 3
+data = { sources = { "talks.jsonl" = 1.0 } }
+"""
 
 
-@pytest.mark.parametrize("routes", [{"none"}, {"none", "vision"}])
-def test_conversations_of_several_routes_are_not_dealt_out(routes: set[str]) -> None:
-    stage: Any = SimpleNamespace(name="joint")
-    objective: Any = SimpleNamespace(routes=frozenset(routes))
-    if len(routes) == 1:
-        check_routes(stage, objective)
-        return
-    with pytest.raises(ConfigError, match=r"stage joint .* several routes \(none, vision\).*--sharding none"):
-        check_routes(stage, objective)
+def write_talks(folder: Path) -> None:
+    """Conversations of all routes, some with a picture and a recording."""
+    rows = []
+    for number, colour in enumerate(["red", "blue", "green", "black", "white", "grey"]):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
+        tone = 0.3 * np.sin(2 * np.pi * (300 + 200 * number) * np.arange(8000) / 16000)
+        soundfile.write(folder / f"{colour}.wav", tone, 16000)
+        picture, sound = {"images": [f"{colour}.png"]}, {"audio": [f"{colour}.wav"]}
+        for media in ({}, picture, sound, picture | sound)[: 4 if number % 2 else 3]:
+            rows.append(
+                [{"role": "user", "content": "Which?", **media}, {"role": "assistant", "content": colour}]
+            )
+    lines = [json.dumps({"messages": turns}) + "\n" for turns in rows]
+    (folder / "talks.jsonl").write_text("".join(lines))
+    pages = [json.dumps({"text": f"The sea is {n} deep, and the hill is high."}) + "\n" for n in range(20)]
+    (folder / "pages.jsonl").write_text("".join(pages))
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_processes_whose_passes_differ_have_the_curve_of_one(tmp_path: Path, towers: str) -> None:
+    """Each waited for the other's layers for ever where one had a picture more than the other."""
+    (tmp_path / "recipe.toml").write_text('name = "routes"\n' + SMALL_MODEL + towers + ROUTES)
+    write_talks(tmp_path)
+    run_recipe(tmp_path, tmp_path / "one")
+    start_together(2, "recipe", str(tmp_path), str(tmp_path / "two"), "fsdp")
+    for stage in ("adapters", "joint"):
+        one, two = (
+            [json.loads(line) for line in (tmp_path / run / stage / "metrics.jsonl").read_text().splitlines()]
+            for run in ("one", "two")
+        )
+        assert len(one) == 4
+        for name, near in {
+            "loss": {"abs": 1e-3},
+            "gradient_norm": {"rel": 1e-2},
+            "units": {"abs": 0},
+        }.items():
+            found, wanted = ([step[name] for step in steps] for steps in (two, one))
+            assert found == pytest.approx(wanted, **near), (stage, name)

@@ -2,6 +2,7 @@
 
 python worker_train.py together OUT SHARDING   with RANK and WORLD_SIZE: writes the losses of a small decoder
 python worker_train.py killed FOLDER SEED      trains in a child that it kills, as often as the test wants
+python worker_train.py recipe RECIPE RUN SHARDING   with RANK and WORLD_SIZE: runs a recipe
 python worker_train.py finetune FOLDER CHECKPOINT   the same of an adapter, from the rows in the folder
 """
 
@@ -20,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phirt_export import precision
 from phirt_train.chunked_loss import chunked_cross_entropy
 from phirt_train.finetuning.finetune import FinetuneSettings, finetune
 from phirt_train.loop import StageRun
 from phirt_train.objective import Loss, Share
 from phirt_train.processes import join_processes, leave_processes
 from phirt_train.progress import ignore
+from phirt_train.runner import run_recipe
 from phirt_train.sharding import whole
 from phirt_train.state_file import save_tensors
 
@@ -175,6 +178,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "together":
         train_together(Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "recipe":
+        precision.multiplies_bfloat16 = lambda _: False  # as the process that it is held against
+        run_recipe(Path(sys.argv[2]), Path(sys.argv[3]), sharding=sys.argv[4])
     elif sys.argv[1] == "whole":
         train_once(Path(sys.argv[2]))
     elif sys.argv[1] == "finetune":

@@ -21,8 +21,9 @@ from phirt_export.reference import Model, ModelConfig
 from phirt_train.context import TrainingContext
 from phirt_train.data.mixture import Points, Shares
 from phirt_train.data.sampling import Consumed, Draws
-from phirt_train.objective import Loss, Objective, ObjectiveKind, Share
+from phirt_train.objective import DecoderPasses, Loss, Objective, ObjectiveKind, Share
 from phirt_train.objectives import find_objective
+from phirt_train.objectives.language_modeling import LanguageModeling
 from phirt_train.stage import StageConfig, StageData
 
 _REMEDY = "correct the part"
@@ -200,6 +201,16 @@ class MixedObjectives:
         for own in losses[1:]:
             total = total + own.total
         return Loss(total, sum(own.weight for own in losses), sum(own.units for own in losses))
+
+    def decoder_passes(self, batch: list[PartBatch]) -> int:
+        """Those of all groups; pages and rows take one, whatever learns from media alone none."""
+        return sum(self._passes_of(self.parts[group.part], group.batch) for group in batch)
+
+    @staticmethod
+    def _passes_of(part: Objective, batch: Any) -> int:
+        if isinstance(part, DecoderPasses):
+            return part.decoder_passes(batch)
+        return int(isinstance(part, LanguageModeling))
 
     @property
     def _weights(self) -> list[float]:
