@@ -1,8 +1,8 @@
-"""Short runs of one stage of a recipe, at other peak rates and lengths: what `rate_fit` asks for to find the
-peak of a long run, and how much more its warm-up bears.
+"""Short runs of one stage of a recipe, at other peak rates, lengths and mixtures: what `rate_fit` asks for to
+find the peak of a long run, and how much more its warm-up bears, and `mixture_search` to find shares.
 
 Data, tokenizer and the stages before are made once, in a folder of their own; each trial then trains the
-stage anew. Knows recipes and their runs. Knows nothing of fits.
+stage anew. Knows recipes and their runs. Knows nothing of fits or searches.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phirt.errors import ConfigError
+from phirt_train.data.mixture import Shares, source_of
 from phirt_train.guards import DivergenceError
+from phirt_train.loop import StageResult
 from phirt_train.metrics import METRICS_NAME
+from phirt_train.objectives.language_modeling import LanguageModelingData
 from phirt_train.progress import Report, ignore
 from phirt_train.rate_fit import StepReading
 from phirt_train.recipe import Recipe
@@ -59,14 +65,52 @@ class StageTrials:
         """The loss of every step of a run of so many tokens with its whole schedule; infinite from where it
         is none.
         """
+        return [one.loss for one in self._run(self._as_long(tokens, rate))]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each file of documents, on average over the stage."""
+        documents = self._text_data().documents
+        means = Shares.of(documents).at(np.linspace(0, 1, 1001)).mean(axis=0)
+        return dict(zip(documents, means.tolist(), strict=True))
+
+    def held_out(self, shares: Mapping[str, float], tokens: int) -> float:
+        """The mean of the held-out figures after a run of so many tokens with constant shares of documents;
+        infinite where it diverges.
+
+        Raises:
+            ConfigError: the stage reads no documents, or has no held-out texts.
+        """
+        data = self._text_data()
+        documents = {
+            name: dataclasses.replace(source_of(data.documents[name]), share=share, start=None, end=None)
+            for name, share in shares.items()
+        }
+        peak = self._stage.schedule.peak
+        assert peak is not None, "a stage that resumes a schedule has no length of its own"
+        stage = self._as_long(tokens, peak)
+        stage = dataclasses.replace(stage, gate={}, data=dataclasses.replace(data, documents=documents))
+        figures: list[float] = []
+        self._train(stage, lambda result: figures.extend(result.figures.values()))
+        return math.fsum(figures) / len(figures) if figures else math.inf
+
+    def _text_data(self) -> LanguageModelingData:
+        data = self._stage.data
+        if not isinstance(data, LanguageModelingData) or not data.documents or not data.held_out:
+            raise ConfigError(
+                f"stage {self._stage.name} has no documents whose shares could be tried, or no held-out "
+                "texts; name a stage of language_modeling that has both"
+            )
+        return data
+
+    def _as_long(self, tokens: int, peak: float) -> StageConfig:
+        """The stage over so many tokens with its whole schedule, which never stops it."""
         steps = max(1, round(tokens / (self._stage.batch * self._stage.tokens_of_item)))
         warmup = min(self.warmup_steps, steps // 4)
         schedule = dataclasses.replace(
-            self._stage.schedule, peak=rate, warmup_steps=warmup, continues=None, spike_sigma=0.0
+            self._stage.schedule, peak=peak, warmup_steps=warmup, continues=None, spike_sigma=0.0
         )
-        return [
-            one.loss for one in self._run(dataclasses.replace(self._stage, steps=steps, schedule=schedule))
-        ]
+        return dataclasses.replace(self._stage, steps=steps, schedule=schedule)
 
     def readings(self, multiple: float, steps: int) -> list[StepReading]:
         """The first steps at a multiple of the peak, which is held after the warm-up."""
@@ -83,17 +127,25 @@ class StageTrials:
         if asked:  # losses are wanted, and nothing is measured beside them
             nothing: dict[str, Any] = {name: {} for name in asked}
             bare = dataclasses.replace(bare, data=dataclasses.replace(bare.data, **nothing))  # type: ignore[type-var]
-        recipe = dataclasses.replace(self._recipe, stages=(*self._recipe.stages[:-1], bare))
+        found: list[StepReading] = []
+        if not self._train(bare, lambda _: found.extend(_read(self._run_dir / stage.name))):
+            found = [*_read(self._run_dir / stage.name), StepReading(math.inf, math.inf)]
+        return found
+
+    def _train(self, stage: StageConfig, take: Callable[[StageResult], object]) -> bool:
+        """Train the stage anew; `take` is given its result while its folder is there. Whether it did not
+        diverge; where it did, its folder stays.
+        """
+        recipe = dataclasses.replace(self._recipe, stages=(*self._recipe.stages[:-1], stage))
         folder = self._run_dir / stage.name
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            run_loaded(recipe, self._run_dir, self._data, report=self._report, until=stage.name)
+            results = run_loaded(recipe, self._run_dir, self._data, report=self._report, until=stage.name)
         except DivergenceError:
-            found = _read(folder)
-            return [*found, StepReading(math.inf, math.inf)]
-        found = _read(folder)
+            return False
+        take(results[-1])
         shutil.rmtree(folder)
-        return found
+        return True
 
 
 def _read(folder: Path) -> list[StepReading]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from phirt_train.components import by_component
-from phirt_train.plan import parameter_sizes
+from phirt_train.plan import parameter_sizes, plan_table
+from phirt_train.rate_fit import fit_rates, load_fit
 from phirt_train.recipe import Recipe, load_recipe
 from phirt_train.schedules import course_of
 from phirt_train.stage import StageConfig
@@ -52,6 +53,21 @@ def test_phi_4_in_full() -> None:
     assert (second.tokens, second.data.row_tokens) == (250e9, 16384)
     decoder = recipe.model.decoder
     assert not decoder.tied and decoder.rope.rotary_dim == decoder.head_dim
+
+
+def test_the_rate_of_phi_4_is_fitted_to_short_runs_where_it_trains() -> None:
+    fit = load_fit(REPORTS / "phi-4-rates.json")
+    again = fit_rates(fit.trials)
+    assert (again.coefficient, again.exponent) == pytest.approx((fit.coefficient, fit.exponent))
+    recipe = load_recipe(REPORTS / "phi-4.toml", "small")
+    first, second = _stages(recipe)["pretraining"], _stages(recipe)["midtraining"]
+    tokens = first.steps * first.batch * first.data.row_tokens
+    horizons = sorted({trial.tokens for trial in fit.trials})
+    assert horizons[0] < tokens < horizons[-1]  # between them, not beyond
+    assert first.schedule.peak == pytest.approx(0.4762634591 * tokens**-0.398611825, rel=1e-6)
+    assert second.schedule.peak == pytest.approx(first.schedule.peak / 10)
+    (row,) = (line for line in plan_table(recipe).splitlines() if line.startswith("| pretraining "))
+    assert "| 0.00313 |" in row
 
 
 def test_kinds_of_phi_4_have_the_reports_shares() -> None:

@@ -200,6 +200,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, before: str, after: str, mess
     text = (REPORTS / "phi-4.toml").read_text()
     assert before in text
     (tmp_path / "phi-4.toml").write_text(text.replace(before, after, 1))
+    shutil.copy(REPORTS / "phi-4-rates.json", tmp_path)
     with pytest.raises(ConfigError) as refused:
         load_recipe(tmp_path / "phi-4.toml", "tiny" if "tiny" in before else None)
     assert message in str(refused.value) and "\n" not in str(refused.value)
