@@ -66,7 +66,7 @@ def sanitized(shared_folder: Path, host_library: Path) -> Path:
         host_library,
         "-DPHIRT_SANITIZE=ON",
         "-DCMAKE_BUILD_TYPE=Debug",
-        "-DCMAKE_CXX_FLAGS_DEBUG=-O1",
+        "-DCMAKE_CXX_FLAGS_DEBUG=-Og",
     )
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from native_host import ROOT, onnxruntime_parts, require_programs
+from native_host import HARDLY_OPTIMIZED, ROOT, onnxruntime_parts, require_programs
 
 ANDROID, IOS = ROOT / "apps" / "android", ROOT / "apps" / "ios"
 _CASES = 7
+_QUICK = (
+    "-Xmx1500m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # a compiler that runs once is not worth compiling
+)
 
 
 def checked(*command: object, **environment: str) -> str:
@@ -50,7 +53,7 @@ def kotlin_classes(shared_folder: Path, java_home: Path) -> Path:
             checked("javac", "-d", stubs, *sources)
             folders = (ANDROID / "phirt/src/main/kotlin", ANDROID / "app/src/main/kotlin", ANDROID / "jvm")
             options = ("-Werror", "-include-runtime", "-cp", stubs, "-d", jar)
-            checked("bash", compiler, *options, *folders, JAVA_OPTS="-Xmx1500m")
+            checked("bash", compiler, *options, *folders, JAVA_OPTS=_QUICK)
     return jar
 
 
@@ -62,7 +65,18 @@ def jni_library(shared_folder: Path, host_library: Path, java_home: Path) -> Pat
     with FileLock(f"{folder}.lock"):
         given = (f"-DONNXRUNTIME_INCLUDE={include}", f"-DONNXRUNTIME_LIBRARY={host_library}")
         source = ANDROID / "phirt" / "src" / "main" / "cpp"
-        checked("cmake", "-G", "Ninja", "-S", source, "-B", folder, *given, JAVA_HOME=str(java_home))
+        checked(
+            "cmake",
+            "-G",
+            "Ninja",
+            "-S",
+            source,
+            "-B",
+            folder,
+            *given,
+            *HARDLY_OPTIMIZED,
+            JAVA_HOME=str(java_home),
+        )
         assert "warning:" not in checked("cmake", "--build", folder)
     return folder / "libphirt_jni.so"
 
