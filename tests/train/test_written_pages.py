@@ -18,6 +18,7 @@ from phirt_train.rollouts.continuation import ContinuationSampler, whole_sentenc
 from phirt_train.rollouts.sampler import Request, Sample
 from phirt_train.runner import run_recipe
 from phirt_train.steps.written_pages import beginning
+from phirt_train.synthetic.review import strange_words, words_of
 
 SEA = "The sea is wide and cold. A wave is long."
 RECIPE = (
@@ -47,6 +48,7 @@ temperature = 0.0
 max_new_tokens = 40
 least_words = 4
 least_bits = 0.0
+most_strange = 0.7
 
 [[stage]]
 name = "more"
@@ -97,6 +99,12 @@ def test_a_stage_goes_without_pages_where_none_are_kept(run: Path, tmp_path: Pat
     (tmp_path / "recipe.toml").write_text(strict)
     results = run_recipe(tmp_path, tmp_path / "run", tmp_path)
     assert results[1].figures["pages kept"] == 0 and set(results[2].consumed) == {"sea.jsonl"}
+
+
+def test_words_that_no_text_has_are_strange() -> None:
+    review = strange_words(words_of(["The sea, the SHIP.", "a 5 sail"]), 0.25)
+    assert review("the Sea a wave 9") is None  # one of four
+    assert review("the sea wave") == "strange words" and review("5 6") is None
 
 
 def test_a_continuation_is_of_its_seed_alone(run: Path) -> None:

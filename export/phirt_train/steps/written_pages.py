@@ -20,10 +20,20 @@ from phirt_export.reference import ModelConfig
 from phirt_train.data.messages import write_lines
 from phirt_train.data.records import Document, read_records
 from phirt_train.rollouts.continuation import ContinuationSampler
+from phirt_train.stage import Probability
 from phirt_train.step import StepContext, StepKind, StepOutcome
 from phirt_train.synthetic.from_model import DROPPED_NAME, written
 from phirt_train.synthetic.likelihood import bits_of
-from phirt_train.synthetic.review import few_letters, length, likely, repetitive, seen_before, unfilled
+from phirt_train.synthetic.review import (
+    few_letters,
+    length,
+    likely,
+    repetitive,
+    seen_before,
+    strange_words,
+    unfilled,
+    words_of,
+)
 
 PAGES_NAME = "pages.jsonl"
 _Count = Annotated[int, Range(1, 1 << 20)]
@@ -43,6 +53,7 @@ class WrittenPagesOptions:
         least_words, most_words: of a continuation that is kept.
         least_bits, most_bits: that a byte of it may cost the model: what is cheaper says nothing new, what is
             dearer makes no sense to it.
+        most_strange: most of its words that no text of the file has.
     """
 
     beginnings: str
@@ -55,6 +66,7 @@ class WrittenPagesOptions:
     most_words: _Count = 2000
     least_bits: _Bits = 0.1
     most_bits: _Bits = 3.0
+    most_strange: Probability = 0.15
 
     def __post_init__(self) -> None:
         for name in ("words", "bits"):
@@ -96,6 +108,7 @@ def write(options: WrittenPagesOptions, context: StepContext) -> StepOutcome:
                 unfilled,
                 repetitive,
                 few_letters,
+                strange_words(words_of(texts), options.most_strange),
                 seen_before(),
                 likely(bits_of(model), options.least_bits, options.most_bits),
             ),

@@ -107,6 +107,24 @@ def few_letters(text: str) -> str | None:
     return "few letters" if letters < _LEAST_LETTERS * max(1, filled) else None
 
 
+def words_of(texts: Iterable[str]) -> frozenset[str]:
+    """All words of texts, in lower case."""
+    return frozenset(word for text in texts for word in _WORD.findall(text.lower()))
+
+
+def strange_words(known: frozenset[str], most: float) -> Reviewer:
+    """Objects where more than this share of the words is in none of the texts whose words are known: a model
+    that has learnt little makes them up, and finds them likely.
+    """
+
+    def review(text: str) -> str | None:
+        words = _WORD.findall(text.lower())
+        strange = sum(word not in known for word in words)
+        return "strange words" if strange > most * len(words) else None
+
+    return review
+
+
 def seen_before() -> Reviewer:
     """Objects to a text that it has seen, spaces and case left out."""
     seen: set[bytes] = set()
