@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 os.environ["PHIRT_CACHE"] = "off"
+# Whether phirt-kernels is installed changes nothing; tests/kernels takes it all the same.
+os.environ.setdefault("PHIRT_KERNELS", "off")
 os.environ["PHIRT_CONFIG"] = str(Path(__file__).with_name("no-settings.toml"))  # nobody's own defaults
 NANO = Path(__file__).with_name("bundles") / "nano"
 os.environ["PHIRT_MODEL"] = str(NANO)  # commands without -m; see `embedded`

@@ -106,7 +106,7 @@ class Device:
         """The options of the first provider."""
         return self.providers[0][1]
 
-    def open(self, path: str, options: Any, *, strict: bool = False) -> Any:
+    def open(self, path: str | bytes, options: Any, *, strict: bool = False) -> Any:
         """A session of onnxruntime on this device. With `strict` it is an error where the provider leaves a
         node to the CPU. Raises ProviderError, and what onnxruntime raises.
         """

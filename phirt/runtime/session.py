@@ -20,7 +20,7 @@ from phirt.bundle.files import require_intact
 from phirt.bundle.graph_check import check_graph
 from phirt.bundle.manifest import CPU_TARGET, Contents, GraphSpec, Manifest
 from phirt.errors import BundleError, PhirtError, ProviderError, first_line, not_enough_memory, out_of_memory
-from phirt.runtime import prepared, system
+from phirt.runtime import kernels, prepared, system
 from phirt.runtime.device import CPU, Device
 from phirt.runtime.native_calls import native_calls
 from phirt.runtime.ort import ort
@@ -81,8 +81,11 @@ class Session:
         if not config.repeated:
             self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         begin = time.perf_counter()
-        self._session = self._open_prepared(manifest, config)
-        where = "the cache of prepared graphs"
+        where = "the bundle, with phirt-kernels"
+        self._session = self._open_with_kernels(manifest, config)
+        if self._session is None:
+            where = "the cache of prepared graphs"
+            self._session = self._open_prepared(manifest, config)
         if self._session is None:
             where = "the bundle"
             path = manifest.path(self.spec.file)
@@ -96,12 +99,40 @@ class Session:
                 ) from error
             _check_provider(self._session, config.device)
             _check_interface(self._session, self.spec)
-            system.release_mapped_pages([manifest.path(name) for name in self.spec.data])
-            system.trim_heap()  # of weights before they were folded and packed
+            self._release_weights(manifest)
         if _log.isEnabledFor(logging.DEBUG):
             how = f"{config.device.provider}, {config.device.thread_count} threads"
             seconds = time.perf_counter() - begin
             _log.debug("the %s graph is open after %.2f s, from %s: %s", graph, seconds, where, how)
+
+    def _open_with_kernels(self, manifest: Contents, config: SessionConfig) -> Any:
+        """The graph with phirt-kernels' operators, which pack weights as fast as they are read: nothing of it
+        is kept in the cache. None where the package is not used, or computes nothing of this graph. Raises
+        BundleError where the graph holds what none may hold.
+        """
+        library = kernels.library() if config.device.is_cpu else None
+        if library is None:
+            return None
+        check_graph(manifest, self.spec)
+        path = manifest.path(self.spec.file)
+        graph = kernels.with_kernels(path.read_bytes())
+        if graph is None:
+            return None
+        try:
+            session = _open_in_memory(graph, library, path.parent, config)
+            _check_interface(session, self.spec)
+        except Exception as error:  # weights of another type, say; without them all is as before
+            if lacking := out_of_memory(error, f"open the {self.graph} graph"):
+                raise lacking from error
+            _log.info("phirt-kernels does not open the %s graph: %s", self.graph, first_line(error))
+            return None
+        self._release_weights(manifest)
+        return session
+
+    def _release_weights(self, manifest: Contents) -> None:
+        """Gives back the memory of weights as they were before they were folded and packed."""
+        system.release_mapped_pages([manifest.path(name) for name in self.spec.data])
+        system.trim_heap()
 
     def _open_prepared(self, manifest: Contents, config: SessionConfig) -> Any:
         """The graph with its weights mapped from the cache, where it is put first if need be; None if it
@@ -118,7 +149,7 @@ class Session:
         if entry is None or not entry.is_complete():
             return None
         try:
-            session = _open(entry.model, config, optimized=True)
+            session = _open_optimized(entry.model, config)
             _check_interface(session, self.spec)
         except Exception as error:  # a damaged entry: the bundle itself is the way that always works
             if lacking := out_of_memory(error, f"open the {self.graph} graph"):
@@ -227,17 +258,36 @@ def _check_interface(session: Any, spec: GraphSpec) -> None:
         raise BundleError(f"{spec.file}: outputs {missing} are missing; export the bundle again")
 
 
-def _open(path: Path, config: SessionConfig, *, optimized: bool = False) -> Any:
-    options = config.device.session_options(spinning=config.repeated)
+def _open(path: Path, config: SessionConfig) -> Any:
+    options = _options(config)
     if not config.device.is_cpu:
         options.add_session_config_entry(RECORD, "1")
-    if optimized:
-        # It was optimized when it was written. onnxruntime packs all the same, to find the packed weights by
-        # their content; on all cores, for which it holds all unpacked ones to the end.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.prepack.enable_parallel", "1")
     with native_calls:
         return config.device.open(str(path), options, strict=config.strict)
+
+
+def _open_optimized(path: Path, config: SessionConfig) -> Any:
+    """A graph that was optimized when it was written."""
+    options = _options(config)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # onnxruntime packs all the same, to find the packed weights by their content; on all cores, for which it
+    # holds all unpacked ones to the end.
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    with native_calls:
+        return config.device.open(str(path), options, strict=config.strict)
+
+
+def _open_in_memory(graph: bytes, library: Path, weights: Path, config: SessionConfig) -> Any:
+    """A graph with operators of a library, whose weights lie in a folder."""
+    options = _options(config)
+    options.register_custom_ops_library(str(library))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    with native_calls:
+        return config.device.open(graph, options, strict=config.strict)
+
+
+def _options(config: SessionConfig) -> Any:
+    return config.device.session_options(spinning=config.repeated)
 
 
 def _prepare(manifest: Contents, graph: str, config: SessionConfig, entry: prepared.Entry) -> None:
@@ -266,7 +316,7 @@ def _prepare(manifest: Contents, graph: str, config: SessionConfig, entry: prepa
 
 
 def _write_prepared(path: Path, config: SessionConfig, folder: Path) -> None:
-    options = config.device.session_options(spinning=config.repeated)
+    options = _options(config)
     options.optimized_model_filepath = str(folder / prepared.MODEL_NAME)
     for key, value in (
         ("optimized_model_external_initializers_file_name", prepared.DATA_NAME),

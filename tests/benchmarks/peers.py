@@ -4,6 +4,7 @@
     CMAKE_ARGS=-DGGML_NATIVE=ON PEERS/bin/pip install -r tests/benchmarks/peers-requirements.txt
     python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python
     python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --scale full --kv int8
+    python tests/benchmarks/peers.py FOLDER --peers-python PEERS/bin/python --threads 1,2,4,8
 
 Makes what FOLDER does not hold yet: a random checkpoint (904m: eight layers of Phi-4-mini's width, 904
 million weights, 5 GB of disk in all; full: Phi-4-mini's size, 22 GB), exported by phirt, by
@@ -11,8 +12,9 @@ onnxruntime-genai's own builder (at its defaults, which is blocks of 32; and wit
 and up; `peers_genai.py` has it build part by part, because the whole of full takes it more than 24 GB of
 memory), and as llama.cpp's Q4_0. Each runtime then runs in a process of its own with its model loaded
 (`peers_worker.py`), the same number of threads and the same ids; phirt and one peer take turns, so that a
-busy machine disturbs both alike, and who goes first changes from pair to pair. Prints a Markdown table with
-the median of the pairs' ratios and their quartiles. Leave the machine alone meanwhile.
+busy machine disturbs both alike, and who goes first changes from pair to pair; with several numbers of
+threads, one after the other. Prints a Markdown table with the median of the pairs' ratios and their
+quartiles. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from phirt.runtime.cpus import usable_cpus  # noqa: E402
-from phirt_apps.machine import cpu_name  # noqa: E402
+from phirt_apps.machine import cpu_name, instruction_sets  # noqa: E402
 from tests.checkpoints import text  # noqa: E402
 from tests.checkpoints.write import write_checkpoint  # noqa: E402
 
@@ -79,6 +81,7 @@ class Row:
     """Seconds of phirt and of a peer for one task, pair by pair."""
 
     task: Task
+    threads: int
     pairs: tuple[tuple[float, float], ...]
 
     def text(self, against: str) -> str:
@@ -87,7 +90,7 @@ class Row:
         theirs = statistics.median(self.task.tokens / seconds for _, seconds in self.pairs)
         first, median, third = quartiles([their / our for our, their in self.pairs])
         return (
-            f"| {against} | {self.task.title} | {ours:.1f} | {theirs:.1f} "
+            f"| {against} | {self.threads} | {self.task.title} | {ours:.1f} | {theirs:.1f} "
             f"| {median:.2f} ({first:.2f} to {third:.2f}) |"
         )
 
@@ -190,7 +193,7 @@ def closing(*workers: Worker) -> Iterator[None]:
             worker.close()
 
 
-def compare(ours: Worker, theirs: Worker, tasks: Sequence[Task], pairs: int) -> Iterator[Row]:
+def compare(ours: Worker, theirs: Worker, tasks: Sequence[Task], pairs: int, threads: int) -> Iterator[Row]:
     """Takes turns at each task; the first take of both is left out."""
     for task in tasks:
         taken = []
@@ -200,8 +203,8 @@ def compare(ours: Worker, theirs: Worker, tasks: Sequence[Task], pairs: int) -> 
                 time.sleep(_SETTLE_SECONDS)
                 times[worker] = worker.seconds(task.line)
             taken.append((times[ours], times[theirs]))
-        say(f"{task.title}: done")
-        yield Row(task, tuple(taken[1:]))
+        say(f"{task.title}, {threads} threads: done")
+        yield Row(task, threads, tuple(taken[1:]))
 
 
 def run(folder: Path, options: argparse.Namespace) -> list[str]:
@@ -211,28 +214,39 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
         Task(f"decode at {depth}", f"decode {depth} {options.steps}", options.steps)
         for depth in options.depths
     ]
-    rows, threads, runtime = [], options.threads, ""
+    rows, runtime = [], ""
     for name in options.peers:
-        peer = PEERS[name]
-        say(f"loading phirt and {name}")
-        bundle = folder / BUNDLES[options.kv]
-        ours = Worker(Path(sys.executable), "phirt", bundle, threads, folder / "phirt.log", False)
-        with closing(ours):
-            theirs = Worker(
-                options.peers_python, peer.worker, folder / peer.model, threads, folder / f"{name}.log", True
-            )
-            with closing(theirs):
+        for threads in options.threads:
+            with closing_pair(folder, options, PEERS[name], threads) as (ours, theirs):
                 runtime = ours.runtime
-                against = f"{theirs.runtime}, {peer.title}"
-                rows += [row.text(against) for row in compare(ours, theirs, tasks, options.pairs)]
+                against = f"{theirs.runtime}, {PEERS[name].title}"
+                done = compare(ours, theirs, tasks, options.pairs, threads)
+                rows += [row.text(against) for row in done]
     return [
-        f"{options.scale}, {runtime}, keys and values in {options.kv}; {cpu_name()}, {usable_cpus()} "
-        f"logical cores, {threads} threads; median of {options.pairs} alternating pairs (quartiles).",
+        f"{options.scale}, {runtime}, keys and values in {options.kv}; {cpu_name()} "
+        f"({', '.join(instruction_sets())}), {usable_cpus()} logical cores; median of {options.pairs} "
+        "alternating pairs (quartiles).",
         "",
-        "| against | | phirt, tokens/s | peer, tokens/s | phirt is faster by |",
-        "|---|---|---|---|---|",
+        "| against | threads | | phirt, tokens/s | peer, tokens/s | phirt is faster by |",
+        "|---|---|---|---|---|---|",
         *rows,
     ]
+
+
+@contextlib.contextmanager
+def closing_pair(
+    folder: Path, options: argparse.Namespace, peer: Peer, threads: int
+) -> Iterator[tuple[Worker, Worker]]:
+    """phirt and a peer, each with its model loaded, and ends them."""
+    say(f"loading phirt and {peer.model}, {threads} threads")
+    model, log = folder / peer.model, folder / f"{peer.model}.log"
+    ours = Worker(
+        Path(sys.executable), "phirt", folder / BUNDLES[options.kv], threads, folder / "phirt.log", False
+    )
+    with closing(ours):
+        theirs = Worker(options.peers_python, peer.worker, model, threads, log, True)
+        with closing(theirs):
+            yield ours, theirs
 
 
 def say(message: str) -> None:
@@ -256,7 +270,7 @@ def main() -> None:
     parser.add_argument("--kv", choices=tuple(BUNDLES), default="float32", help="phirt's keys and values")
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=numbers, default=[2], metavar="N,...")
     parser.add_argument("--prefill", type=numbers, default=[1024], metavar="N,...")
     parser.add_argument("--depths", type=numbers, default=[128, 1024, 4096], metavar="N,...")
     parser.add_argument("--steps", type=int, default=32, help="tokens decoded in a take")

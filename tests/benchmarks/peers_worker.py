@@ -37,8 +37,10 @@ class Phirt:
 
     def __init__(self, model: Path, threads: int) -> None:
         import phirt
+        from phirt_apps.machine import products
 
-        self.name = f"phirt {version('phirt')}, onnxruntime {version('onnxruntime')}"
+        versions = f"phirt {version('phirt')}, onnxruntime {version('onnxruntime')}"
+        self.name = f"{versions}, products by {products()}"
         self._engine = phirt.load(model, threads=threads).generator.new_engine()
         self._token = 0
 

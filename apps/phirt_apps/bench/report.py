@@ -12,7 +12,7 @@ from typing import Any
 from phirt.bundle.manifest import Manifest
 from phirt.runtime.cpus import thread_count, usable_cpus
 from phirt_apps.extras import install_line
-from phirt_apps.machine import cores_and_threads, cpu_name
+from phirt_apps.machine import cores_and_threads, cpu_name, instruction_sets, products
 from phirt_apps.output import Output, one_line, plain_table, size
 
 from .opening import Opening
@@ -71,6 +71,8 @@ def as_object(report: Report) -> dict[str, Any]:
         },
         "machine": {
             "cpu": cpu_name(),
+            "instructions": instruction_sets(),
+            "products": products(),
             "cores": usable_cpus(),
             "threads": thread_count(report.threads),
             "read": report.read,
@@ -154,6 +156,8 @@ def _heading(report: Report) -> Any:
     table = plain_table("bundle", one_line(manifest.name))
     table.add_row("size", size(sum(entry.size for entry in manifest.files.values())))
     table.add_row("cpu", f"{cpu_name()}, {cores_and_threads(report.threads)}")
+    table.add_row("instruction sets", ", ".join(instruction_sets()) or "not known here")
+    table.add_row("products by", products())
     table.add_row(
         "reading memory",
         f"{read['bytes_per_second'] / 1e9:.1f} GB/s at most ({read['method']}, {read['pages']} pages, "

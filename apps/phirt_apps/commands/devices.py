@@ -37,7 +37,7 @@ def command(shown: options.Bundle = None, json: options.Json = False) -> None:
     from phirt.runtime.cpus import usable_cpus
     from phirt.runtime.device import CPU, devices
     from phirt.runtime.offers import offers
-    from phirt_apps.machine import cores_and_threads, cpu_name
+    from phirt_apps.machine import cores_and_threads, cpu_name, instruction_sets, products
 
     out = Output()
     with out.busy("asking what is there"):
@@ -45,7 +45,13 @@ def command(shown: options.Bundle = None, json: options.Json = False) -> None:
     cpu, used = cpu_name(), [name for name, _ in CPU.providers]
     choices = [_choice(manifest, offer) for offer in found]
     if json:
-        facts = {"cpu": cpu, "cores": usable_cpus(), "threads": CPU.thread_count}
+        facts = {
+            "cpu": cpu,
+            "instructions": instruction_sets(),
+            "products": products(),
+            "cores": usable_cpus(),
+            "threads": CPU.thread_count,
+        }
         listed = [_as_object(offer) for offer in found]
         bundle = {"name": manifest.name, "graphs": choices}
         out.json({**facts, "providers": list(devices()), "used": used, "offers": listed, "bundle": bundle})
@@ -58,6 +64,8 @@ def command(shown: options.Bundle = None, json: options.Json = False) -> None:
         table.add_row(offer.provider, offer.purpose, one_line(state), graphs)
     out.table(table)
     out.answer(f"\ncpu: {cpu}, {cores_and_threads(None)}\n")
+    sets = ", ".join(instruction_sets()) or "not known here"
+    out.answer(f"instruction sets: {sets}; products of quantized weights by {products()}\n")
     out.answer(f"used without --provider: {used[0]}\n")
     for offer in found:
         if offer.install is not None:

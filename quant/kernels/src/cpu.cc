@@ -1,0 +1,134 @@
+// Which instruction sets this CPU and its system have, and the best kernels for them.
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "matrix.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define PHIRT_X86 1
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#elif defined(__aarch64__) || defined(_M_ARM64)
+#define PHIRT_ARM 1
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(_WIN32)
+#include <windows.h>
+#endif
+#endif
+
+namespace phirt {
+
+extern const KernelSet kGeneric;
+#if defined(PHIRT_X86)
+extern const KernelSet kAvx2, kAvxVnni, kAvx512Vnni;
+#elif defined(PHIRT_ARM)
+extern const KernelSet kNeonDotprod;
+#endif
+
+namespace {
+
+#if defined(PHIRT_X86)
+
+struct Registers {
+  uint32_t a, b, c, d;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+  Registers r{};
+#if defined(_MSC_VER)
+  int values[4];
+  __cpuidex(values, static_cast<int>(leaf), static_cast<int>(subleaf));
+  r = {static_cast<uint32_t>(values[0]), static_cast<uint32_t>(values[1]), static_cast<uint32_t>(values[2]),
+       static_cast<uint32_t>(values[3])};
+#else
+  __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);
+#endif
+  return r;
+}
+
+// The states of registers that the system saves: without them an instruction set cannot be used.
+uint64_t saved_states() {
+  if ((cpuid(1, 0).c & (1u << 27)) == 0) return 0;
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t{high} << 32 | low;
+#endif
+}
+
+bool has(uint32_t word, std::initializer_list<int> bits) {
+  for (int bit : bits) {
+    if ((word & (1u << bit)) == 0) return false;
+  }
+  return true;
+}
+
+bool has_avx2() {
+  // SSE, AVX; FMA, F16C; AVX2.
+  return (saved_states() & 0x6) == 0x6 && has(cpuid(1, 0).c, {12, 28, 29}) && has(cpuid(7, 0).b, {5});
+}
+
+bool has_avx_vnni() { return has_avx2() && has(cpuid(7, 1).a, {4}); }
+
+bool has_avx512_vnni() {
+  // F, DQ, BW, VL; VNNI.
+  return has_avx2() && (saved_states() & 0xe6) == 0xe6 && has(cpuid(7, 0).b, {16, 17, 30, 31}) &&
+         has(cpuid(7, 0).c, {11});
+}
+
+#elif defined(PHIRT_ARM)
+
+bool has_dotprod() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & (1u << 20)) != 0;  // HWCAP_ASIMDDP
+#elif defined(_WIN32)
+  return IsProcessorFeaturePresent(43) != 0;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+#else
+  return true;  // every Apple processor of this architecture that runs macOS
+#endif
+}
+
+#endif
+
+const KernelSet* const* available() {
+  static const KernelSet* sets[8] = {};
+  static const bool once = [] {
+    int count = 0;
+#if defined(PHIRT_X86)
+    if (has_avx512_vnni()) sets[count++] = &kAvx512Vnni;
+    if (has_avx_vnni()) sets[count++] = &kAvxVnni;
+    if (has_avx2()) sets[count++] = &kAvx2;
+#elif defined(PHIRT_ARM)
+    if (has_dotprod()) sets[count++] = &kNeonDotprod;
+#endif
+    sets[count] = &kGeneric;
+    return true;
+  }();
+  static_cast<void>(once);
+  return sets;
+}
+
+}  // namespace
+
+const KernelSet* kernels_named(const char* name) {
+  for (const KernelSet* const* set = available(); *set != nullptr; ++set) {
+    if (std::strcmp((*set)->name, name) == 0) return *set;
+  }
+  return nullptr;
+}
+
+const KernelSet& best_kernels() {
+  if (const char* name = std::getenv("PHIRT_KERNELS")) {
+    if (const KernelSet* named = kernels_named(name)) return *named;
+  }
+  return *available()[0];
+}
+
+}  // namespace phirt

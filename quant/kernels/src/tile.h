@@ -1,0 +1,271 @@
+// The product, written once over a vector type V that each instruction set defines; included by one file for
+// each set, which is compiled for it. Everything is in an unnamed namespace, so that no code of a larger set
+// can take the place of a smaller one's.
+//
+// V::kLanes int32 lanes are columns. V has: Bytes load(p); Bytes plane<bits, i>(Bytes) (the codes of one plane,
+// a byte each); Bytes four(p) (four activations in each lane); Sums dot<bits>(Sums, Bytes codes,
+// Bytes activations) (adds the products of a lane's four codes and activations), nothing() (a Sums of 0),
+// widened(Ints, Sums) (adds what was summed). Where Sums are Ints, begun(Ints) goes on from a total and
+// ended(Ints, Sums) is the sum; where they are narrower, they begin at 0 and chunks_together(bits) of them fit.; Ints splat(int), multiply(Ints, Ints), load_ints(p), add(Ints, Ints); Floats
+// load_floats(p), load_halves(p), splat_float(x), times(Floats, Floats), fused(Floats a, Ints b, Floats c) =
+// a + b * c in one rounding, plus(Floats, Floats), store(p, Floats), zero(). V::kCodeBias is what `plane` takes
+// from codes of 8 bits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "matrix.h"
+
+namespace phirt {
+namespace {
+
+// One tile: kRows rows of activations with kVectors vectors of a panel's columns. Planes are summed into kParts
+// separate sums, so that few rows do not wait for each other's products.
+template <class V, int kBits, int kRows, int kVectors, int kParts>
+struct Tile {
+  using Ints = typename V::Ints;
+  using Floats = typename V::Floats;
+  static constexpr int kPlanes = 8 / kBits;
+  static constexpr int kMiddle = 1 << (kBits - 1);
+  static constexpr int kBias = kBits == 8 ? V::kCodeBias : 0;
+
+  // `first` is the first of the columns, a multiple of V::kLanes.
+  static void compute(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t row, const float* bias,
+                      float* out) {
+    const MatrixShape& shape = matrix.shape;
+    const int64_t blocks = shape.blocks(), chunks = shape.block_size / (4 * kPlanes);
+    const uint8_t* codes[kVectors];
+    int64_t first_places[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t panel = (first + v * V::kLanes) / kPanel, lane = (first + v * V::kLanes) % kPanel;
+      codes[v] = matrix.panel_codes(panel) + lane * 4;
+      first_places[v] = panel * blocks * kPanel + lane;
+    }
+    Floats sums[kRows][kVectors];
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = V::zero();
+    }
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t of_rows = block * rows.rows + row;
+      const int8_t* activations = rows.codes + of_rows * shape.block_size;
+      Ints totals[kRows][kVectors];
+      for (int r = 0; r < kRows; ++r) {
+        const int32_t sum = rows.sums[of_rows + r];
+        for (int v = 0; v < kVectors; ++v) totals[r][v] = start(matrix, first_places[v] + block * kPanel, sum);
+      }
+      add_products(codes, chunks, activations, shape.block_size, totals);
+      for (int v = 0; v < kVectors; ++v) {
+        const Floats scale = scale_at(matrix, first_places[v] + block * kPanel);
+        for (int r = 0; r < kRows; ++r) {
+          const Floats both = V::times(scale, V::splat_float(rows.scales[of_rows + r]));
+          sums[r][v] = V::fused(sums[r][v], totals[r][v], both);
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        store(shape, sums[r][v], first + v * V::kLanes, bias, out + (row + r) * shape.columns);
+      }
+    }
+  }
+
+ private:
+  // Codes count from 0; what the zero point takes off is known before: zero point * sum of activations.
+  static Ints start(const Matrix& matrix, int64_t place, int32_t sum) {
+    if (matrix.zero_points.data() == nullptr) return V::splat((kBias - kMiddle) * sum);
+    const Ints zero = V::load_ints(reinterpret_cast<const int32_t*>(matrix.zero_points.data()) + place);
+    return V::multiply(V::add(V::splat(kBias), V::multiply(zero, V::splat(-1))), V::splat(sum));
+  }
+
+  static Floats scale_at(const Matrix& matrix, int64_t place) {
+    if (matrix.half_scales) {
+      return V::load_halves(reinterpret_cast<const uint16_t*>(matrix.scales.data()) + place);
+    }
+    return V::load_floats(reinterpret_cast<const float*>(matrix.scales.data()) + place);
+  }
+
+  using Sums = typename V::Sums;
+  using Products = Sums[kRows][kVectors][kParts];
+  static constexpr int64_t kGroup = V::chunks_together(kBits);
+
+  // Adds the products of a block, whose codes are left behind, to what `totals` holds.
+  static void add_products(const uint8_t* (&codes)[kVectors], int64_t chunks, const int8_t* activations,
+                           int64_t stride, Ints (&totals)[kRows][kVectors]) {
+    if constexpr (kGroup == 0) return add_group(codes, chunks, activations, stride, totals);
+    for (int64_t first = 0; first < chunks; first += kGroup) {
+      add_group(codes, std::min(kGroup, chunks - first), activations + first * 4 * kPlanes, stride, totals);
+    }
+  }
+
+  // The same for as many chunks as Sums can hold.
+  static void add_group(const uint8_t* (&codes)[kVectors], int64_t chunks, const int8_t* activations, int64_t stride,
+                        Ints (&totals)[kRows][kVectors]) {
+    Products products;
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        products[r][v][0] = V::begun(totals[r][v]);
+        for (int part = 1; part < kParts; ++part) products[r][v][part] = V::nothing();
+      }
+    }
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      typename V::Bytes packed[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kRows <= 4) V::prefetch(codes[v]);
+        packed[v] = V::load(codes[v]);
+        codes[v] += kChunk;
+      }
+      chunk_products(packed, activations + chunk * 4 * kPlanes, stride, products,
+                     std::make_integer_sequence<int, kPlanes>{});
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        totals[r][v] = V::ended(totals[r][v], products[r][v][0]);
+        for (int part = 1; part < kParts; ++part) totals[r][v] = V::widened(totals[r][v], products[r][v][part]);
+      }
+    }
+  }
+
+  template <int... kPlane>
+  static void chunk_products(const typename V::Bytes (&packed)[kVectors], const int8_t* activations, int64_t stride,
+                             Products& products, std::integer_sequence<int, kPlane...>) {
+    (plane_products<kPlane>(packed, activations, stride, products), ...);
+  }
+
+  template <int kPlane>
+  static void plane_products(const typename V::Bytes (&packed)[kVectors], const int8_t* activations, int64_t stride,
+                             Products& products) {
+    typename V::Bytes codes[kVectors];
+    for (int v = 0; v < kVectors; ++v) codes[v] = V::template plane<kBits, kPlane>(packed[v]);
+    for (int r = 0; r < kRows; ++r) {
+      const auto four = V::four(activations + r * stride + kPlane * 4);
+      for (int v = 0; v < kVectors; ++v) {
+        Sums& sum = products[r][v][kPlane % kParts];
+        sum = V::template dot<kBits>(sum, codes[v], four);
+      }
+    }
+  }
+
+  static void store(const MatrixShape& shape, Floats sums, int64_t column, const float* bias, float* out) {
+    const int64_t count = std::min<int64_t>(V::kLanes, shape.columns - column);
+    if (count == V::kLanes) {
+      if (bias != nullptr) sums = V::plus(sums, V::load_floats(bias + column));
+      V::store(out + column, sums);
+      return;
+    }
+    alignas(kAlignment) float kept[V::kLanes];
+    V::store(kept, sums);
+    for (int64_t i = 0; i < count; ++i) out[column + i] = bias != nullptr ? kept[i] + bias[column + i] : kept[i];
+  }
+};
+
+// kRows rows with the columns of kPanels panels.
+template <class V, int kBits, int kRows, int kPanels>
+void rows_of_panels(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, const float* bias,
+                    float* out) {
+  constexpr int kVectors = V::vectors_for(kRows, kPanels);
+  constexpr int kParts = kRows * kVectors <= V::kFewSums ? std::min(2, 8 / kBits) : 1;
+  for (int64_t first = 0; first < kPanels * kPanel; first += kVectors * V::kLanes) {
+    Tile<V, kBits, kRows, kVectors, kParts>::compute(matrix, rows, panel * kPanel + first, row, bias, out);
+  }
+}
+
+// The same for a number of rows, up to kRows, that is known only now.
+template <class V, int kBits, int kRows, int kPanels>
+void some_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, int64_t count,
+               const float* bias, float* out) {
+  if (count == kRows) return rows_of_panels<V, kBits, kRows, kPanels>(matrix, rows, panel, row, bias, out);
+  if constexpr (kRows > 1) return some_rows<V, kBits, kRows - 1, kPanels>(matrix, rows, panel, row, count, bias, out);
+}
+
+// Rows from `row` to `end` with the columns of kPanels panels, in tiles that are as large as each other.
+template <class V, int kBits, int kPanels>
+void all_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, int64_t end,
+              const float* bias, float* out) {
+  for (int64_t tiles = (end - row + V::kMostRows - 1) / V::kMostRows; tiles > 0; --tiles) {
+    const int64_t count = (end - row + tiles - 1) / tiles;
+    some_rows<V, kBits, V::kMostRows, kPanels>(matrix, rows, panel, row, count, bias, out);
+    row += count;
+  }
+}
+
+// Rows that stay in the second cache while all panels pass by.
+constexpr int64_t kCachedBytes = 512 << 10;
+
+template <class V, int kBits>
+void multiply_bits(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+                   float* out) {
+  const int64_t row_bytes = matrix.shape.blocks() * matrix.shape.block_size;
+  const int64_t fitting = std::max<int64_t>(kCachedBytes / row_bytes / V::kMostRows, 1) * V::kMostRows;
+  for (int64_t row = 0; row < rows.rows; row += fitting) {
+    const int64_t end = std::min(row + fitting, rows.rows);
+    int64_t panel = first;
+    for (; panel + 2 <= last; panel += 2) all_rows<V, kBits, 2>(matrix, rows, panel, row, end, bias, out);
+    if (panel < last) all_rows<V, kBits, 1>(matrix, rows, panel, row, end, bias, out);
+  }
+}
+
+template <class V>
+void multiply(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+              float* out) {
+  switch (matrix.shape.bits) {
+    case 2:
+      return multiply_bits<V, 2>(matrix, rows, first, last, bias, out);
+    case 4:
+      return multiply_bits<V, 4>(matrix, rows, first, last, bias, out);
+    default:
+      return multiply_bits<V, 8>(matrix, rows, first, last, bias, out);
+  }
+}
+
+// A block's greatest magnitude becomes 127; codes are rounded to nearest even, as MatMulNBits has them. Plain
+// loops, which compilers turn into vectors: magnitudes of floats are ordered as their bits are.
+inline void quantize_block(const float* values, int64_t count, int64_t block_size, int8_t* codes, float* scale,
+                           int32_t* sum) {
+  uint32_t greatest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof bits);
+    greatest = std::max(greatest, bits & 0x7fffffffu);
+  }
+  float magnitude;
+  std::memcpy(&magnitude, &greatest, sizeof magnitude);
+  *scale = magnitude / 127.0f;
+  const float inverse = 127.0f / magnitude;
+  if (!(inverse > 0.0f && inverse <= std::numeric_limits<float>::max())) {
+    // Zeros, and what is so small that it counts as such; or infinite or no number, and then so is the scale.
+    std::memset(codes, 0, static_cast<size_t>(block_size));
+    *sum = 0;
+    return;
+  }
+  int32_t total = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t code = static_cast<int32_t>(std::nearbyint(values[i] * inverse));
+    codes[i] = static_cast<int8_t>(code);
+    total += code;
+  }
+  for (int64_t i = count; i < block_size; ++i) codes[i] = 0;
+  *sum = total;
+}
+
+inline void quantize(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
+                     const QuantizedRows& into) {
+  for (int64_t row = first; row < last; ++row) {
+    for (int64_t block = 0; block < shape.blocks(); ++block) {
+      const int64_t place = block * into.rows + row, begin = block * shape.block_size;
+      const int64_t count = std::min(shape.block_size, shape.rows - begin);
+      quantize_block(values + row * shape.rows + begin, count, shape.block_size,
+                     into.codes + place * shape.block_size, into.scales + place, into.sums + place);
+    }
+  }
+}
+
+template <class V>
+constexpr KernelSet kernels(const char* name) {
+  return {name, quantize, multiply<V>};
+}
+
+}  // namespace
+}  // namespace phirt

@@ -1,0 +1,100 @@
+// Products with one instruction set, for tests:
+//
+//     products NAME < cases > results
+//
+// A case is ten int64: N, K, bits, block_size, rows, whether there are zero points and whether a bias, how many
+// bytes the activations and scales lie off a boundary of 64 (a multiple of 4), how many the codes and zero points
+// do, and how many threads share the work; then the codes, the scales, the zero points and the bias if there are
+// any, and the activations, as MatMulNBits has them. A result is float32 [rows][N]. Every array lies in memory of
+// its exact size, so that a sanitizer sees what is read or written beside it. Ends with status 3 where this CPU
+// lacks the instruction set; without a NAME the best one's is written.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "matrix.h"
+
+namespace {
+
+// An array that ends where its memory ends.
+template <typename T>
+class Placed {
+ public:
+  Placed(int64_t count, int64_t offset)
+      : memory_(static_cast<size_t>(count) * sizeof(T) + static_cast<size_t>(offset)),
+        data_(memory_.data() == nullptr ? nullptr : reinterpret_cast<T*>(memory_.data() + offset)) {}
+  T* data() const { return data_; }
+
+ private:
+  std::vector<uint8_t> memory_;
+  T* data_;
+};
+
+bool read(void* into, size_t size) { return size == 0 || std::fread(into, size, 1, stdin) == 1; }
+
+template <typename T>
+std::unique_ptr<Placed<T>> read_array(int64_t count, int64_t offset) {
+  auto placed = std::make_unique<Placed<T>>(count, offset);
+  if (!read(placed->data(), static_cast<size_t>(count) * sizeof(T))) std::exit(4);
+  return placed;
+}
+
+struct Case {
+  int64_t columns, inner, bits, block_size, rows, has_zero_points, has_bias, float_offset, byte_offset, threads;
+};
+
+// Calls work(first, last) on as many pieces of [0, total) as there are threads, each on a thread.
+template <typename Work>
+void share_out(int64_t total, int64_t threads, const Work& work) {
+  std::vector<std::thread> others;
+  for (int64_t i = 0; i < threads; ++i) {
+    const int64_t first = total * i / threads, last = total * (i + 1) / threads;
+    if (first < last) others.emplace_back([&work, first, last] { work(first, last); });
+  }
+  for (std::thread& other : others) other.join();
+}
+
+void multiply(const phirt::KernelSet& kernels, const Case& given) {
+  const phirt::MatrixShape shape{given.columns, given.inner, given.bits, given.block_size};
+  const int64_t blocks = shape.blocks(), rows = given.rows;
+  const int64_t zero_row = (blocks * given.bits + 7) / 8;
+  const auto codes = read_array<uint8_t>(given.columns * blocks * given.block_size * given.bits / 8, given.byte_offset);
+  const auto scales = read_array<float>(given.columns * blocks, given.float_offset);
+  const auto zero_points = read_array<uint8_t>(given.has_zero_points ? given.columns * zero_row : 0, given.byte_offset);
+  const auto bias = read_array<float>(given.has_bias ? given.columns : 0, given.float_offset);
+  const auto values = read_array<float>(rows * given.inner, given.float_offset);
+
+  const phirt::Matrix matrix =
+      phirt::pack_matrix(shape, codes->data(), scales->data(), given.has_zero_points ? zero_points->data() : nullptr,
+                         static_cast<int>(given.threads));
+  Placed<int8_t> row_codes(blocks * rows * given.block_size, 0);
+  Placed<float> row_scales(blocks * rows, 0);
+  Placed<int32_t> row_sums(blocks * rows, 0);
+  const phirt::QuantizedRows quantized{rows, row_codes.data(), row_scales.data(), row_sums.data()};
+  Placed<float> out(rows * given.columns, given.float_offset);
+  share_out(rows, given.threads, [&](int64_t first, int64_t last) {
+    kernels.quantize(shape, values->data(), first, last, quantized);
+  });
+  share_out(shape.panels(), given.threads, [&](int64_t first, int64_t last) {
+    kernels.multiply(matrix, quantized, first, last, given.has_bias ? bias->data() : nullptr, out.data());
+  });
+  std::fwrite(out.data(), sizeof(float), static_cast<size_t>(rows * given.columns), stdout);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count < 2) {
+    std::puts(phirt::best_kernels().name);
+    return 0;
+  }
+  const phirt::KernelSet* kernels = phirt::kernels_named(words[1]);
+  if (kernels == nullptr) return 3;
+  Case given{};
+  while (read(&given, sizeof given)) multiply(*kernels, given);
+  return 0;
+}

@@ -1,0 +1,174 @@
+"""When the kernels are taken, and for which nodes: everything else of a graph stays as it is, byte for byte;
+and models answer as they do without.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import phirt
+from phirt.bundle.files import load_manifest
+from phirt.runtime import kernels
+from phirt.transcription import TRANSCRIBE_PROMPT
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
+
+
+def product(
+    name: str, domain: str = "com.microsoft", kind: str = "MatMulNBits", **attributes
+) -> onnx.NodeProto:
+    sizes = {"K": 64, "N": 16, "bits": 4, "block_size": 32}
+    return helper.make_node(kind, ["A", "B", "s"], [name], name, domain=domain, **sizes, **attributes)
+
+
+def value(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def body(*nodes: onnx.NodeProto) -> onnx.GraphProto:
+    return helper.make_graph(list(nodes), "inner", [], [])
+
+
+def example() -> onnx.ModelProto:
+    """Nodes of all kinds: those that are taken are called so."""
+    loop = helper.make_node(
+        "Loop", ["", "", "x"], ["y"], body=body(product("taken twice inside", accuracy_level=4))
+    )
+    inside = body(product("taken inside", accuracy_level=4), product("exact", accuracy_level=1))
+    branch = helper.make_node("If", ["A"], ["x"], then_branch=inside, else_branch=body(loop))
+    nodes = [
+        product("taken", accuracy_level=4),
+        product("default"),
+        product("half", accuracy_level=2),
+        product("another's", domain="another.domain", accuracy_level=4),
+        product("another kind", kind="QMoE", accuracy_level=4),
+        branch,
+        product("taken last", accuracy_level=4, doc_string="com.microsoft MatMulNBits accuracy_level"),
+    ]
+    graph = helper.make_graph(nodes, "com.microsoft", [value("A")], [value("taken")])
+    graph.initializer.append(helper.make_tensor("com.microsoft", TensorProto.FLOAT, [3], [1.0, -2.0, 4.0]))
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets)
+
+
+def take(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.name.startswith("taken"):
+            node.domain = "phirt.kernels"
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                take(attribute.g)
+
+
+def test_products_over_int8_activations_are_taken_and_nothing_else_changes():
+    before = example().SerializeToString()
+    after = kernels.with_kernels(before)
+    assert after is not None
+    right = example()
+    take(right.graph)
+    right.opset_import.append(helper.make_opsetid("phirt.kernels", 1))
+    assert onnx.load_from_string(after) == right
+    assert sum(one != other for one, other in zip(before, after, strict=False)) == 4 * sum(
+        one != other for one, other in zip(b"com.microsoft", b"phirt.kernels", strict=True)
+    )
+    assert (
+        after[len(before) :]
+        == helper.make_model(
+            helper.make_graph([], "", [], []), opset_imports=[helper.make_opsetid("phirt.kernels", 1)]
+        ).SerializeToString()[-len(after) + len(before) :]
+    )
+
+
+def test_a_graph_without_such_products_is_left_alone():
+    graph = helper.make_graph([product("exact", accuracy_level=1)], "g", [value("A")], [value("exact")])
+    assert kernels.with_kernels(helper.make_model(graph).SerializeToString()) is None
+    assert kernels.with_kernels(b"") is None
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch, caplog):
+    """Installs a package with the library at a path, and asks for it."""
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "phirt_kernels", raising=False)
+    package = tmp_path / "phirt_kernels"
+    package.mkdir()
+    caplog.set_level(logging.WARNING, "phirt.kernels")
+
+    def ask(path: Path) -> Path | None:
+        text = f"from pathlib import Path\ndef library_path(): return Path({str(path)!r})\n"
+        (package / "__init__.py").write_text(text)
+        kernels.library.cache_clear()
+        return kernels.library()
+
+    yield ask
+    kernels.library.cache_clear()
+    sys.modules.pop("phirt_kernels", None)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_the_installed_library_is_found(installed, library, caplog):
+    assert installed(library) == library
+    assert lines(caplog) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no library"])
+def test_a_library_that_cannot_be_loaded_is_done_without(installed, tmp_path, caplog, content):
+    path = tmp_path / "damaged.so"
+    if content is not None:
+        path.write_bytes(content)
+    assert installed(path) is None
+    assert kernels.library() is None
+    (line,) = lines(caplog)
+    assert line.startswith(f"phirt-kernels is not used: {path} cannot be loaded: ")
+
+
+def test_a_cpu_without_the_instructions_is_said_once(installed, library, caplog, monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "generic")
+    assert installed(library) is None
+    assert kernels.library() is None
+    assert lines(caplog) == ["phirt-kernels is not used: it has no instructions for this CPU"]
+
+
+def test_switched_off_it_is_not_even_looked_at(installed, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "off")
+    assert installed(tmp_path / "missing.so") is None
+    assert lines(caplog) == []
+
+
+def answers(bundle: Path | None) -> list[tuple[int, ...]]:
+    """Greedy tokens for text, a picture and a recording, and for what follows them."""
+    # A seed has each run take the same rows. Rounding decides near ties, of which a long answer has some.
+    short = phirt.GenerationConfig(max_new_tokens=8, seed=0)
+    found = []
+    with phirt.load(bundle, threads=2) as model:
+        for asked in (
+            [("Who are you?", {}), ("Tell me about the sea.", {})],
+            [("What is this?", {"images": [EXAMPLES / "shoes.jpg"]}), ("Are you sure?", {})],
+            [(TRANSCRIBE_PROMPT, {"audio": [EXAMPLES / "seven.flac"]})],
+        ):
+            chat = model.chat()
+            for text, media in asked:
+                found.append(tuple(chat.send(text, config=short, **media).result.token_ids))
+    return found
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_models_answer_as_without(nano, embedded, monkeypatch, request):
+    bundle = phirt.model.embedded_bundle() if embedded else nano
+    graphs = load_manifest(bundle).graphs.values()
+    assert any(kernels.with_kernels((bundle / spec.file).read_bytes()) for spec in graphs)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    without = answers(bundle)
+    request.getfixturevalue("use_kernels")
+    assert answers(bundle) == without
+    assert any(without)
