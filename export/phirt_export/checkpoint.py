@@ -38,11 +38,24 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
 _SLAB_ELEMENTS = 1 << 22
 
 
+# Of the configurations that were asked for last: an export asks for each matrix of a model, and each time the
+# whole model would be put together, if without weights.
+_known_shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+_MOST_KNOWN = 8
+
+
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of every tensor that a model of this configuration needs."""
-    with torch.device("meta"):
-        state = Model(config).state_dict()
-    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith(_IGNORED_SUFFIXES)}
+    key = config.to_json()
+    known = _known_shapes.get(key)
+    if known is None:
+        with torch.device("meta"):
+            state = Model(config).state_dict()
+        known = {name: tuple(t.shape) for name, t in state.items() if not name.endswith(_IGNORED_SUFFIXES)}
+        if len(_known_shapes) >= _MOST_KNOWN:
+            _known_shapes.clear()
+        _known_shapes[key] = known
+    return dict(known)
 
 
 class Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -29,6 +30,17 @@ def test_tensors_come_as_float32_of_the_stored_values(model, tmp_path, dtype):
         np.testing.assert_array_equal(tensor, stored)
         if len(shape) > 1 and shape[0] > 2:
             np.testing.assert_array_equal(opened.rows(name, 1, 3), stored[1:3])
+
+
+def test_shapes_are_those_of_the_configuration_that_is_asked_for():
+    """However many were asked for before, and whatever was done with the answers."""
+    first = config()
+    expected_shapes(first).clear()
+    for size in range(320, 340):
+        other = dataclasses.replace(first, decoder=dataclasses.replace(first.decoder, vocab_size=size))
+        assert expected_shapes(other)["model.embed_tokens.weight"] == (size, first.decoder.hidden_size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in random_model(first).named_parameters()}
+    assert shapes.items() <= expected_shapes(first).items()
 
 
 def test_all_differences_from_the_configuration_are_named_at_once(model, tmp_path):
