@@ -142,7 +142,7 @@ def test_parameters_that_the_data_do_not_reach_are_refused(own_data: Path) -> No
 
 
 def test_changed_data_are_read_again(tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(FROM_NOTHING.replace("steps = 80", "steps = 1"))
+    (tmp_path / "recipe.toml").write_text(FROM_NOTHING.replace("steps = 80", "steps = 6"))
     write_lines(tmp_path / "talk.jsonl", [exchange(*pair) for pair in TALK])
     run_recipe(tmp_path, tmp_path / "run")
     write_lines(tmp_path / "talk.jsonl", [exchange("Say more words.", "yes")])
