@@ -12,12 +12,19 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#define PHIRT_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) || defined(_M_ARM64)
 #define PHIRT_ARM 1
 #if defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(_WIN32)
 #include <windows.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #endif
 
@@ -26,8 +33,11 @@ namespace phirt {
 extern const KernelSet kGeneric;
 #if defined(PHIRT_X86)
 extern const KernelSet kAvx2, kAvxVnni, kAvx512Vnni;
+#if defined(PHIRT_AMX)
+extern const KernelSet kAmxInt8;
+#endif
 #elif defined(PHIRT_ARM)
-extern const KernelSet kNeonDotprod;
+extern const KernelSet kNeonDotprod, kNeonI8mm;
 #endif
 
 namespace {
@@ -83,6 +93,20 @@ bool has_avx512_vnni() {
          has(cpuid(7, 0).c, {11});
 }
 
+#if defined(PHIRT_AMX)
+// The state of tiles is large: Linux (5.16 or newer) saves it only for processes that have asked.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool has_amx_int8() {
+  constexpr uint64_t kTiles = uint64_t{3} << 17;
+  // AMX-TILE, AMX-INT8.
+  return has_avx512_vnni() && (saved_states() & kTiles) == kTiles && has(cpuid(7, 0).d, {24, 25}) && may_use_tiles();
+}
+#endif
+
 #elif defined(PHIRT_ARM)
 
 bool has_dotprod() {
@@ -95,6 +119,20 @@ bool has_dotprod() {
 #endif
 }
 
+bool has_i8mm() {
+#if defined(__linux__)
+  return has_dotprod() && (getauxval(AT_HWCAP2) & (1u << 13)) != 0;  // HWCAP2_I8MM
+#elif defined(_WIN32)
+  return has_dotprod() && IsProcessorFeaturePresent(66) != 0;  // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
+#elif defined(__APPLE__)
+  int is_there = 0;
+  size_t size = sizeof is_there;
+  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &is_there, &size, nullptr, 0) == 0 && is_there != 0;
+#else
+  return false;
+#endif
+}
+
 #endif
 
 const KernelSet* const* available() {
@@ -102,10 +140,14 @@ const KernelSet* const* available() {
   static const bool once = [] {
     int count = 0;
 #if defined(PHIRT_X86)
+#if defined(PHIRT_AMX)
+    if (has_amx_int8()) sets[count++] = &kAmxInt8;
+#endif
     if (has_avx512_vnni()) sets[count++] = &kAvx512Vnni;
     if (has_avx_vnni()) sets[count++] = &kAvxVnni;
     if (has_avx2()) sets[count++] = &kAvx2;
 #elif defined(PHIRT_ARM)
+    if (has_i8mm()) sets[count++] = &kNeonI8mm;
     if (has_dotprod()) sets[count++] = &kNeonDotprod;
 #endif
     sets[count] = &kGeneric;

@@ -86,7 +86,8 @@ struct KernelSet {
 
 // The best set that this CPU has; or the one that the environment variable PHIRT_KERNELS names, if it has it.
 const KernelSet& best_kernels();
-// By name ("generic", "avx2", "avx-vnni", "avx512-vnni", "neon", "neon-dotprod"); null where this CPU lacks it.
+// By name ("generic", "avx2", "avx-vnni", "avx512-vnni", "amx-int8", "neon-dotprod", "neon-i8mm"); null where this
+// CPU or its system lacks it.
 const KernelSet* kernels_named(const char* name);
 
 }  // namespace phirt
