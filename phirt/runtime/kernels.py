@@ -1,8 +1,9 @@
-"""Faster products of quantized weights on the CPU, where the package phirt-kernels is installed: its
-operators take the place of onnxruntime's in a graph that is about to be opened. The bundle stays as it is.
+"""Faster products of quantized weights and faster attention on the CPU, where the package phirt-kernels is
+installed: its operators take the place of onnxruntime's in a graph that is about to be opened. The bundle
+stays as it is.
 
 Knows where the package's library is and which nodes it computes as well as onnxruntime does: MatMulNBits over
-int8 activations. Knows nothing of how; nothing of sessions.
+int8 activations, GroupQueryAttention over float32 and int8 caches. Knows nothing of how; nothing of sessions.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 VARIABLE = "PHIRT_KERNELS"  # "off", or the instruction set that is to be used
 _OFF, _PLAIN = "off", "generic"
 _PACKAGE = "phirt_kernels"
-_OPERATOR = b"MatMulNBits"
 # As long as each other: a node changes its domain in place.
 _THEIRS, _OURS = b"com.microsoft", b"phirt.kernels"
 assert len(_THEIRS) == len(_OURS)
 # ModelProto.opset_import = {domain, version: 1}.
 _OPSET = bytes((0x42, len(_OURS) + 4, 0x0A, len(_OURS))) + _OURS + bytes((0x10, 0x01))
 # Field numbers of onnx.proto3.
-_MODEL_GRAPH, _GRAPH_NODE = 7, 1
-_NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_GRAPH = 1, 3, 6
+_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INPUT = 7, 1, 11
+_NODE_INPUT, _NODE_OUTPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
+_ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INTEGER, _ATTRIBUTE_STRING, _ATTRIBUTE_GRAPH = 1, 2, 3, 4, 6
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
+_FLOAT32, _INT8 = 1, 3  # of TensorProto.DataType
 _INT8_ACTIVATIONS = 4  # accuracy_level
 
 _log = logging.getLogger("phirt.kernels")
@@ -75,40 +79,133 @@ def with_kernels(graph: bytes) -> bytes | None:
     count = 0
     for number, begin, end in _fields(view, 0, len(view)):
         if number == _MODEL_GRAPH:
-            count += _replace(view, begin, end, changed)
+            count += _replace(view, begin, end, changed, _input_types(view, begin, end))
     return bytes(changed) + _OPSET if count else None
 
 
-def _replace(view: memoryview, begin: int, end: int, changed: bytearray) -> int:
+@dataclass
+class _Node:
+    """What of a node decides whether it is replaced. Empty names are inputs and outputs that are left out."""
+
+    kind: bytes = b""
+    domain: tuple[int, int] | None = None
+    inputs: list[bytes] = field(default_factory=list)
+    outputs: list[bytes] = field(default_factory=list)
+    attributes: dict[bytes, int | float | bytes] = field(default_factory=dict)
+    graphs: list[tuple[int, int]] = field(default_factory=list)
+
+
+_Types = Mapping[bytes, int]
+
+
+def _takes_product(node: _Node, _: _Types) -> bool:
+    return node.attributes.get(b"accuracy_level") == _INT8_ACTIVATIONS
+
+
+# Attributes of GroupQueryAttention that the operator knows; others, by what value they do nothing.
+_KNOWN = frozenset((b"num_heads", b"kv_num_heads", b"scale", b"do_rotary", b"local_window_size"))
+_QUANTIZED = (b"k_quant_type", b"v_quant_type", b"kv_cache_bit_width")
+_WITHOUT_EFFECT: Mapping[bytes, int] = {
+    b"softcap": 0, b"rotary_interleaved": 0, b"smooth_softmax": 0, b"qk_output": 0, b"causal": 1,
+    b"sliding_window_cache": 0,
+}  # fmt: skip
+_PAST = (3, 4)
+_BIAS, _SINKS, _MOST_INPUTS = 10, 11, 14
+
+
+def _takes_attention(node: _Node, types: _Types) -> bool:
+    kinds = [node.attributes.get(name, b"NONE") for name in _QUANTIZED[:2]]
+    is_quantized = kinds != [b"NONE", b"NONE"]
+    if is_quantized and (b"NONE" in kinds or node.attributes.get(_QUANTIZED[2]) != 8):
+        return False
+    for name, value in node.attributes.items():
+        if name not in _KNOWN and name not in _QUANTIZED and value != _WITHOUT_EFFECT.get(name):
+            return False
+    inputs = node.inputs
+    if not max(_PAST) < len(inputs) <= _MOST_INPUTS or any(inputs[_BIAS : _SINKS + 1]):
+        return False
+    stored = _INT8 if is_quantized else _FLOAT32
+    return all(types.get(inputs[i]) == stored for i in _PAST) and len(node.outputs) == 3 and all(node.outputs)
+
+
+_TAKES: Mapping[bytes, Callable[[_Node, _Types], bool]] = {
+    b"MatMulNBits": _takes_product,
+    b"GroupQueryAttention": _takes_attention,
+}
+
+
+def _replace(view: memoryview, begin: int, end: int, changed: bytearray, types: _Types) -> int:
     """Gives nodes of a graph, and of graphs inside it, their new domain. Returns how many."""
     count = 0
     for number, first, last in _fields(view, begin, end):
-        if number == _GRAPH_NODE:
-            count += _replace_node(view, first, last, changed)
+        if number != _GRAPH_NODE:
+            continue
+        node = _read_node(view, first, last)
+        count += sum(_replace(view, *graph, changed, types) for graph in node.graphs)
+        takes = _TAKES.get(node.kind)
+        if takes is None or node.domain is None or view[slice(*node.domain)] != _THEIRS:
+            continue
+        if takes(node, types):
+            changed[slice(*node.domain)] = _OURS
+            count += 1
     return count
 
 
-def _replace_node(view: memoryview, begin: int, end: int, changed: bytearray) -> int:
-    kind, domain, count, rounded = b"", None, 0, False
+def _read_node(view: memoryview, begin: int, end: int) -> _Node:
+    node = _Node()
     for number, first, last in _fields(view, begin, end):
         if number == _NODE_KIND:
-            kind = bytes(view[first:last])
+            node.kind = bytes(view[first:last])
         elif number == _NODE_DOMAIN:
-            domain = (first, last)
+            node.domain = (first, last)
+        elif number == _NODE_INPUT:
+            node.inputs.append(bytes(view[first:last]))
+        elif number == _NODE_OUTPUT:
+            node.outputs.append(bytes(view[first:last]))
         elif number == _NODE_ATTRIBUTE:
-            name, value = b"", 0
-            for inner, start, stop in _fields(view, first, last):
-                if inner == _ATTRIBUTE_NAME:
-                    name = bytes(view[start:stop])
-                elif inner == _ATTRIBUTE_INTEGER:
-                    value = start
-                elif inner == _ATTRIBUTE_GRAPH:
-                    count += _replace(view, start, stop, changed)
-            rounded = rounded or (name == b"accuracy_level" and value == _INT8_ACTIVATIONS)
-    if kind == _OPERATOR and rounded and domain is not None and view[slice(*domain)] == _THEIRS:
-        changed[slice(*domain)] = _OURS
-        count += 1
-    return count
+            _read_attribute(view, first, last, node)
+    return node
+
+
+def _read_attribute(view: memoryview, begin: int, end: int, node: _Node) -> None:
+    name = b""
+    value: int | float | bytes | None = None
+    for number, first, last in _fields(view, begin, end):
+        if number == _ATTRIBUTE_NAME:
+            name = bytes(view[first:last])
+        elif number == _ATTRIBUTE_INTEGER:
+            value = first
+        elif number == _ATTRIBUTE_FLOAT:
+            value = struct.unpack("<f", view[first:last])[0]
+        elif number == _ATTRIBUTE_STRING:
+            value = bytes(view[first:last])
+        elif number == _ATTRIBUTE_GRAPH:
+            node.graphs.append((first, last))
+    if value is not None:
+        node.attributes[name] = value
+
+
+def _input_types(view: memoryview, begin: int, end: int) -> dict[bytes, int]:
+    """The element types of a graph's inputs that are tensors."""
+    types: dict[bytes, int] = {}
+    for number, first, last in _fields(view, begin, end):
+        if number != _GRAPH_INPUT:
+            continue
+        name, element = b"", 0
+        for inner, start, stop in _fields(view, first, last):
+            if inner == _VALUE_NAME:
+                name = bytes(view[start:stop])
+            elif inner == _VALUE_TYPE:
+                element = _element_type(view, start, stop)
+        types[name] = element
+    return types
+
+
+def _element_type(view: memoryview, begin: int, end: int) -> int:
+    for number, first, last in _fields(view, begin, end):
+        if number == _TYPE_TENSOR:
+            return next((at for inner, at, _ in _fields(view, first, last) if inner == _TENSOR_ELEMENT), 0)
+    return 0
 
 
 def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:

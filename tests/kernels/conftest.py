@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-_spec = importlib.util.spec_from_file_location("kernel_cases", Path(__file__).with_name("kernel_cases.py"))
-assert _spec is not None and _spec.loader is not None
-sys.modules["kernel_cases"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["kernel_cases"])
+for _name in ("kernel_cases", "attention_cases"):
+    _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(f"{_name}.py"))
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 from kernel_cases import require_programs  # noqa: E402
 

@@ -1,6 +1,9 @@
 // What onnxruntime and Python call in this library: the operators are registered, the instruction set is named.
 #include <onnxruntime_c_api.h>
 
+#include <initializer_list>
+
+#include "group_query_attention.h"
 #include "matmul_nbits.h"
 #include "matrix.h"
 
@@ -19,9 +22,11 @@ PHIRT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* option
       ort->ReleaseStatus(status);
       return static_cast<OrtCustomOpDomain*>(nullptr);
     }
-    if (OrtStatus* status = ort->CustomOpDomain_Add(made, phirt::matmul_nbits())) {
-      ort->ReleaseStatus(status);
-      return static_cast<OrtCustomOpDomain*>(nullptr);
+    for (const OrtCustomOp* op : {phirt::matmul_nbits(), phirt::group_query_attention(ort)}) {
+      if (OrtStatus* status = ort->CustomOpDomain_Add(made, op)) {
+        ort->ReleaseStatus(status);
+        return static_cast<OrtCustomOpDomain*>(nullptr);
+      }
     }
     return made;
   }();

@@ -7,14 +7,13 @@
 #include "matmul_nbits.h"
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "matrix.h"
+#include "ort_api.h"
 
 namespace phirt {
 
@@ -30,57 +29,11 @@ constexpr int64_t kThreadBytes = 1 << 20;
 constexpr int64_t kPieces = 64;
 constexpr int64_t kManyRows = 16;
 
-struct Api {
-  const OrtApi* ort;
-
-  void check(OrtStatus* status) const {
-    if (status == nullptr) return;
-    const std::string message = ort->GetErrorMessage(status);
-    ort->ReleaseStatus(status);
-    throw std::runtime_error(message);
-  }
-  std::vector<int64_t> shape(const OrtValue* value) const {
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    check(ort->GetTensorTypeAndShape(value, &info));
-    size_t count = 0;
-    check(ort->GetDimensionsCount(info, &count));
-    std::vector<int64_t> dims(count);
-    OrtStatus* status = ort->GetDimensions(info, dims.data(), count);
-    ort->ReleaseTensorTypeAndShapeInfo(info);
-    check(status);
-    return dims;
-  }
-  template <typename T>
-  const T* data(const OrtValue* value) const {
-    void* memory = nullptr;
-    check(ort->GetTensorMutableData(const_cast<OrtValue*>(value), &memory));
-    return static_cast<const T*>(memory);
-  }
-};
-
-int64_t elements(const std::vector<int64_t>& dims) {
-  int64_t count = 1;
-  for (int64_t dim : dims) count *= dim;
-  return count;
-}
-
-// Memory that grows and stays, for what a thread computes between two calls.
-uint8_t* scratch(size_t size) {
-  thread_local AlignedBytes memory;
-  thread_local size_t held = 0;
-  if (size > held) {
-    memory = AlignedBytes();
-    held = 0;
-    memory = AlignedBytes(size);
-    held = size;
-  }
-  return memory.data();
-}
-
 class MatMulNBits {
  public:
   MatMulNBits(const OrtApi* ort, const OrtKernelInfo* info) : api_{ort}, kernels_(best_kernels()) {
-    shape_ = {attribute(info, "N"), attribute(info, "K"), attribute(info, "bits"), attribute(info, "block_size")};
+    const auto size = [&](const char* name) { return api_.attribute(info, name, int64_t{0}); };
+    shape_ = {size("N"), size("K"), size("bits"), size("block_size")};
     if (!shape_.is_supported()) throw std::runtime_error("MatMulNBits: bits or block_size that are not supported");
     const OrtValue* constants[kInputs] = {};
     size_t count = 0;
@@ -111,19 +64,11 @@ class MatMulNBits {
     OrtValue* output = nullptr;
     api_.check(ort->KernelContext_GetOutput(context, 0, dims.data(), dims.size(), &output));
     if (rows == 0) return;
-    void* out = nullptr;
-    api_.check(ort->GetTensorMutableData(output, &out));
     const float* bias = inputs[kBias] != nullptr ? api_.data<float>(inputs[kBias]) : nullptr;
-    multiply(context, api_.data<float>(inputs[kActivations]), rows, bias, static_cast<float*>(out));
+    multiply(context, api_.data<float>(inputs[kActivations]), rows, bias, static_cast<float*>(api_.memory(output)));
   }
 
  private:
-  int64_t attribute(const OrtKernelInfo* info, const char* name) const {
-    int64_t value = 0;
-    api_.check(api_.ort->KernelInfoGetAttribute_int64(info, name, &value));
-    return value;
-  }
-
   std::string input_name(const OrtKernelInfo* info, size_t index) const {
     size_t size = 0;
     api_.check(api_.ort->KernelInfo_GetInputName(info, index, nullptr, &size));
@@ -168,7 +113,7 @@ class MatMulNBits {
     const int64_t blocks = shape_.blocks();
     const size_t codes = static_cast<size_t>(blocks * rows * shape_.block_size);
     const size_t scales = static_cast<size_t>(blocks * rows) * sizeof(float);
-    uint8_t* memory = scratch(codes + 2 * scales);
+    uint8_t* memory = scratch<Purpose::kQuantizedRows>(codes + 2 * scales);
     Product product{this, {}, values, bias, out, 0};
     product.rows.rows = rows;
     product.rows.codes = reinterpret_cast<int8_t*>(memory);
