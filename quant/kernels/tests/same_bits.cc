@@ -119,7 +119,8 @@ bool is_same(const KernelSet& set, Draw& draw) {
   shape.block_size = draw.one_of({16, 32, 64, 128, 256});
   shape.rows = 1 + draw.up_to(draw.one_of({15, 63, 300, 600}));
   shape.columns = 1 + draw.up_to(draw.one_of({15, 40, 70}));
-  const int64_t rows = draw.one_of({1, 2, 3, 1 + draw.up_to(9), 8, 16, 17, 1 + draw.up_to(39), 32, 128 + draw.up_to(20)});
+  const int64_t some = 1 + draw.up_to(9), more = 1 + draw.up_to(39), most = 128 + draw.up_to(20);
+  const int64_t rows = draw.one_of({1, 2, 3, some, 8, 16, 17, more, 32, most});
   const int64_t first = draw.up_to(shape.panels() - 1), last = first + 1 + draw.up_to(shape.panels() - first - 1);
   const Matrix matrix = drawn_matrix(draw, shape);
   const std::vector<float> values = drawn_activations(draw, shape, rows);
