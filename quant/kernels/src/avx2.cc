@@ -8,6 +8,8 @@ namespace {
 struct Avx2 : Avx2Base {
   using Sums = __m256i;  // 16 bits
   static constexpr int kFewSums = 0;
+  static constexpr int kMostRows = 3;
+  static constexpr int64_t rows_together(int64_t, int64_t) { return kMostRows; }
   static constexpr int kCodeBias = 128;
 
   template <int kBits, int kPlane>

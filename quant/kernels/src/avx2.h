@@ -15,7 +15,6 @@ struct Avx2Base {
   using Ints = __m256i;
   using Floats = __m256;
   static constexpr int kLanes = 8;
-  static constexpr int kMostRows = 3;
   static constexpr int vectors_for(int, int) { return 2; }
 
   static void prefetch(const uint8_t* codes) { _mm_prefetch(reinterpret_cast<const char*>(codes) + 2048, _MM_HINT_T0); }

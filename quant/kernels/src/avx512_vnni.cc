@@ -17,6 +17,7 @@ struct Avx512Vnni {
   using Sums = Ints;
   static constexpr int kFewSums = 5;
   static constexpr int kMostRows = 6;
+  static constexpr int64_t rows_together(int64_t, int64_t) { return kMostRows; }
   static constexpr int vectors_for(int rows, int panels) { return rows <= 4 ? 1 : panels; }
 
   static void prefetch(const uint8_t* codes) { _mm_prefetch(reinterpret_cast<const char*>(codes) + 2048, _MM_HINT_T0); }

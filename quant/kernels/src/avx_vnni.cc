@@ -7,6 +7,12 @@ namespace {
 struct AvxVnni : Avx2Base {
   using Sums = Ints;
   static constexpr int kFewSums = 6;
+  static constexpr int kMostRows = 6;
+  // Three rows in two parts leave registers for the sums of blocks; short blocks, whose codes are soon used up, and
+  // a fourth row gain more by unpacking them less often.
+  static constexpr int64_t rows_together(int64_t rows, int64_t block_size) {
+    return block_size <= 64 || rows == 4 ? kMostRows : 3;
+  }
   static constexpr int kCodeBias = 0;
 
   template <int kBits, int kPlane>

@@ -25,6 +25,7 @@ struct Generic {
   using Sums = Ints;
   static constexpr int kFewSums = 1;
   static constexpr int kMostRows = 2;
+  static constexpr int64_t rows_together(int64_t, int64_t) { return kMostRows; }
   static constexpr int vectors_for(int, int) { return 1; }
 
   static void prefetch(const uint8_t*) {}

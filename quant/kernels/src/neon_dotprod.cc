@@ -18,6 +18,7 @@ struct NeonDotprod {
   using Sums = Ints;
   static constexpr int kFewSums = 8;
   static constexpr int kMostRows = 3;
+  static constexpr int64_t rows_together(int64_t, int64_t) { return kMostRows; }
   static constexpr int vectors_for(int, int) { return 4; }
 
   static void prefetch(const uint8_t* codes) { __builtin_prefetch(codes + 2048); }

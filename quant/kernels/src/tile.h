@@ -6,10 +6,12 @@
 // a byte each); Bytes four(p) (four activations in each lane); Sums dot<bits>(Sums, Bytes codes,
 // Bytes activations) (adds the products of a lane's four codes and activations), nothing() (a Sums of 0),
 // widened(Ints, Sums) (adds what was summed). Where Sums are Ints, begun(Ints) goes on from a total and
-// ended(Ints, Sums) is the sum; where they are narrower, they begin at 0 and chunks_together(bits) of them fit.; Ints splat(int), multiply(Ints, Ints), load_ints(p), add(Ints, Ints); Floats
-// load_floats(p), load_halves(p), splat_float(x), times(Floats, Floats), fused(Floats a, Ints b, Floats c) =
-// a + b * c in one rounding, plus(Floats, Floats), store(p, Floats), zero(). V::kCodeBias is what `plane` takes
-// from codes of 8 bits.
+// ended(Ints, Sums) is the sum; where they are narrower, they begin at 0 and chunks_together(bits) of them fit.
+// Ints splat(int), multiply(Ints, Ints), load_ints(p), add(Ints, Ints); Floats load_floats(p), load_halves(p),
+// splat_float(x), times(Floats, Floats), fused(Floats a, Ints b, Floats c) = a + b * c in one rounding,
+// plus(Floats, Floats), store(p, Floats), zero(). V::kCodeBias is what `plane` takes from codes of 8 bits.
+// A tile has V::kMostRows rows at most; of so many rows with blocks of this size, rows_together(rows, block size)
+// are computed at a time.
 #pragma once
 
 #include <algorithm>
@@ -184,7 +186,8 @@ void some_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, i
 template <class V, int kBits, int kPanels>
 void all_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, int64_t end,
               const float* bias, float* out) {
-  for (int64_t tiles = (end - row + V::kMostRows - 1) / V::kMostRows; tiles > 0; --tiles) {
+  const int64_t together = V::rows_together(end - row, matrix.shape.block_size);
+  for (int64_t tiles = (end - row + together - 1) / together; tiles > 0; --tiles) {
     const int64_t count = (end - row + tiles - 1) / tiles;
     some_rows<V, kBits, V::kMostRows, kPanels>(matrix, rows, panel, row, count, bias, out);
     row += count;
