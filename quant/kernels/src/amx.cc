@@ -18,8 +18,9 @@ constexpr int64_t kMostHeight = 16;  // rows of activations in a tile
 constexpr int64_t kMostDepth = 64;   // rows of the matrix in a tile
 constexpr int64_t kMostBlock = 256;
 
-// Spreading a block's codes costs about as much as AVX-512's products with five rows.
-constexpr int64_t kFewRows = 8;
+// Below this, spreading codes and working in scales alone take as long as AVX-512's products (measured on a CPU with
+// the same vector units and no tiles, these instructions left out): shorter blocks have more of that.
+constexpr int64_t few_rows(int64_t block_size) { return block_size < 64 ? 16 : 8; }
 
 // Rows for which codes are spread once. Their sums take 16 KiB of the first cache, a block's activations no more
 // than 32 KiB; the activations of all blocks stay in the second.
@@ -219,7 +220,7 @@ void multiply_tiled(const Matrix& matrix, const QuantizedRows& rows, int64_t fir
 
 void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
                   float* out) {
-  if (rows.rows < kFewRows) return kAvx512Vnni.multiply(matrix, rows, first, last, bias, out);
+  if (rows.rows < few_rows(matrix.shape.block_size)) return kAvx512Vnni.multiply(matrix, rows, first, last, bias, out);
   switch (matrix.shape.bits) {
     case 2:
       return multiply_tiled<2>(matrix, rows, first, last, bias, out);
