@@ -11,12 +11,14 @@ from typing import Any
 
 import onnx
 import pytest
+from kernel_cases import NAMES
 from onnx import TensorProto, helper
 
 import phirt
 from phirt.bundle.files import load_manifest
 from phirt.runtime import kernels
 from phirt.transcription import TRANSCRIBE_PROMPT
+from phirt_apps.machine import products
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "apps" / "examples"
 
@@ -120,6 +122,8 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_installed_library_is_found(installed, library, caplog):
     assert installed(library) == library
     assert lines(caplog) == []
+    assert kernels.instructions() in NAMES
+    assert products() == f"phirt-kernels with {kernels.instructions()}"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no library"])
@@ -144,6 +148,8 @@ def test_switched_off_it_is_not_even_looked_at(installed, tmp_path, caplog, monk
     monkeypatch.setenv(kernels.VARIABLE, "off")
     assert installed(tmp_path / "missing.so") is None
     assert lines(caplog) == []
+    assert kernels.instructions() is None
+    assert products() == "onnxruntime"
 
 
 TEXT = [("Who are you?", {}), ("Tell me about the sea.", {})]
