@@ -42,7 +42,8 @@ def library() -> Path | None:
     """The library of operators; None where it is not installed, switched off, or no faster on this CPU, which
     is logged.
     """
-    if os.environ.get(VARIABLE, "") == _OFF or importlib.util.find_spec(_PACKAGE) is None:
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == _OFF or importlib.util.find_spec(_PACKAGE) is None:
         return None
     path: Path = importlib.import_module(_PACKAGE).library_path()
     try:
@@ -53,6 +54,8 @@ def library() -> Path | None:
     if found == _PLAIN:
         _log.warning("phirt-kernels is not used: it has no instructions for this CPU")
         return None
+    if wanted not in ("", found):
+        _log.warning("%s is %r, which this CPU has not; phirt-kernels uses %s", VARIABLE, wanted, found)
     _log.debug("phirt-kernels computes with %s", found)
     return path
 

@@ -21,7 +21,7 @@ import pytest
 
 Array = npt.NDArray[Any]
 
-NAMES = ("generic", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod")
+NAMES = ("generic", "avx2", "avx-vnni", "avx512-vnni", "amx-int8", "neon-dotprod", "neon-i8mm")
 LACKING = 3  # the program's status where a CPU has not the instruction set
 EPSILON = 2.0**-24  # the most that rounding to float32 changes, relatively
 LEAST = 127 / 2.0**128  # 127 divided by less overflows: such blocks of activations may count as zeros

@@ -144,6 +144,13 @@ def test_a_cpu_without_the_instructions_is_said_once(installed, library, caplog,
     assert lines(caplog) == ["phirt-kernels is not used: it has no instructions for this CPU"]
 
 
+def test_instructions_that_a_cpu_has_not_are_said(installed, library, caplog, monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "avx1024")
+    assert installed(library) == library
+    (line,) = lines(caplog)
+    assert line.startswith("PHIRT_KERNELS is 'avx1024', which this CPU has not; phirt-kernels uses ")
+
+
 def test_switched_off_it_is_not_even_looked_at(installed, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "off")
     assert installed(tmp_path / "missing.so") is None
