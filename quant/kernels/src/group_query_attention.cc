@@ -263,12 +263,13 @@ class GroupQueryAttention {
     }
   }
 
-  // The last rows, which see most, come first.
+  // Those of a head follow each other, so that its keys and values stay near; the last rows, which see most,
+  // come first.
   static void tile(void* data, size_t index) {
     const Work& work = *static_cast<const Work*>(data);
     const Attention& a = *work.attention;
-    const int64_t number = static_cast<int64_t>(index), head = number % a.kv_heads;
-    const int64_t first = (work.tiles - 1 - number / a.kv_heads) * work.queries;
+    const int64_t number = static_cast<int64_t>(index), head = number / work.tiles;
+    const int64_t first = (work.tiles - 1 - number % work.tiles) * work.queries;
     const int64_t last = std::min(first + work.queries, a.queries_of_head());
     work.kernels->tile(a, head, first, last, scratch<Purpose::kTile>(tile_bytes(a.head_dim)));
   }
