@@ -127,6 +127,8 @@ def _takes_attention(node: _Node, types: _Types) -> bool:
     inputs = node.inputs
     if not max(_PAST) < len(inputs) <= _MOST_INPUTS or any(inputs[_BIAS : _SINKS + 1]):
         return False
+    if node.attributes.get(b"do_rotary") != 1:  # without, heads may have sizes that the operator lacks
+        return False
     stored = _INT8 if is_quantized else _FLOAT32
     return all(types.get(inputs[i]) == stored for i in _PAST) and len(node.outputs) == 3 and all(node.outputs)
 

@@ -175,18 +175,20 @@ def taken(attention: Attention, **attributes: Any) -> bool:
 
 
 def test_attention_is_taken_where_nothing_is_asked_that_the_operator_lacks():
-    assert taken(Attention()) and taken(Attention(rotary=32, window=8, cache="int8", packed=False))
-    assert taken(Attention(), softcap=0.0, smooth_softmax=0)
+    plain = Attention(rotary=32)
+    assert taken(plain) and taken(Attention(rotary=32, window=8, cache="int8", packed=False))
+    assert taken(plain, softcap=0.0, smooth_softmax=0)
     for attributes in (
         {"softcap": 30.0}, {"smooth_softmax": 1}, {"rotary_interleaved": 1}, {"qk_output": 1},
         {"sliding_window_cache": 1}, {"causal": 0}, {"an_attribute_of_later": 0},
     ):  # fmt: skip
-        assert not taken(Attention(), **attributes), attributes
-    assert not taken(Attention(cache="float16"))
+        assert not taken(plain, **attributes), attributes
+    assert not taken(dataclasses.replace(plain, cache="float16"))
+    assert not taken(Attention()), "heads of any size"
 
 
 def test_attention_with_sinks_or_a_bias_is_left():
-    attention = Attention()
+    attention = Attention(rotary=32)
     fed = attention.feed(past=4, rows=1, spare=0, seed=0)
     for extra in (
         {"head_sink": np.zeros(9, np.float32)},

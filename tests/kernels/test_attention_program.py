@@ -1,4 +1,4 @@
-"""Attention of every instruction set beside plain loops in float64, as quant/kernels/tests/attention.cc has them:
+"""Attention of every instruction set beside the plain loops in float64 of quant/kernels/tests/attention.cc:
 on this machine, watched by sanitizers, and on ARM.
 """
 

@@ -1,5 +1,5 @@
-"""A library of operators for onnxruntime on the CPU: products of block-quantized weights. `phirt` uses it by
-itself where it is installed.
+"""A library of operators for onnxruntime on the CPU: products of block-quantized weights, attention.
+`phirt` uses it by itself where it is installed.
 """
 
 from __future__ import annotations

@@ -254,15 +254,15 @@ struct Tile {
   }
 
  private:
+  static float plain_value(int8_t code) { return static_cast<float>(code); }
+  static float plain_value(uint16_t half) { return half_value(half); }
   static const float* as_floats(const T* values, int64_t count, float* floats) {
     if constexpr (std::is_same_v<T, float>) {
       return values;
     } else {
       int64_t i = 0;
       for (; i + V::kLanes <= count; i += V::kLanes) V::store(floats + i, V::load(values + i));
-      if (i < count) {  // as many as a vector has, of which some were done
-        V::store(floats + count - V::kLanes, V::load(values + count - V::kLanes));
-      }
+      for (; i < count; ++i) floats[i] = plain_value(values[i]);
       return floats;
     }
   }
