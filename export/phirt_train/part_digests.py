@@ -60,7 +60,8 @@ def part_digests(recipe: Recipe, prepared: str, data: DataDigests) -> tuple[dict
     tokenizer = _tokenizer_digest(recipe, prepared, data, digests)
     common = (*common, tokenizer)
     for index, stage in enumerate(recipe.stages):
-        facts = (recipe.seed + index, common, _read(stage.files(), data.with_media))
+        read = _read((*stage.files(), *stage.optional_files()), data.with_media)
+        facts = (recipe.seed + index, common, read)
         digests[stage.name] = _stage_digest(recipe, stage, facts, digests)
         for step in recipe.steps_after(stage.name):
             add(step, common)
@@ -71,7 +72,7 @@ def _stage_digest(recipe: Recipe, stage: StageConfig, facts: object, digests: Ma
     before: list[Any] = [digests[name] for name in stage.starts_from]
     if stage.checkpoint is not None:
         before.append(weights_identity(find_outside(stage.checkpoint, recipe.folder)))
-    before += made_digests(stage.files(), digests)
+    before += made_digests((*stage.files(), *stage.optional_files()), digests)
     course = course_of(recipe.stages, stage.name)  # the rates of a chain depend on its later stages
     asked = dataclasses.replace(stage, gate={}, tokens=None, item_tokens=None, workers=None)
     rope = recipe.model_after(stage.name).decoder.rope

@@ -154,6 +154,10 @@ class StageConfig:
         found = None if self.rope is None else self.rope.found
         return (*self.data.files(), *([] if found is None else [found]))
 
+    def optional_files(self) -> tuple[str, ...]:
+        """What it reads where it is there: an outcome is a function of it as of the others."""
+        return tuple(getattr(self.data, "optional", ()))
+
     @property
     def tokens_of_item(self) -> int:
         """Tokens that an item of a batch counts as in a budget of tokens."""

@@ -5,6 +5,7 @@ with a whole sentence, what the review drops is listed, and a stage learns the r
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_a_stage_goes_without_pages_where_none_are_kept(run: Path, tmp_path: Pat
     (tmp_path / "recipe.toml").write_text(strict)
     results = run_recipe(tmp_path, tmp_path / "run", tmp_path)
     assert results[1].figures["pages kept"] == 0 and set(results[2].consumed) == {"sea.jsonl"}
+
+
+def test_other_pages_have_the_next_stage_trained_again(run: Path, tmp_path: Path) -> None:
+    """A file may be optional, and what was learnt from it is still a function of it."""
+    folder = tmp_path / "again"
+    shutil.copytree(run, folder)
+    before = json.loads((run / "run/more/result.json").read_text())["digest"]
+    changed = RECIPE.replace("least_words = 4", "least_words = 5")
+    (folder / "recipe.toml").write_text(changed)
+    for name in ("own", "made"):
+        shutil.rmtree(folder / "run" / name)
+    with pytest.raises(ConfigError, match="more"):
+        run_recipe(folder, folder / "run", folder)
+    shutil.rmtree(folder / "run/more")
+    assert run_recipe(folder, folder / "run", folder)[-1].digest != before
 
 
 def test_words_that_no_text_has_are_strange() -> None:

@@ -121,6 +121,11 @@ class MixtureData:
         """All files that are read."""
         return [name for part in self.parts.values() for name in part.read.files()]
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """What parts leave out where it is missing."""
+        return tuple(name for part in self.parts.values() for name in getattr(part.read, "optional", ()))
+
 
 def _given(points: Iterable[Points | None], positions: NDArray[np.float64]) -> NDArray[np.float64]:
     columns = [
