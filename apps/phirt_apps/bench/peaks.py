@@ -143,8 +143,8 @@ def _affordable(nbytes: int) -> int:
 
 
 def int4_product(threads: int) -> dict[str, Any] | None:
-    """The fastest int4 x int8 product there is here, of phirt-kernels or of onnxruntime, best over block sizes
-    and numbers of rows.
+    """The fastest int4 x int8 product there is here, of phirt-kernels or of onnxruntime, best over block
+    sizes and numbers of rows.
 
     Returns operations_per_second (a multiplication and an addition are two), block_size, rows and threads;
     None where onnx_ir, of the extra `export`, is missing: nothing else here can make the graph.
