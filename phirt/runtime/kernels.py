@@ -30,9 +30,12 @@ _OPSET = bytes((0x42, len(_OURS) + 4, 0x0A, len(_OURS))) + _OURS + bytes((0x10, 
 _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INPUT = 7, 1, 11
 _NODE_INPUT, _NODE_OUTPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INTEGER, _ATTRIBUTE_STRING, _ATTRIBUTE_GRAPH = 1, 2, 3, 4, 6
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2, 1, 1, 2
+_SHAPE_DIMENSION = _DIMENSION_VALUE = 1
 _FLOAT32, _INT8 = 1, 3  # of TensorProto.DataType
 _INT8_ACTIVATIONS = 4  # accuracy_level
+
+_MOST_BITS = 63  # of an integer, but for those of its last byte
 
 _log = logging.getLogger("phirt.kernels")
 
@@ -45,14 +48,16 @@ def library() -> Path | None:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == _OFF or importlib.util.find_spec(_PACKAGE) is None:
         return None
-    path: Path = importlib.import_module(_PACKAGE).library_path()
+    path: Path | str = _PACKAGE
     try:
+        path = Path(importlib.import_module(_PACKAGE).library_path())
         found = _instructions_of(path)
-    except (OSError, AttributeError) as error:
+    except (ImportError, OSError, AttributeError) as error:
         _log.warning("phirt-kernels is not used: %s cannot be loaded: %s", path, error)
         return None
     if found == _PLAIN:
-        _log.warning("phirt-kernels is not used: it has no instructions for this CPU")
+        asked = f"{VARIABLE} is {_PLAIN!r}" if wanted == _PLAIN else "it has no instructions for this CPU"
+        _log.warning("phirt-kernels is not used: %s", asked)
         return None
     if wanted not in ("", found):
         _log.warning("%s is %r, which this CPU has not; phirt-kernels uses %s", VARIABLE, wanted, found)
@@ -98,11 +103,19 @@ class _Node:
     graphs: list[tuple[int, int]] = field(default_factory=list)
 
 
-_Types = Mapping[bytes, int]
+# By name the element type of an input, and its last dimension: 0 where none is said.
+_Types = Mapping[bytes, tuple[int, int]]
+
+
+# Of MatMulNBits. A graph that orders its groups (g_idx) is onnxruntime's.
+_SIZES = frozenset((b"N", b"K", b"bits", b"block_size", b"accuracy_level"))
+_GROUPS = 4
 
 
 def _takes_product(node: _Node, _: _Types) -> bool:
-    return node.attributes.get(b"accuracy_level") == _INT8_ACTIVATIONS
+    if node.attributes.get(b"accuracy_level") != _INT8_ACTIVATIONS or not _SIZES.issuperset(node.attributes):
+        return False
+    return not any(node.inputs[_GROUPS : _GROUPS + 1])
 
 
 # Attributes of GroupQueryAttention that the operator knows; others, by what value they do nothing.
@@ -113,6 +126,7 @@ _WITHOUT_EFFECT: Mapping[bytes, int] = {
     b"sliding_window_cache": 0,
 }  # fmt: skip
 _PAST = (3, 4)
+_HEAD_DIMS = range(8, 513, 8)
 _BIAS, _SINKS, _MOST_INPUTS = 10, 11, 14
 
 
@@ -130,7 +144,10 @@ def _takes_attention(node: _Node, types: _Types) -> bool:
     if node.attributes.get(b"do_rotary") != 1:  # without, heads may have sizes that the operator lacks
         return False
     stored = _INT8 if is_quantized else _FLOAT32
-    return all(types.get(inputs[i]) == stored for i in _PAST) and len(node.outputs) == 3 and all(node.outputs)
+    pasts = [types.get(inputs[i], (0, 0)) for i in _PAST]
+    if any(element != stored or size not in _HEAD_DIMS for element, size in pasts):
+        return False
+    return len(node.outputs) == 3 and all(node.outputs)
 
 
 _TAKES: Mapping[bytes, Callable[[_Node, _Types], bool]] = {
@@ -190,27 +207,36 @@ def _read_attribute(view: memoryview, begin: int, end: int, node: _Node) -> None
         node.attributes[name] = value
 
 
-def _input_types(view: memoryview, begin: int, end: int) -> dict[bytes, int]:
-    """The element types of a graph's inputs that are tensors."""
-    types: dict[bytes, int] = {}
+def _input_types(view: memoryview, begin: int, end: int) -> dict[bytes, tuple[int, int]]:
+    """Of a graph's inputs that are tensors."""
+    types: dict[bytes, tuple[int, int]] = {}
     for number, first, last in _fields(view, begin, end):
         if number != _GRAPH_INPUT:
             continue
-        name, element = b"", 0
+        name, kind = b"", (0, 0)
         for inner, start, stop in _fields(view, first, last):
             if inner == _VALUE_NAME:
                 name = bytes(view[start:stop])
             elif inner == _VALUE_TYPE:
-                element = _element_type(view, start, stop)
-        types[name] = element
+                kind = _tensor_type(view, start, stop)
+        types[name] = kind
     return types
 
 
-def _element_type(view: memoryview, begin: int, end: int) -> int:
+def _tensor_type(view: memoryview, begin: int, end: int) -> tuple[int, int]:
+    element = size = 0
     for number, first, last in _fields(view, begin, end):
-        if number == _TYPE_TENSOR:
-            return next((at for inner, at, _ in _fields(view, first, last) if inner == _TENSOR_ELEMENT), 0)
-    return 0
+        if number != _TYPE_TENSOR:
+            continue
+        for inner, start, stop in _fields(view, first, last):
+            if inner == _TENSOR_ELEMENT:
+                element = start
+            elif inner == _TENSOR_SHAPE:
+                for dimension, at, behind in _fields(view, start, stop):
+                    if dimension == _SHAPE_DIMENSION:
+                        values = [value for n, value, _ in _fields(view, at, behind) if n == _DIMENSION_VALUE]
+                        size = values[0] if values else 0
+    return element, size
 
 
 def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -234,7 +260,7 @@ def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int
 
 def _integer(view: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
-    while view[at] & 0x80:
+    while view[at] & 0x80 and shift < _MOST_BITS:
         value |= (view[at] & 0x7F) << shift
         shift, at = shift + 7, at + 1
     return value | view[at] << shift, at + 1

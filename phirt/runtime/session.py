@@ -115,10 +115,10 @@ class Session:
             return None
         check_graph(manifest, self.spec)
         path = manifest.path(self.spec.file)
-        graph = kernels.with_kernels(path.read_bytes())
-        if graph is None:
-            return None
         try:
+            graph = kernels.with_kernels(path.read_bytes())
+            if graph is None:
+                return None
             session = _open_in_memory(graph, library, path.parent, config)
             _check_interface(session, self.spec)
         except Exception as error:  # weights of another type, say; without them all is as before

@@ -83,7 +83,9 @@ class Attention:
         node = helper.make_node("GroupQueryAttention", inputs, OUTPUTS, domain=domain, **attributes)
         taken = [
             helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+                name,
+                helper.np_dtype_to_tensor_dtype(array.dtype),
+                [*[None] * (array.ndim - 1), *array.shape[-1:]],
             )
             for name, array in fed.items()
         ]

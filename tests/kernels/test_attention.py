@@ -158,6 +158,8 @@ def test_scores_far_apart_stay_numbers(library):
         ({"seqlens_k": np.array([90], np.int32)}, "do not fit"),
         ({"seqlens_k": np.array([-5], np.int32)}, "do not fit"),
         ({"position_ids": np.array([[1000, 0]])}, "tables"),
+        ({"position_ids": np.zeros((1, 0), np.int64)}, "position_ids have not the size"),
+        ({"total_sequence_length": np.zeros(0, np.int32)}, "no single number"),
     ],
 )
 def test_places_that_are_not_there_are_refused(library, change, message):
@@ -166,6 +168,27 @@ def test_places_that_are_not_there_are_refused(library, change, message):
     opened = session(attention.model(fed, OURS), library)
     with pytest.raises(Exception, match=message):
         opened.run(None, fed | change)
+
+
+def test_keys_that_are_no_numbers_are_not_hidden(library):
+    attention = Attention(rotary=32)
+    for rows in (1, 40):
+        fed = attention.feed(past=10, rows=rows, spare=0, seed=3)
+        fed["past_key"][0, 0, 3] = np.nan
+        group = attention.heads // attention.kv_heads * attention.head_dim
+        out = session(attention.model(fed, OURS), library).run(None, fed)[0]
+        assert np.isnan(out[..., :group]).all() and np.isfinite(out[..., group:]).all()
+
+
+def test_heads_without_end_are_refused(library):
+    attention = Attention(rotary=32)
+    fed = attention.feed(past=4, rows=1, spare=0, seed=0)
+    graph = onnx.load_from_string(attention.model(fed, OURS))
+    for attribute in graph.graph.node[0].attribute:
+        if attribute.name in ("num_heads", "kv_num_heads"):
+            attribute.i = 2**58
+    with pytest.raises(Exception, match="numbers of heads"):
+        session(graph.SerializeToString(), library)
 
 
 def taken(attention: Attention, **attributes: Any) -> bool:
@@ -184,6 +207,7 @@ def test_attention_is_taken_where_nothing_is_asked_that_the_operator_lacks():
     ):  # fmt: skip
         assert not taken(plain, **attributes), attributes
     assert not taken(dataclasses.replace(plain, cache="float16"))
+    assert not taken(dataclasses.replace(plain, head_dim=576)), "more than the operator takes"
     assert not taken(Attention()), "heads of any size"
 
 

@@ -156,3 +156,41 @@ def test_sizes_that_do_not_fit_are_refused(library):
     short = {**weights(case), "scales": case.scales[:-1]}
     with pytest.raises(Exception, match="scales has not the size"):
         ours(model(case, [node(case)], short), library, {"A": case.values})
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"N": 2**32, "K": 2**36, "block_size": 16}, "not supported"),  # whose products are 0 in 64 bits
+        ({"N": -1}, "not supported"),
+        ({"K": 2**62}, "not supported"),
+        ({"block_size": 48}, "not supported"),
+        ({"bits": 3}, "not supported"),
+        ({"N": 41}, "has not the size"),
+    ],
+)
+def test_sizes_of_a_stranger_are_refused(library, sizes, message):
+    case = plain_case()
+    changed = node(case)
+    for attribute in changed.attribute:
+        attribute.i = sizes.get(attribute.name, attribute.i)
+    with pytest.raises(Exception, match=message):
+        ours(model(case, [changed], weights(case)), library, {"A": case.values})
+
+
+def test_a_bias_of_another_size_is_refused(library):
+    case = plain_case(bias=True)
+    short = {**weights(case), "bias": np.ones(1, np.float32)}
+    with pytest.raises(Exception, match="bias has not the size"):
+        ours(model(case, [node(case)], short), library, {"A": case.values})
+
+
+def test_groups_in_an_order_of_their_own_are_left_to_onnxruntime():
+    case = plain_case(bias=False)
+    ordered = node(case)
+    ordered.input.extend(["", "g_idx"])
+    groups = {"g_idx": np.zeros(case.inner, np.int32)}
+    assert with_kernels(model(case, [ordered], {**weights(case), **groups})) is None
+    later = node(case)
+    later.attribute.append(helper.make_attribute("an_attribute_of_later", 1))
+    assert with_kernels(model(case, [later], weights(case))) is None

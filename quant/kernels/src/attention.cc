@@ -31,11 +31,13 @@ size_t tile_bytes(int64_t head_dim) {
   return static_cast<size_t>(floats) * sizeof(float);
 }
 
-const AttentionKernels& best_attention() {
-  const char* name = best_kernels().name;
+const AttentionKernels& best_attention() { return attention_beside(best_kernels().name); }
+
+const AttentionKernels& attention_beside(const char* name) {
   static_cast<void>(name);
 #if defined(__x86_64__) || defined(_M_X64)
-  if (std::strncmp(name, "avx512", 6) == 0) return kAttentionAvx512;
+  const bool has_avx512 = std::strncmp(name, "avx512", 6) == 0 || std::strncmp(name, "amx", 3) == 0;
+  if (has_avx512) return kAttentionAvx512;
   if (std::strncmp(name, "avx", 3) == 0) return kAttentionAvx2;
 #elif defined(__aarch64__) || defined(_M_ARM64)
   if (std::strncmp(name, "neon", 4) == 0) return kAttentionNeon;

@@ -79,5 +79,7 @@ size_t tile_bytes(int64_t head_dim);
 
 // Of the instruction set that best_kernels() has.
 const AttentionKernels& best_attention();
+// What goes with the products of a set, by its name as `kernels_named` has it.
+const AttentionKernels& attention_beside(const char* name);
 
 }  // namespace phirt

@@ -29,7 +29,7 @@ struct Generic {
   static Floats fused(Floats a, Floats b, Floats c) { return add(mul(a, b), c); }
   static Floats round(Floats a) { return each(a, a, [](float x, float) { return std::nearbyint(x); }); }
   static Floats scale(Floats a, Floats n) {
-    return each(a, n, [](float x, float y) { return std::ldexp(x, static_cast<int>(y)); });
+    return each(a, n, [](float x, float y) { return std::isnan(y) ? y : std::ldexp(x, static_cast<int>(y)); });
   }
   static Floats pick_less(Floats a, Floats b, Floats x, Floats y) {
     for (int i = 0; i < kLanes; ++i) x.at[i] = a.at[i] < b.at[i] ? x.at[i] : y.at[i];

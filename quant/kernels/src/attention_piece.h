@@ -5,7 +5,7 @@
 // of a smaller one's.
 //
 // V::kLanes float32 lanes. V has: Floats load(p) of float, int8_t and uint16_t (float16); store(p, a); splat(x);
-// add, sub, mul, max(a, b); fused(a, b, c) = a * b + c; round(a); scale(a, n) = a * 2^n for whole n >= -126;
+// add, sub, mul, max(a, b), which is b where one is no number; fused(a, b, c) = a * b + c; round(a); scale(a, n) = a * 2^n for whole n >= -126;
 // pick_less(a, b, x, y), x where a < b, else y; prefetch(p) into
 // the first cache, prefetch_far(p) into the second; four_sums(a[4], out), the sums of four vectors. V::kSums is how
 // many sums are kept in registers at once, V::kSteps how many of them stand below each other in a tile.
@@ -28,8 +28,8 @@ template <class V>
 typename V::Floats power_of_two(typename V::Floats x) {
   using Floats = typename V::Floats;
   const Floats least = V::splat(-126.0f);
-  const Floats whole = V::round(V::max(x, least));
-  const Floats fraction = V::sub(V::max(x, least), whole);
+  const Floats whole = V::round(V::max(least, x));
+  const Floats fraction = V::sub(V::max(least, x), whole);
   Floats power = V::splat(0x1.41fbbcp-13f);
   power = V::fused(power, fraction, V::splat(0x1.5f3e54p-10f));
   power = V::fused(power, fraction, V::splat(0x1.3b2d4cp-7f));
@@ -176,7 +176,7 @@ struct Piece {
 template <class V>
 void combine(const Attention& a, const Pieces& pieces, int64_t kv_head) {
   const int64_t dim = a.head_dim, total = a.queries_of_head();
-  const float* scales = a.value_scales + kv_head * dim;
+  const float* scales = a.value_scales != nullptr ? a.value_scales + kv_head * dim : nullptr;
   for (int64_t query = 0; query < total; ++query) {
     const int64_t row = query / a.group(), head = kv_head * a.group() + query % a.group();
     float* out = a.out + (row * a.heads + head) * dim;

@@ -35,7 +35,7 @@ inline void prepare_query(const Attention& a, int64_t kv_head, int64_t query, fl
   const int64_t row = query / a.group(), head = kv_head * a.group() + query % a.group();
   rotate(a, a.queries + row * a.query_stride + head * a.head_dim, row, out);
   const float scale = a.scale * kLog2E;
-  const float* __restrict scales = a.key_scales + kv_head * a.head_dim;
+  const float* __restrict scales = a.key_scales != nullptr ? a.key_scales + kv_head * a.head_dim : nullptr;
   if (a.type == CacheType::kInt8) {
     for (int64_t i = 0; i < a.head_dim; ++i) out[i] *= scale * scales[i];
   } else {
@@ -63,14 +63,16 @@ void append_rows(const Attention& a, int64_t first, int64_t last) {
   constexpr int64_t kMostDim = 512;
   float rotated[kMostDim];
   for (int64_t kv_head = 0; kv_head < a.kv_heads; ++kv_head) {
-    const int64_t place = kv_head * a.capacity + a.past, scales = kv_head * a.head_dim;
+    const int64_t place = kv_head * a.capacity + a.past;
+    const float* key_inverses = a.key_inverses != nullptr ? a.key_inverses + kv_head * a.head_dim : nullptr;
+    const float* value_inverses = a.value_inverses != nullptr ? a.value_inverses + kv_head * a.head_dim : nullptr;
     T* keys = static_cast<T*>(a.key_cache) + place * a.head_dim;
     T* values = static_cast<T*>(a.value_cache) + place * a.head_dim;
     for (int64_t row = first; row < last; ++row) {
       const int64_t from = row * a.key_stride + kv_head * a.head_dim, to = row * a.head_dim;
       rotate(a, a.keys + from, row, rotated);
-      keep(rotated, a.key_inverses + scales, a.head_dim, keys + to);
-      keep(a.values + from, a.value_inverses + scales, a.head_dim, values + to);
+      keep(rotated, key_inverses, a.head_dim, keys + to);
+      keep(a.values + from, value_inverses, a.head_dim, values + to);
     }
   }
 }

@@ -191,7 +191,7 @@ struct Tile {
   }
 
   static void finish(const Attention& a, int64_t kv_head, int64_t first, int64_t last, const Block& block) {
-    const float* scales = a.value_scales + kv_head * a.head_dim;
+    const float* scales = a.value_scales != nullptr ? a.value_scales + kv_head * a.head_dim : nullptr;
     for (int64_t lane = 0; lane < last - first; ++lane) {
       const int64_t query = first + lane, head = kv_head * a.group() + query % a.group();
       float* out = a.out + (query / a.group() * a.heads + head) * a.head_dim;

@@ -114,8 +114,10 @@ bool has_dotprod() {
   return (getauxval(AT_HWCAP) & (1u << 20)) != 0;  // HWCAP_ASIMDDP
 #elif defined(_WIN32)
   return IsProcessorFeaturePresent(43) != 0;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
-#else
+#elif defined(__APPLE__)
   return true;  // every Apple processor of this architecture that runs macOS
+#else
+  return false;
 #endif
 }
 

@@ -28,6 +28,7 @@ enum Output : size_t { kOut, kPresentKey, kPresentValue, kOutputs };
 // Rows that one piece of work appends to the cache.
 constexpr int64_t kAppended = 16;
 constexpr int64_t kMostHeadDim = 512;
+constexpr int64_t kMostHeads = 1 << 16;
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::runtime_error(std::string("GroupQueryAttention: ") + what);
@@ -38,7 +39,12 @@ class GroupQueryAttention {
   GroupQueryAttention(const OrtApi* ort, const OrtKernelInfo* info) : api_{ort}, kernels_(best_attention()) {
     heads_ = api_.attribute(info, "num_heads", int64_t{0});
     kv_heads_ = api_.attribute(info, "kv_num_heads", int64_t{0});
-    require(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0, "num_heads is no multiple of kv_num_heads");
+    require(kv_heads_ > 0 && heads_ <= kMostHeads, "numbers of heads that are not supported");
+    require(heads_ > 0 && heads_ % kv_heads_ == 0, "num_heads is no multiple of kv_num_heads");
+    for (const char* name : {"rotary_interleaved", "smooth_softmax"}) {
+      require(api_.attribute(info, name, int64_t{0}) <= 0, "an attribute that is not supported");
+    }
+    require(api_.attribute(info, "softcap", 0.0f) == 0.0f, "softcap is not supported");
     scale_ = api_.attribute(info, "scale", 0.0f);
     window_ = std::max<int64_t>(api_.attribute(info, "local_window_size", int64_t{-1}), 0);
     rotates_ = api_.attribute(info, "do_rotary", int64_t{0}) == 1;
@@ -51,16 +57,17 @@ class GroupQueryAttention {
     for (size_t i = 0; i < std::min<size_t>(count, kInputs); ++i) {
       api_.check(api_.ort->KernelContext_GetInput(context, i, &inputs[i]));
     }
-    require(inputs[kPastKey] != nullptr && inputs[kPastValue] != nullptr, "past keys and values are missing");
+    for (const Input needed : {kQuery, kPastKey, kPastValue, kLengths, kTotal}) {
+      require(inputs[needed] != nullptr, "an input is missing");
+    }
     require(inputs[kBias] == nullptr && inputs[kSinks] == nullptr, "biases and sinks are not supported");
     Call call;
     take_sizes(inputs, call);
     take_outputs(context, inputs, call);
-    if (call.attention.rows == 0) return;
     take_scales(inputs, call);
     for (int64_t batch = 0; batch < call.batches; ++batch) {
       take_batch(inputs, batch, call);
-      attend(context, call.attention);
+      if (call.attention.rows > 0) attend(context, call.attention);
     }
   }
 
@@ -97,6 +104,7 @@ class GroupQueryAttention {
               "keys and values have not the size of the queries");
     }
     call.past_capacity = past[2];
+    require(elements(api_.shape(inputs[kTotal])) == 1, "total_sequence_length is no single number");
     call.total = *api_.data<int32_t>(inputs[kTotal]);
     require(elements(api_.shape(inputs[kLengths])) == call.batches, "seqlens_k has not one length for each sequence");
     if (rotates_) {
@@ -106,8 +114,8 @@ class GroupQueryAttention {
               "tables are no [positions, at most head_size / 2]");
       a.pairs = table[1], call.table_length = table[0];
       a.cosines = api_.data<float>(inputs[kCosines]), a.sines = api_.data<float>(inputs[kSines]);
-      const int64_t rows = inputs[kPositions] != nullptr ? elements(api_.shape(inputs[kPositions])) : 0;
-      require(rows == 0 || rows == call.batches * a.rows, "position_ids have not the size of the queries");
+      require(inputs[kPositions] == nullptr || elements(api_.shape(inputs[kPositions])) == call.batches * a.rows,
+              "position_ids have not the size of the queries");
     }
   }
 
@@ -217,15 +225,17 @@ class GroupQueryAttention {
     Pieces pieces;
     std::atomic<int64_t>* left;  // pieces of each key and value head
     int64_t queries, tiles;      // of a tile, of a key and value head
+    std::atomic<bool> lacks_memory{false};
   };
 
   void attend(OrtKernelContext* context, const Attention& a) const {
-    Work work{&kernels_, &a, {}, nullptr, 0, 0};
+    Work work{&kernels_, &a, {}, nullptr, 0, 0, {}};
     share_out(context, append, (a.rows + kAppended - 1) / kAppended, work);
     if (a.queries_of_head() <= kFewQueries && a.head_dim % kernels_.lanes == 0) return attend_few(context, work);
     work.queries = kTileQueries;
     work.tiles = (a.queries_of_head() + work.queries - 1) / work.queries;
     share_out(context, tile, work.tiles * kv_heads_, work);
+    if (work.lacks_memory) throw std::bad_alloc();
   }
 
   void attend_few(OrtKernelContext* context, Work& work) const {
@@ -266,12 +276,16 @@ class GroupQueryAttention {
   // Those of a head follow each other, so that its keys and values stay near; the last rows, which see most,
   // come first.
   static void tile(void* data, size_t index) {
-    const Work& work = *static_cast<const Work*>(data);
+    Work& work = *static_cast<Work*>(data);
     const Attention& a = *work.attention;
     const int64_t number = static_cast<int64_t>(index), head = number / work.tiles;
     const int64_t first = (work.tiles - 1 - number % work.tiles) * work.queries;
     const int64_t last = std::min(first + work.queries, a.queries_of_head());
-    work.kernels->tile(a, head, first, last, scratch<Purpose::kTile>(tile_bytes(a.head_dim)));
+    try {
+      work.kernels->tile(a, head, first, last, scratch<Purpose::kTile>(tile_bytes(a.head_dim)));
+    } catch (const std::bad_alloc&) {  // which may not leave a thread of onnxruntime's
+      work.lacks_memory = true;
+    }
   }
 
   Api api_;
@@ -338,6 +352,7 @@ void infer_present(const Api& api, OrtShapeInferContext* context, size_t past, s
   api.check(api.ort->GetTensorElementType(known, &type));
   size_t count = 0;
   api.check(api.ort->GetDimensionsCount(known, &count));
+  if (count != 4) return;  // of unknown rank: so is what becomes of it
   std::vector<int64_t> dims(count);
   std::vector<const char*> names(count);
   api.check(api.ort->GetDimensions(known, dims.data(), count));

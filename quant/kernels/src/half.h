@@ -5,6 +5,7 @@
 #include <cstring>
 
 namespace phirt {
+namespace {  // each file has its own: no code of a larger instruction set may stand in for a smaller one's
 
 inline float half_value(uint16_t half) {
   const uint32_t sign = uint32_t{half & 0x8000u} << 16, exponent = (half >> 10) & 0x1f, fraction = half & 0x3ff;
@@ -41,4 +42,5 @@ inline uint16_t half_bits(float value) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
 }
 
+}  // namespace
 }  // namespace phirt

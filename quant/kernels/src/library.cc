@@ -16,6 +16,9 @@
 // Registers the operators; they live as long as the program, and so does their domain.
 PHIRT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* ort = base->GetApi(ORT_API_VERSION);
+  if (ort == nullptr) {
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, "onnxruntime is older than what phirt-kernels was built for");
+  }
   static OrtCustomOpDomain* const domain = [ort] {
     OrtCustomOpDomain* made = nullptr;
     if (OrtStatus* status = ort->CreateCustomOpDomain("phirt.kernels", &made)) {

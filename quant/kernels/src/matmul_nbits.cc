@@ -1,5 +1,5 @@
 // The operator MatMulNBits of the domain "phirt.kernels", for onnxruntime on the CPU: what com.microsoft's
-// operator of this name computes with accuracy level 4, from the same inputs and attributes.
+// operator of this name computes with accuracy level 4, from the same inputs and attributes but for g_idx.
 //
 // Knows onnxruntime's C interface. Weights are constants, and packed when a session is made; their
 // copy in the session's initializers is then no longer read. Work is shared out on the session's own
@@ -38,6 +38,9 @@ class MatMulNBits {
     const OrtValue* constants[kInputs] = {};
     size_t count = 0;
     api_.check(ort->KernelInfo_GetInputCount(info, &count));
+    if (count > kGroups && input_name(info, kGroups) != "") {
+      throw std::runtime_error("MatMulNBits: g_idx is not supported");
+    }
     for (size_t i = kCodes; i <= kZeroPoints && i < count; ++i) {
       int is_constant = 0;
       api_.check(ort->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &constants[i]));
@@ -56,7 +59,8 @@ class MatMulNBits {
     for (size_t i = 0; i < std::min<size_t>(count, kInputs); ++i) {
       api_.check(ort->KernelContext_GetInput(context, i, &inputs[i]));
     }
-    if (inputs[kGroups] != nullptr) throw std::runtime_error("MatMulNBits: g_idx is not supported");
+    if (inputs[kActivations] == nullptr) throw std::runtime_error("MatMulNBits: A is missing");
+    if (inputs[kBias] != nullptr) require(inputs[kBias], shape_.columns, "bias");
     std::vector<int64_t> dims = api_.shape(inputs[kActivations]);
     if (dims.empty() || dims.back() != shape_.rows) throw std::runtime_error("MatMulNBits: A has not K columns");
     const int64_t rows = elements(dims) / shape_.rows;

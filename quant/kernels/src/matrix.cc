@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -25,10 +27,16 @@ template <typename Work>
 void share_out(int64_t total, int threads, const Work& work) {
   const int64_t count = std::clamp<int64_t>(threads, 1, std::max<int64_t>(total, 1));
   std::vector<std::thread> others;
-  for (int64_t i = 1; i < count; ++i) {
-    others.emplace_back([&, i] { work(total * i / count, total * (i + 1) / count); });
+  int64_t started = 1;
+  try {
+    others.reserve(static_cast<size_t>(count));
+    for (; started < count; ++started) {
+      others.emplace_back([&, started] { work(total * started / count, total * (started + 1) / count); });
+    }
+  } catch (const std::system_error&) {  // no more threads for this process: what is left is done here
   }
   work(0, total / count);
+  work(total * started / count, total);
   for (std::thread& other : others) other.join();
 }
 
@@ -73,7 +81,9 @@ bool fit_half(const float* scales, int64_t count) {
 bool MatrixShape::is_supported() const {
   const bool known_bits = bits == 2 || bits == 4 || bits == 8;
   const bool known_block = block_size >= 16 && block_size <= 256 && (block_size & (block_size - 1)) == 0;
-  return known_bits && known_block && columns > 0 && rows > 0;
+  // Beyond these nothing that is computed from sizes fits into 64 bits.
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  return known_bits && known_block && columns > 0 && columns <= most && rows > 0 && rows <= most;
 }
 
 AlignedBytes::AlignedBytes(size_t size) {

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "attention.h"
@@ -136,8 +137,19 @@ double error(const AttentionKernels& kernels, const Case& c, std::mt19937& rando
 
 }  // namespace
 
+// Every set of products has its attention, and none but "generic" the plain loops.
 int main() {
-  for (const char* name : {"generic", "avx2", "avx512-vnni", "neon-dotprod"}) {
+#if defined(__x86_64__)
+  for (const char* name : {"avx2", "avx-vnni", "avx512-vnni", "amx-int8"}) {
+#else
+  for (const char* name : {"neon-dotprod", "neon-i8mm"}) {
+#endif
+    if (std::string(phirt::attention_beside(name).name) == "generic") {
+      std::fprintf(stderr, "%s has the attention of plain loops\n", name);
+      return 1;
+    }
+  }
+  for (const char* name : {"generic", "avx2", "avx-vnni", "avx512-vnni", "neon-dotprod", "neon-i8mm"}) {
     if (phirt::kernels_named(name) == nullptr) continue;
 #if defined(_WIN32)
     _putenv_s("PHIRT_KERNELS", name);
