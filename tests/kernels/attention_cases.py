@@ -25,6 +25,11 @@ OUTPUTS = ("output", "present_key", "present_value")
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 
 
+def said(name: str, array: Array) -> list[int | None]:
+    """What a graph says of an input's sizes: of caches, the size of a head."""
+    return [*[None] * (array.ndim - 1), array.shape[-1] if name.startswith("past") else None][-array.ndim :]
+
+
 @dataclasses.dataclass(frozen=True)
 class Attention:
     """A node; `rotary` is how many channels of a head turn, `scales` how int8 is scaled."""
@@ -83,9 +88,7 @@ class Attention:
         node = helper.make_node("GroupQueryAttention", inputs, OUTPUTS, domain=domain, **attributes)
         taken = [
             helper.make_tensor_value_info(
-                name,
-                helper.np_dtype_to_tensor_dtype(array.dtype),
-                [*[None] * (array.ndim - 1), *array.shape[-1:]],
+                name, helper.np_dtype_to_tensor_dtype(array.dtype), said(name, array)
             )
             for name, array in fed.items()
         ]
