@@ -27,7 +27,9 @@ TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": T
 
 def said(name: str, array: Array) -> list[int | None]:
     """What a graph says of an input's sizes: of caches, the size of a head."""
-    return [*[None] * (array.ndim - 1), array.shape[-1] if name.startswith("past") else None][-array.ndim :]
+    if name.startswith("past"):
+        return [None, None, None, array.shape[-1]]
+    return [None] * array.ndim
 
 
 @dataclasses.dataclass(frozen=True)
