@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from kernel_cases import NAMES
@@ -187,3 +188,18 @@ def test_models_answer_as_without(nano, embedded, asked, monkeypatch, request):
     request.getfixturevalue("use_kernels")
     assert answers(bundle, *asked) == without
     assert any(without)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 8])
+def test_several_tokens_in_a_run_give_the_bits_of_one_at_a_time(nano, use_kernels, rows):
+    """So that what is drafted changes no answer."""
+    rng = np.random.default_rng(rows)
+    ids = rng.integers(10, 1900, 200 + 16).tolist()
+    with phirt.load(nano, threads=2) as model:
+        engine = model.generator.new_engine()
+        engine.prefill(ids[:200])
+        single = [np.array(engine.decode_step(token)) for token in ids[200:]]
+        engine.truncate(200)
+        for first in range(0, 16 - rows + 1, rows):
+            together = engine.prefill(ids[200 + first : 200 + first + rows])
+            assert np.array_equal(together, single[first + rows - 1])
