@@ -11,9 +11,9 @@ from typing import Any
 from xdist.scheduler import LoadScopeScheduling
 
 # What their fixtures make (a compiler's output, a browser's visit, a cluster, a hub) is made by one process.
-_WHOLE_FOLDERS = ("native", "web", "curate", "hub")
+_WHOLE_FOLDERS = ("native", "kernels", "web", "curate", "hub")
 # These begin, the longest first, so that none of them is all that is left at the end.
-_FIRST = ("native", "apps", "hub", "web", "curate", "train", "export")
+_FIRST = ("native", "apps", "hub", "kernels", "web", "curate", "train", "export")
 
 
 class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # xdist says nothing of its types
