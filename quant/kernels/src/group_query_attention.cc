@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "operator_table.h"
 #include "ort_api.h"
 
 namespace phirt {
@@ -295,30 +296,6 @@ class GroupQueryAttention {
   bool rotates_ = false;
 };
 
-struct Kernel {
-  const OrtApi* ort;
-  GroupQueryAttention attention;
-};
-
-OrtStatus* create(const OrtCustomOp*, const OrtApi* ort, const OrtKernelInfo* info, void** kernel) {
-  try {
-    *kernel = new Kernel{ort, GroupQueryAttention(ort, info)};
-    return nullptr;
-  } catch (const std::exception& error) {
-    return ort->CreateStatus(ORT_FAIL, error.what());
-  }
-}
-
-OrtStatus* compute(void* kernel, OrtKernelContext* context) {
-  const Kernel& self = *static_cast<Kernel*>(kernel);
-  try {
-    self.attention.compute(context);
-    return nullptr;
-  } catch (const std::exception& error) {
-    return self.ort->CreateStatus(ORT_FAIL, error.what());
-  }
-}
-
 // A cache's type is known from its input alone; outputs have it too.
 ONNXTensorElementDataType input_type(const OrtCustomOp*, size_t index) {
   switch (index) {
@@ -384,28 +361,16 @@ OrtStatus* infer(const OrtCustomOp* op, OrtShapeInferContext* context) {
 Operator describe(const OrtApi* ort) {
   Operator op{};
   op.ort = ort;
-  op.version = ORT_API_VERSION;
+  fill_table<GroupQueryAttention>(op);
   op.GetName = [](const OrtCustomOp*) { return "GroupQueryAttention"; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = input_type;
   op.GetInputCharacteristic = input_characteristic;
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
   op.GetOutputType = [](const OrtCustomOp*, size_t index) {
     return index == kOut ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   op.InferOutputShapeFn = infer;
-  op.CreateKernelV2 = create;
-  op.KernelComputeV2 = compute;
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   return op;
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "matrix.h"
+#include "operator_table.h"
 #include "ort_api.h"
 
 namespace phirt {
@@ -51,7 +52,7 @@ class MatMulNBits {
     pack(constants);
   }
 
-  void compute(OrtKernelContext* context) {
+  void compute(OrtKernelContext* context) const {
     const OrtApi* ort = api_.ort;
     const OrtValue* inputs[kInputs] = {};
     size_t count = 0;
@@ -157,36 +158,6 @@ class MatMulNBits {
   Matrix matrix_;
 };
 
-OrtStatus* failure(const OrtApi* ort, const std::exception& error) {
-  return ort->CreateStatus(ORT_FAIL, error.what());
-}
-
-// What onnxruntime asks of an operator, in the order of its table. A kernel of this operator keeps the table of
-// functions that it was made with.
-struct Kernel {
-  const OrtApi* ort;
-  MatMulNBits matmul;
-};
-
-OrtStatus* create(const OrtCustomOp*, const OrtApi* ort, const OrtKernelInfo* info, void** kernel) {
-  try {
-    *kernel = new Kernel{ort, MatMulNBits(ort, info)};
-    return nullptr;
-  } catch (const std::exception& error) {
-    return failure(ort, error);
-  }
-}
-
-OrtStatus* compute(void* kernel, OrtKernelContext* context) {
-  Kernel& self = *static_cast<Kernel*>(kernel);
-  try {
-    self.matmul.compute(context);
-    return nullptr;
-  } catch (const std::exception& error) {
-    return failure(self.ort, error);
-  }
-}
-
 ONNXTensorElementDataType input_type(const OrtCustomOp*, size_t index) {
   switch (index) {
     case kCodes:
@@ -201,27 +172,15 @@ ONNXTensorElementDataType input_type(const OrtCustomOp*, size_t index) {
 
 OrtCustomOp describe() {
   OrtCustomOp op{};
-  op.version = ORT_API_VERSION;
+  fill_table<MatMulNBits>(op);
   op.GetName = [](const OrtCustomOp*) { return "MatMulNBits"; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = input_type;
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
     return index >= kZeroPoints ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   };
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
-  op.CreateKernelV2 = create;
-  op.KernelComputeV2 = compute;
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   return op;
 }
 
