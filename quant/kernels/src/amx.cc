@@ -221,14 +221,9 @@ void multiply_tiled(const Matrix& matrix, const QuantizedRows& rows, int64_t fir
 void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
                   float* out) {
   if (rows.rows < few_rows(matrix.shape.block_size)) return kAvx512Vnni.multiply(matrix, rows, first, last, bias, out);
-  switch (matrix.shape.bits) {
-    case 2:
-      return multiply_tiled<2>(matrix, rows, first, last, bias, out);
-    case 4:
-      return multiply_tiled<4>(matrix, rows, first, last, bias, out);
-    default:
-      return multiply_tiled<8>(matrix, rows, first, last, bias, out);
-  }
+  by_bits(matrix.shape.bits, [&](auto bits) {
+    multiply_tiled<decltype(bits)::value>(matrix, rows, first, last, bias, out);
+  });
 }
 
 }  // namespace

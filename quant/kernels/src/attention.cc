@@ -25,8 +25,8 @@ Pieces cut_positions(const Attention& attention) {
 
 size_t tile_bytes(int64_t head_dim) {
   // Queries and results, scores, keys and values in float32, and some numbers for each query.
-  constexpr int64_t kPositions = 64, kNumbers = 8;
-  const int64_t floats = 2 * kTileQueries * head_dim + kPositions * kTileQueries + 2 * kPositions * head_dim +
+  constexpr int64_t kNumbers = 8;
+  const int64_t floats = 2 * kTileQueries * head_dim + kTilePositions * kTileQueries + 2 * kTilePositions * head_dim +
                          kNumbers * kTileQueries + head_dim;
   return static_cast<size_t>(floats) * sizeof(float);
 }

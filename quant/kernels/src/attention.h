@@ -16,6 +16,8 @@ namespace phirt {
 
 enum class CacheType { kFloat, kHalf, kInt8 };
 
+constexpr int64_t kMostHeadDim = 512;  // memory for a head lies on the stack
+
 struct Attention {
   int64_t heads, kv_heads, head_dim;
   int64_t window;  // positions that a query sees at most, its own included; 0: all before it
@@ -48,6 +50,8 @@ struct Attention {
 constexpr int64_t kFewQueries = 24;
 // Queries that a tile has at most: a multiple of what each instruction set computes at once.
 constexpr int64_t kTileQueries = 96;
+// Positions of a tile.
+constexpr int64_t kTilePositions = 64;
 
 // How few queries' positions are split, and where their parts are kept.
 struct Pieces {

@@ -74,8 +74,7 @@ struct Piece {
   template <int kQueries>
   static void queries(const Attention& a, const Pieces& pieces, int64_t kv_head, int64_t index, int64_t first,
                       int64_t count, int64_t query) {
-    constexpr int64_t kMostDim = 512;
-    alignas(64) float prepared[kQueries * kMostDim];
+    alignas(64) float prepared[kQueries * kMostHeadDim];
     alignas(64) float scores[kQueries * kLargestPiece];
     const int64_t dim = a.head_dim, total = a.queries_of_head();
     for (int q = 0; q < kQueries; ++q) prepare_query(a, kv_head, query + q, prepared + q * dim);

@@ -60,8 +60,7 @@ inline void keep(const float* __restrict values, const float* __restrict inverse
 
 template <class T>
 void append_rows(const Attention& a, int64_t first, int64_t last) {
-  constexpr int64_t kMostDim = 512;
-  float rotated[kMostDim];
+  float rotated[kMostHeadDim];
   for (int64_t kv_head = 0; kv_head < a.kv_heads; ++kv_head) {
     const int64_t place = kv_head * a.capacity + a.past;
     const float* key_inverses = a.key_inverses != nullptr ? a.key_inverses + kv_head * a.head_dim : nullptr;

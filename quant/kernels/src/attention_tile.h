@@ -7,8 +7,6 @@
 namespace phirt {
 namespace {
 
-constexpr int64_t kTilePositions = 64;
-
 // Many queries, tile by tile of the positions; lanes are queries, so that neither keys nor values are moved and
 // nothing is summed across lanes. A block is kWide vectors of queries.
 template <class V, class T>

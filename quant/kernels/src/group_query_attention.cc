@@ -28,7 +28,6 @@ enum Output : size_t { kOut, kPresentKey, kPresentValue, kOutputs };
 
 // Rows that one piece of work appends to the cache.
 constexpr int64_t kAppended = 16;
-constexpr int64_t kMostHeadDim = 512;
 constexpr int64_t kMostHeads = 1 << 16;
 
 void require(bool holds, const char* what) {

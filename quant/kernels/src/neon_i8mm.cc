@@ -200,14 +200,9 @@ void multiply_paired(const Matrix& matrix, const QuantizedRows& rows, int64_t fi
 void multiply_i8mm(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
                    float* out) {
   if (rows.rows < kFewRows) return kNeonDotprod.multiply(matrix, rows, first, last, bias, out);
-  switch (matrix.shape.bits) {
-    case 2:
-      return multiply_paired<2>(matrix, rows, first, last, bias, out);
-    case 4:
-      return multiply_paired<4>(matrix, rows, first, last, bias, out);
-    default:
-      return multiply_paired<8>(matrix, rows, first, last, bias, out);
-  }
+  by_bits(matrix.shape.bits, [&](auto bits) {
+    multiply_paired<decltype(bits)::value>(matrix, rows, first, last, bias, out);
+  });
 }
 
 }  // namespace

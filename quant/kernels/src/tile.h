@@ -18,6 +18,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "matrix.h"
 
@@ -210,17 +212,25 @@ void multiply_bits(const Matrix& matrix, const QuantizedRows& rows, int64_t firs
   }
 }
 
+// Calls work with the number of bits as a type that knows it.
+template <class Work>
+void by_bits(int64_t bits, const Work& work) {
+  switch (bits) {
+    case 2:
+      return work(std::integral_constant<int, 2>{});
+    case 4:
+      return work(std::integral_constant<int, 4>{});
+    default:
+      return work(std::integral_constant<int, 8>{});
+  }
+}
+
 template <class V>
 void multiply(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
               float* out) {
-  switch (matrix.shape.bits) {
-    case 2:
-      return multiply_bits<V, 2>(matrix, rows, first, last, bias, out);
-    case 4:
-      return multiply_bits<V, 4>(matrix, rows, first, last, bias, out);
-    default:
-      return multiply_bits<V, 8>(matrix, rows, first, last, bias, out);
-  }
+  by_bits(matrix.shape.bits, [&](auto bits) {
+    multiply_bits<V, decltype(bits)::value>(matrix, rows, first, last, bias, out);
+  });
 }
 
 // A block's greatest magnitude becomes 127; codes are rounded to nearest even, as MatMulNBits has them. Plain
