@@ -91,6 +91,10 @@ class Server:
             assert time.monotonic() < deadline, "it did not come about"
             time.sleep(0.005)
 
+    def wait_until_free(self) -> None:
+        """Waits until no place is held: a client has the last bytes before its place is given back."""
+        self.wait(lambda: (self.serving.slots.admitted, self.serving.slots.working) == (0, 0))
+
     def stop(self) -> None:
         """Ends it; the models stay open."""
         self.process.stop()

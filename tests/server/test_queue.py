@@ -55,8 +55,7 @@ def test_a_client_that_is_killed_frees_its_slot_within_a_step(start: Callable) -
     assert answer.choices[0].message.content
     assert server.figure("phirt_cancelled_total") == 1
     assert server.figure("phirt_new_tokens_total") < 1500  # of the 2000 that the answer would have had
-    # An answer has arrived a moment before its own slot is given back.
-    server.wait(lambda: (server.serving.slots.admitted, server.serving.slots.working) == (0, 0))
+    server.wait_until_free()
 
 
 @pytest.mark.parametrize("stream", [False, True])
