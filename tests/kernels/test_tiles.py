@@ -96,7 +96,10 @@ def test_the_tile_unit_is_checked_against_hand_computed_products(tmp_path: Path)
     done = _run(_link("g++", objects))
     assert done.returncode == 0, done.stdout + done.stderr
     refused = _run(objects[0].parent / "same_bits", "shapes")
-    assert (refused.returncode, refused.stderr) == (70, "shapes that agree\n")
+    # A real unit computes and refuses by itself; the one in C++ then knows nothing of the shapes.
+    is_real = "amx_int8" in Path("/proc/cpuinfo").read_text()
+    reason = "a tile instruction without a configuration\n" if is_real else "shapes that agree\n"
+    assert (refused.returncode, refused.stderr) == (70, reason)
 
 
 @pytest.fixture(scope="module")
