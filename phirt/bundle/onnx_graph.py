@@ -1,7 +1,7 @@
 """Reads what an ONNX file is made of without the package `onnx`: nodes, their graphs inside, which weights
 there are and where they lie. Time and memory are bounded, whatever the file is.
 
-Knows the wire format of protocol buffers and the fields of onnx.proto3 that matter here. Weights themselves
+Knows the fields of onnx.proto3 that matter here, not how they are written (`wire`). Weights themselves
 are neither read nor looked for, but for short lists of numbers, which say shapes. What a graph may do is
 `graph_check`'s matter.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
+from phirt.bundle.wire import Span, Value, Wire, integer_of, signed, span_of
 from phirt.errors import BundleError
 
 _MAX_BYTES = 64 << 20  # of the file without external data
@@ -29,7 +28,8 @@ _MOST_VALUES = 64  # of a tensor that are read: shapes, repeats, pads
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128,
         16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4}  # fmt: skip
 _NUMBERS = {1: "f", 6: "i", 7: "q", 11: "d"}  # struct's letters for those whose values are read
-# Field numbers of TensorProto that hold typed values, and the fewest bytes that one value takes there.
+# Field numbers of TensorProto that hold typed values, and the fewest bytes that one value takes there; where
+# those are more than one, it takes no more.
 _TYPED = {4: 4, 5: 1, 7: 1, 10: 8, 11: 1}
 
 
@@ -111,7 +111,7 @@ def read_model(path: Path) -> Model:
         raise BundleError(f"{path} cannot be read: {error.strerror}; export the bundle again") from error
     try:
         return _Reader(data).model()
-    except (ValueError, IndexError, struct.error) as error:
+    except (ValueError, struct.error) as error:
         raise BundleError(f"{path} is no graph that can be read: {error}; run 'phirt verify'") from error
 
 
@@ -120,16 +120,11 @@ def read_graph(path: Path) -> Graph:
     return read_model(path).graph
 
 
-# What a field holds: an integer, or where in the file the bytes of a string or message begin and end.
-_Span = tuple[int, int]
-
-
 class _Reader:
-    """Walks over one file's bytes; every message is a span of them; nothing is copied that is not kept."""
+    """Reads one file's messages; nothing is copied that is not kept."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._left = _MAX_FIELDS
+        self._wire = Wire(data, _MAX_FIELDS)
         # Most attributes and places of weights are the same bytes again and again.
         self._integers: dict[bytes, tuple[str, int]] = {}
         self._entries: dict[bytes, tuple[str, str]] = {}
@@ -137,131 +132,62 @@ class _Reader:
     def model(self) -> Model:
         """The whole file."""
         graphs, other = [], set()
-        for number, value in self._fields((0, len(self._data))):
+        for number, value in self._wire.fields(self._wire.whole()):
             if number == 7:
-                graphs.append(self._span(value))
+                graphs.append(span_of(value))
             else:
                 other.add(number)
         if len(graphs) != 1:
             raise ValueError(f"{len(graphs)} graphs")
         return Model(self._graph(graphs[0], 0), frozenset(other))
 
-    def _fields(self, span: _Span) -> Iterator[tuple[int, int | _Span]]:
-        """Field number and value of each field; those of fixed size are passed over."""
-        data, (at, end) = self._data, span
-        while at < end:
-            self._left -= 1
-            if self._left < 0:
-                raise ValueError(f"it has more than {_MAX_FIELDS} fields")
-            key = data[at]
-            at += 1
-            if key >= 0x80:
-                key, at = self._varint(at - 1, end)
-            kind = key & 7
-            if kind == 2:
-                size = data[at]
-                at += 1
-                if size >= 0x80:
-                    size, at = self._varint(at - 1, end)
-                if at + size > end:
-                    raise ValueError("a field reaches past the end")
-                yield key >> 3, (at, at + size)
-                at += size
-            elif kind == 0:
-                value = data[at]
-                at += 1
-                if value >= 0x80:
-                    value, at = self._varint(at - 1, end)
-                yield key >> 3, value
-            elif kind in (1, 5):
-                at += 8 if kind == 1 else 4
-                if at > end:
-                    raise ValueError("a field reaches past the end")
-            else:
-                raise ValueError(f"wire type {kind} at byte {at}")
-
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        value = 0
-        for shift in range(0, 70, 7):
-            if at >= end:
-                break
-            byte = self._data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-        raise ValueError("an integer has no end")
-
-    def _varints(self, value: int | _Span) -> list[int]:
-        """The signed integers of a field: one, or all in one field."""
-        if isinstance(value, int):
-            return [_signed(value)]
-        found, (at, end) = [], value
-        while at < end:
-            self._left -= 1
-            if self._left < 0:
-                raise ValueError(f"it has more than {_MAX_FIELDS} fields")
-            one, at = self._varint(at, end)
-            found.append(_signed(one))
-        return found
-
-    def _span(self, value: int | _Span) -> _Span:
-        if isinstance(value, int):
-            raise ValueError("an integer where a message or a string belongs")
-        return value
-
-    def _text(self, value: int | _Span) -> str:
-        if isinstance(value, int):
-            raise ValueError("an integer where a string belongs")
-        return self._data[value[0] : value[1]].decode("utf-8")  # UnicodeDecodeError is a ValueError
-
-    def _graph(self, span: _Span, depth: int) -> Graph:
+    def _graph(self, span: Span, depth: int) -> Graph:
         if depth > _MAX_NESTING:
             raise ValueError(f"it nests graphs more than {_MAX_NESTING} deep")
         nodes, weights, inputs, other = [], {}, [], set()
-        for number, value in self._fields(span):
+        for number, value in self._wire.fields(span):
             if number == 1:
-                self._left -= _FIELDS_OF_A_NODE
-                nodes.append(self._node(self._span(value), depth))
+                self._wire.charge(_FIELDS_OF_A_NODE)
+                nodes.append(self._node(span_of(value), depth))
             elif number == 5:
-                self._left -= _FIELDS_OF_A_NODE
-                weight = self._weight(self._span(value))
+                self._wire.charge(_FIELDS_OF_A_NODE)
+                weight = self._weight(span_of(value))
                 if weight.name in weights:
                     raise ValueError(f"two initializers are named {weight.name[:80]!r}")
                 weights[weight.name] = weight
             elif number == 11:
-                inputs.append(self._first_text(self._span(value)))
+                inputs.append(self._first_text(span_of(value)))
             else:
                 other.add(number)
         return Graph(tuple(nodes), weights, tuple(inputs), frozenset(other))
 
-    def _first_text(self, span: _Span) -> str:
+    def _first_text(self, span: Span) -> str:
         """Field 1 of a ValueInfoProto: its name."""
-        return next((self._text(value) for number, value in self._fields(span) if number == 1), "")
+        return next((self._wire.text(value) for number, value in self._wire.fields(span) if number == 1), "")
 
-    def _node(self, span: _Span, depth: int) -> Node:
+    def _node(self, span: Span, depth: int) -> Node:
         kind, domain = "", ""
         inputs: list[str] = []
         outputs: list[str] = []
         attributes = _Attributes()
-        for number, value in self._fields(span):
+        for number, value in self._wire.fields(span):
             if number == 1:
-                inputs.append(self._text(value))
+                inputs.append(self._wire.text(value))
             elif number == 2:
-                outputs.append(self._text(value))
+                outputs.append(self._wire.text(value))
             elif number == 4:
-                kind = self._text(value)
+                kind = self._wire.text(value)
             elif number == 5:
-                self._attribute(self._span(value), attributes, depth)
+                self._attribute(span_of(value), attributes, depth)
             elif number == 7:
-                domain = self._text(value)
+                domain = self._wire.text(value)
         return Node(
             kind, domain, tuple(inputs), tuple(outputs), attributes.integers, attributes.integer_lists,
             tuple(attributes.tensors), tuple(attributes.graphs), tuple(attributes.unknown),
         )  # fmt: skip
 
-    def _attribute(self, span: _Span, found: _Attributes, depth: int) -> None:
-        content = self._data[span[0] : min(span[1], span[0] + _MOST_REMEMBERED)]
+    def _attribute(self, span: Span, found: _Attributes, depth: int) -> None:
+        content = self._wire.data[span[0] : min(span[1], span[0] + _MOST_REMEMBERED)]
         if content in self._integers:
             found.add(*self._integers[content])
             return
@@ -270,17 +196,17 @@ class _Reader:
         integers: list[int] = []
         held = len(found.tensors) + len(found.graphs)
         unread = len(found.unknown)
-        for number, value in self._fields(span):
+        for number, value in self._wire.fields(span):
             if number == 1:
-                name = self._text(value)
+                name = self._wire.text(value)
             elif number == 3:
-                integer = _signed(_integer(value))
+                integer = signed(integer_of(value))
             elif number == 5:
-                found.tensors.append(self._weight(self._span(value)))
+                found.tensors.append(self._weight(span_of(value)))
             elif number == 6:
-                found.graphs.append(self._graph(self._span(value), depth + 1))
+                found.graphs.append(self._graph(span_of(value), depth + 1))
             elif number == 8:
-                integers += self._varints(value)
+                integers += self._wire.varints(value)
             elif number not in (2, 7, 13, 20):  # floats, a note, what kind it is
                 found.unknown.append(f"{name} ({number})")
         inside = len(found.tensors) + len(found.graphs) - held
@@ -293,28 +219,31 @@ class _Reader:
         if integer is not None and not integers and is_plain:
             self._integers[content] = (name, integer)
 
-    def _weight(self, span: _Span) -> Weight:
+    def _weight(self, span: Span) -> Weight:
         name, data_type = "", 0
         shape: list[int] = []
-        raw: _Span | None = None
-        typed: list[tuple[int, int | _Span]] = []
+        raw: Span | None = None
+        typed: list[tuple[int, Value]] = []
         external: dict[str, str] = {}
         is_external = False
-        for number, value in self._fields(span):
+        for number, value in self._wire.fields(span):
             if number == 1:
-                shape += self._varints(value)
+                shape += self._wire.varints(value)
                 if len(shape) > _MAX_DIMS:
                     raise ValueError("a tensor has too many dimensions")
             elif number == 2:
-                data_type = _integer(value)
+                data_type = integer_of(value)
             elif number == 8:
-                name = self._text(value)
+                name = self._wire.text(value)
             elif number == 9:
-                raw = self._span(value)
+                raw = span_of(value)
             elif number == 13:
-                self._entry(self._span(value), external)
+                self._entry(span_of(value), external)
             elif number == 14:
-                is_external = value == 1
+                place = integer_of(value)
+                if place not in (0, 1):  # others read 32 bits of it
+                    raise ValueError(f"initializer {name[:80]!r} lies at {place}, expected 0 or 1")
+                is_external = place == 1
             elif number in _TYPED:
                 typed.append((number, value))
         if not all(0 <= size < _MAX_DIMENSION for size in shape):
@@ -332,30 +261,31 @@ class _Reader:
             return dataclasses.replace(weight, values=self._values(weight, raw, typed))
         return weight
 
-    def _entry(self, span: _Span, into: dict[str, str]) -> None:
+    def _entry(self, span: Span, into: dict[str, str]) -> None:
         """Reads a StringStringEntryProto."""
-        content = self._data[span[0] : span[1]]
+        content = self._wire.data[span[0] : span[1]]
         entry = self._entries.get(content)
         if entry is None:
-            texts = {number: self._text(value) for number, value in self._fields(span)}
+            texts = {number: self._wire.text(value) for number, value in self._wire.fields(span)}
             self._entries[content] = entry = (texts.get(1, ""), texts.get(2, ""))
         into[entry[0]] = entry[1]
 
     def _values(
-        self, weight: Weight, raw: _Span | None, typed: list[tuple[int, int | _Span]]
+        self, weight: Weight, raw: Span | None, typed: list[tuple[int, Value]]
     ) -> tuple[float, ...] | None:
         """The few values of a tensor of numbers, or None where they are not all there."""
         letter = _NUMBERS[weight.data_type]
         if raw is None:
-            packed = [value for number, value in typed if number in (4, 10) and not isinstance(value, int)]
+            packed = [value for number, value in typed if number in (4, 10) and isinstance(value, tuple)]
             if packed:
                 raw = packed[0]
             else:
-                values = [one for number, value in typed if number in (5, 7) for one in self._varints(value)]
+                whole = [value for number, value in typed if number in (5, 7)]
+                values = [one for value in whole for one in self._wire.varints(value)]
                 return tuple(values) if len(values) == weight.elements else None
         if raw[1] - raw[0] != weight.nbytes:
             return None
-        return struct.unpack_from(f"<{weight.elements}{letter}", self._data, raw[0])
+        return struct.unpack_from(f"<{weight.elements}{letter}", self._wire.data, raw[0])
 
 
 @dataclasses.dataclass
@@ -378,21 +308,10 @@ class _Attributes:
             self.integers[name] = integer
 
 
-def _typed_bytes(number: int, value: int | _Span, bits: int) -> int:
+def _typed_bytes(number: int, value: Value, bits: int) -> int:
     """The most bytes of values that a field of typed data can stand for."""
-    if isinstance(value, int):
+    if not isinstance(value, tuple):
+        if _TYPED[number] != (len(value) if isinstance(value, bytes) else 1):
+            raise ValueError(f"typed data ({number}) of another kind")
         return bits // 8
     return (value[1] - value[0]) // _TYPED[number] * max(1, bits // 8)
-
-
-def _integer(value: int | _Span) -> int:
-    return value if isinstance(value, int) else _no_integer()
-
-
-def _no_integer() -> NoReturn:
-    raise ValueError("a message where an integer belongs")
-
-
-def _signed(value: int) -> int:
-    """An int64 from the wire, where negative numbers have all upper bits set."""
-    return value - (1 << 64) if value >= 1 << 63 else value

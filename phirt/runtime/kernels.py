@@ -14,9 +14,11 @@ import importlib.util
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from phirt.bundle.wire import Span, Value, Wire, integer_of, span_of
 
 VARIABLE = "PHIRT_KERNELS"  # "off", or the instruction set that is to be used
 _OFF, _PLAIN = "off", "generic"
@@ -34,8 +36,6 @@ _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2, 1
 _SHAPE_DIMENSION = _DIMENSION_VALUE = 1
 _FLOAT32, _INT8 = 1, 3  # of TensorProto.DataType
 _INT8_ACTIVATIONS = 4  # accuracy_level
-
-_MOST_BITS = 63  # of an integer, but for those of its last byte
 
 _log = logging.getLogger("phirt.kernels")
 
@@ -80,14 +80,18 @@ def _instructions_of(path: Path) -> str:
 
 def with_kernels(graph: bytes) -> bytes | None:
     """The graph with phirt-kernels' operators in the place of onnxruntime's; None where there is none that it
-    could take. The graph has been checked.
+    could take, or where a part is damaged that the check of graphs does not read. The graph has been checked.
     """
     changed = bytearray(graph)
-    view = memoryview(graph)
+    wire = Wire(graph, len(graph))  # as many fields as there may be: each takes two bytes, and is read twice
     count = 0
-    for number, begin, end in _fields(view, 0, len(view)):
-        if number == _MODEL_GRAPH:
-            count += _replace(view, begin, end, changed, _input_types(view, begin, end))
+    try:
+        for number, value in wire.fields(wire.whole()):
+            if number == _MODEL_GRAPH:
+                count += _replace(wire, span_of(value), changed, _input_types(wire, span_of(value)))
+    except ValueError as error:
+        _log.warning("phirt-kernels is not used: a graph cannot be read: %s", error)
+        return None
     return bytes(changed) + _OPSET if count else None
 
 
@@ -96,11 +100,11 @@ class _Node:
     """What of a node decides whether it is replaced. Empty names are inputs and outputs that are left out."""
 
     kind: bytes = b""
-    domain: tuple[int, int] | None = None
+    domain: Span | None = None
     inputs: list[bytes] = field(default_factory=list)
     outputs: list[bytes] = field(default_factory=list)
     attributes: dict[bytes, int | float | bytes] = field(default_factory=dict)
-    graphs: list[tuple[int, int]] = field(default_factory=list)
+    graphs: list[Span] = field(default_factory=list)
 
 
 # By name the element type of an input, and its last dimension: 0 where none is said.
@@ -156,16 +160,16 @@ _TAKES: Mapping[bytes, Callable[[_Node, _Types], bool]] = {
 }
 
 
-def _replace(view: memoryview, begin: int, end: int, changed: bytearray, types: _Types) -> int:
+def _replace(wire: Wire, graph: Span, changed: bytearray, types: _Types) -> int:
     """Gives nodes of a graph, and of graphs inside it, their new domain. Returns how many."""
     count = 0
-    for number, first, last in _fields(view, begin, end):
+    for number, value in wire.fields(graph):
         if number != _GRAPH_NODE:
             continue
-        node = _read_node(view, first, last)
-        count += sum(_replace(view, *graph, changed, types) for graph in node.graphs)
+        node = _read_node(wire, span_of(value))
+        count += sum(_replace(wire, inside, changed, types) for inside in node.graphs)
         takes = _TAKES.get(node.kind)
-        if takes is None or node.domain is None or view[slice(*node.domain)] != _THEIRS:
+        if takes is None or node.domain is None or wire.bytes_of(node.domain) != _THEIRS:
             continue
         if takes(node, types):
             changed[slice(*node.domain)] = _OURS
@@ -173,94 +177,81 @@ def _replace(view: memoryview, begin: int, end: int, changed: bytearray, types: 
     return count
 
 
-def _read_node(view: memoryview, begin: int, end: int) -> _Node:
+def _read_node(wire: Wire, span: Span) -> _Node:
     node = _Node()
-    for number, first, last in _fields(view, begin, end):
+    for number, value in wire.fields(span):
         if number == _NODE_KIND:
-            node.kind = bytes(view[first:last])
+            node.kind = wire.bytes_of(value)
         elif number == _NODE_DOMAIN:
-            node.domain = (first, last)
+            node.domain = span_of(value)
         elif number == _NODE_INPUT:
-            node.inputs.append(bytes(view[first:last]))
+            node.inputs.append(wire.bytes_of(value))
         elif number == _NODE_OUTPUT:
-            node.outputs.append(bytes(view[first:last]))
+            node.outputs.append(wire.bytes_of(value))
         elif number == _NODE_ATTRIBUTE:
-            _read_attribute(view, first, last, node)
+            _read_attribute(wire, span_of(value), node)
     return node
 
 
-def _read_attribute(view: memoryview, begin: int, end: int, node: _Node) -> None:
+def _read_attribute(wire: Wire, span: Span, node: _Node) -> None:
     name = b""
-    value: int | float | bytes | None = None
-    for number, first, last in _fields(view, begin, end):
+    found: int | float | bytes | None = None
+    for number, value in wire.fields(span):
         if number == _ATTRIBUTE_NAME:
-            name = bytes(view[first:last])
+            name = wire.bytes_of(value)
         elif number == _ATTRIBUTE_INTEGER:
-            value = first
+            found = integer_of(value)
         elif number == _ATTRIBUTE_FLOAT:
-            value = struct.unpack("<f", view[first:last])[0]
+            found = _float_of(value)
         elif number == _ATTRIBUTE_STRING:
-            value = bytes(view[first:last])
+            found = wire.bytes_of(value)
         elif number == _ATTRIBUTE_GRAPH:
-            node.graphs.append((first, last))
-    if value is not None:
-        node.attributes[name] = value
+            node.graphs.append(span_of(value))
+    if found is not None:
+        node.attributes[name] = found
 
 
-def _input_types(view: memoryview, begin: int, end: int) -> dict[bytes, tuple[int, int]]:
+def _float_of(value: Value) -> float:
+    if not isinstance(value, bytes) or len(value) != 4:
+        raise ValueError("something else where a float belongs")
+    number: float = struct.unpack("<f", value)[0]
+    return number
+
+
+def _input_types(wire: Wire, graph: Span) -> dict[bytes, tuple[int, int]]:
     """Of a graph's inputs that are tensors."""
     types: dict[bytes, tuple[int, int]] = {}
-    for number, first, last in _fields(view, begin, end):
+    for number, value in wire.fields(graph):
         if number != _GRAPH_INPUT:
             continue
         name, kind = b"", (0, 0)
-        for inner, start, stop in _fields(view, first, last):
+        for inner, part in wire.fields(span_of(value)):
             if inner == _VALUE_NAME:
-                name = bytes(view[start:stop])
+                name = wire.bytes_of(part)
             elif inner == _VALUE_TYPE:
-                kind = _tensor_type(view, start, stop)
+                kind = _tensor_type(wire, span_of(part))
         types[name] = kind
     return types
 
 
-def _tensor_type(view: memoryview, begin: int, end: int) -> tuple[int, int]:
+def _tensor_type(wire: Wire, span: Span) -> tuple[int, int]:
     element = size = 0
-    for number, first, last in _fields(view, begin, end):
+    for number, value in wire.fields(span):
         if number != _TYPE_TENSOR:
             continue
-        for inner, start, stop in _fields(view, first, last):
+        for inner, part in wire.fields(span_of(value)):
             if inner == _TENSOR_ELEMENT:
-                element = start
+                element = integer_of(part)
             elif inner == _TENSOR_SHAPE:
-                for dimension, at, behind in _fields(view, start, stop):
-                    if dimension == _SHAPE_DIMENSION:
-                        values = [value for n, value, _ in _fields(view, at, behind) if n == _DIMENSION_VALUE]
-                        size = values[0] if values else 0
+                size = _last_dimension(wire, span_of(part))
     return element, size
 
 
-def _fields(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Numbers of a message's fields, with where their bytes begin and end; an integer's value stands in the
-    place of its beginning. (https://protobuf.dev/programming-guides/encoding)
-    """
-    while at < end:
-        key, at = _integer(view, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _integer(view, at)
-            yield key >> 3, value, at
-            continue
-        if kind == 2:
-            size, at = _integer(view, at)
-        else:
-            size = {1: 8, 5: 4}[kind]
-        yield key >> 3, at, at + size
-        at += size
-
-
-def _integer(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while view[at] & 0x80 and shift < _MOST_BITS:
-        value |= (view[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-    return value | view[at] << shift, at + 1
+def _last_dimension(wire: Wire, shape: Span) -> int:
+    """0 where none is said."""
+    size = 0
+    for number, dimension in wire.fields(shape):
+        if number == _SHAPE_DIMENSION:
+            values = [value for n, value in wire.fields(span_of(dimension)) if n == _DIMENSION_VALUE]
+            size = integer_of(values[0]) if values else 0
+    return size

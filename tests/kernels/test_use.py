@@ -95,6 +95,17 @@ def test_a_graph_without_such_products_is_left_alone():
     assert kernels.with_kernels(b"") is None
 
 
+def test_a_damaged_type_of_an_input_leaves_the_graph_as_it_is(caplog):
+    """What the check of graphs does not read."""
+    damaged = bytes(
+        [7 << 3 | 2, 4, 11 << 3 | 2, 2, 2 << 3 | 2, 9]
+    )  # a type of nine bytes, of which none is there
+    with caplog.at_level(logging.WARNING, "phirt.kernels"):
+        assert kernels.with_kernels(damaged) is None
+    (line,) = lines(caplog)
+    assert "a graph cannot be read: a field reaches past the end" in line
+
+
 @pytest.fixture
 def installed(tmp_path, monkeypatch, caplog):
     """Installs a package with the library at a path, and asks for it."""

@@ -170,6 +170,14 @@ def test_the_same_bytes_many_times_over_are_refused(check):
     check(made, data=100 << 20)
 
 
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
 # Each field takes two bytes: the file is small, the walk would be long.
 @pytest.mark.parametrize("number", [1, 2, 5, 13])
 def test_a_file_of_a_million_pieces_is_refused(check, number):
@@ -179,12 +187,41 @@ def test_a_file_of_a_million_pieces_is_refused(check, number):
         check(body)
 
 
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
+def _message(number: int, *parts: bytes) -> bytes:
+    """A field that holds a message."""
+    whole = b"".join(parts)
+    return bytes([number << 3 | 2]) + _varint(len(whole)) + whole
+
+
+@pytest.mark.parametrize(
+    ("hidden", "reason"),
+    [
+        pytest.param(bytes([4 << 3 | 5]) + b"Relu", "a number where a message", id="of fixed size"),
+        pytest.param(
+            _varint(1 << 32 | 4 << 3 | 2) + b"\x04Relu", "a field's number is", id="of a long number"
+        ),
+    ],
+)
+def test_a_kind_of_node_that_others_would_not_see_is_refused(check, hidden, reason):
+    """Other readers go by the field before, or by the one behind."""
+    made = model([node("Scan", ["x"], ["y"])]).graph.node[0].SerializeToString()
+    with pytest.raises(BundleError, match=reason):
+        check(_message(7, _message(1, made, hidden)))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(bytes([14 << 3 | 5]) + bytes(4), id="of fixed size"),
+        pytest.param(bytes([14 << 3 | 2, 0]), id="a message"),
+        pytest.param(bytes([14 << 3]) + _varint(1 << 32 | 1), id="of more than 32 bits"),
+    ],
+)
+def test_external_data_that_only_others_would_see_is_refused(check, place):
+    weight = external((4,), location="/etc/passwd").SerializeToString() + place
+    nodes = node("Add", ["x", "w"], ["y"]).SerializeToString()
+    with pytest.raises(BundleError, match=r"integer belongs|expected 0 or 1"):
+        check(_message(7, _message(1, nodes), _message(5, weight)))
 
 
 def test_attributes_that_are_there_twice_are_refused(check):

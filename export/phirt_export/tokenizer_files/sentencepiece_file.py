@@ -1,7 +1,7 @@
 """tokenizer.model of sentencepiece, read from its protocol buffer.
 
-Knows the few fields that are needed (sentencepiece_model.proto of github.com/google/sentencepiece) and how a
-field is coded (protobuf.dev/programming-guides/encoding). Everything in a file is taken for hostile.
+Knows the few fields that are needed (sentencepiece_model.proto of github.com/google/sentencepiece), not how
+they are written. Everything in a file is taken for hostile.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from phirt.bundle.wire import Wire
 from phirt.errors import ConfigError
 from phirt.prompt.charsmap import Charsmap
 
 _MAX_BYTES = 64 << 20
-_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # of the model
 _TEXT, _SCORE, _KIND = 1, 2, 3  # of a piece
 _MODEL_TYPE, _SPACE_BEHIND = 3, 24  # of the trainer's settings
@@ -132,33 +132,6 @@ def _piece(raw: bytes) -> Piece:
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Value]]:
     """Number and value of each field of a message. Raises ValueError where it is cut off or no message."""
-    at = 0
-    while at < len(raw):
-        key, at = _varint(raw, at)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(raw, at)
-            yield number, value
-            continue
-        if wire == _BYTES:
-            size, at = _varint(raw, at)
-        elif wire in (_FIXED_32, _FIXED_64):
-            size = 4 if wire == _FIXED_32 else 8
-        else:
-            raise ValueError(f"a field has the wire type {wire}")
-        if at + size > len(raw):
-            raise ValueError("it is cut off")
-        yield number, raw[at : at + size]
-        at += size
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(raw) or shift > 63:
-            raise ValueError("it is cut off")
-        byte = raw[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
+    wire = Wire(raw, len(raw))
+    for number, value in wire.fields(wire.whole()):
+        yield number, wire.bytes_of(value) if isinstance(value, tuple) else value
