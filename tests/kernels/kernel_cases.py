@@ -174,6 +174,9 @@ def fuzzed() -> list[Case]:
     cases.append(
         make_case(rng, 33, 513, 4, 128, 4, True, True, half=True, float_offset=4, byte_offset=1, threads=3)
     )
+    # Rows enough for tiles, pairs of tiles and more than are computed together.
+    for block_size, bits, rows in ((32, 8, 33), (64, 4, 130), (128, 4, 33), (128, 8, 165), (256, 8, 33)):
+        cases.append(make_case(rng, 70, 2 * block_size + 9, bits, block_size, rows, bits == 8, threads=3))
     return [*cases, *extreme(rng)]
 
 

@@ -19,8 +19,10 @@ constexpr int64_t kMostDepth = 64;   // rows of the matrix in a tile
 
 // Below this AVX-512 is faster: the shorter a block is, the more of the time goes to working in scales, and a tile is
 // stored and added whole. Measured on an Emerald Rapids core (columns: 1, 4, 8 rows; share of AVX-512's time):
-// blocks of 128 94, 81, 65 %; of 64 109, 95, 68 %; of 32 148, 136, 95 %.
-constexpr int64_t few_rows(int64_t block_size) { return block_size >= 128 ? 1 : block_size == 64 ? 3 : 8; }
+// blocks of 128 94, 81, 65 %; of 64 109, 95, 68 %; of 32 148, 136, 95 %; of 16 98 % at 24 rows.
+constexpr int64_t few_rows(int64_t block_size) {
+  return block_size >= 128 ? 1 : block_size == 64 ? 3 : block_size == 32 ? 8 : 24;
+}
 
 // Rows for which codes are spread once. Their sums take 16 KiB of the first cache; the activations of all blocks
 // stay in the second.
@@ -62,32 +64,19 @@ class PairProduct {
   PairProduct(const Matrix& matrix, const QuantizedRows& rows, int64_t panel)
       : matrix_(matrix), rows_(rows), panel_(panel), height_(height_of(rows)) {}
 
+  // Rows `row` to `end` fill one tile, or an even number of them that are 16 rows high.
   void compute(int64_t row, int64_t end, const float* bias, float* out) {
     row_ = row;
     const int64_t tiles = (end - row + height_ - 1) / height_;
     std::memset(sums_, 0, sizeof sums_[0] * static_cast<size_t>(tiles * kMostHeight));
-    Piece before{0, 0, 0};
-    for (int64_t block = 0; block < matrix_.shape.blocks(); ++block) {
-      for (int p = 0; p < kPair; ++p) spread_codes(p, block);
-      for (int64_t tile = 0; tile < tiles; tile += 2) {
-        const Piece piece{block, tile, static_cast<int>(std::min<int64_t>(tiles - tile, 2))};
-        if (piece.tiles == 1) {
-          finish(before);
-          multiply_one_tile(piece);
-          before.tiles = 0;
-        } else {
-          before.tiles == 2 ? multiply_in_turns<true>(piece, before) : multiply_in_turns<false>(piece, before);
-          before = piece;
-        }
-      }
-    }
-    finish(before);
+    if (tiles == 1) compute_one_tile();
+    else compute_pairs(tiles);
     for (int64_t tile = 0; tile < tiles; ++tile) store(tile, bias, out);
   }
 
  private:
   static constexpr int kPair = 2;  // panels
-  static constexpr int64_t kMostRows = 2 * kMostHeight;  // of a piece
+  static constexpr int64_t kPieceRows = 2 * kMostHeight;  // at most
 
   // One or two tiles of rows with one block. Its products are in tiles until they are stored in products_.
   struct Piece {
@@ -136,8 +125,8 @@ class PairProduct {
     float (*sums_)[kPair][kPanel];
     __m512 scales_[kPair];
     __m512i rests_[kPair];
-    alignas(kAlignment) float row_scales_[kMostRows];
-    alignas(kAlignment) int32_t row_sums_[kMostRows];
+    alignas(kAlignment) float row_scales_[kPieceRows];
+    alignas(kAlignment) int32_t row_sums_[kPieceRows];
   };
 
   // Tiles have one height: the last begins so early that it is full, and computes some rows once more.
@@ -153,6 +142,7 @@ class PairProduct {
     return _mm512_loadu_si512(reinterpret_cast<const int32_t*>(matrix_.zero_points.data()) + place(p, block));
   }
 
+  // What times a row's sum of codes is missing from its products.
   __m512i rest(int p, int64_t block) const { return _mm512_sub_epi32(_mm512_set1_epi32(128), zero_points(p, block)); }
 
   __m512 scales(int p, int64_t block) const {
@@ -163,13 +153,15 @@ class PairProduct {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
   }
 
-  void spread_codes(int p, int64_t block) {
-    by_bits(matrix_.shape.bits, [&](auto bits) { spread_codes_of<decltype(bits)::value>(p, block); });
+  void spread_codes(int64_t block) {
+    by_bits(matrix_.shape.bits, [&](auto bits) {
+      for (int p = 0; p < kPair; ++p) spread_panel<decltype(bits)::value>(p, block);
+    });
   }
 
   // A byte for each code, less its zero point; with 8 bits that may not fit a byte, and it is less 128.
   template <int kBits>
-  void spread_codes_of(int p, int64_t block) {
+  void spread_panel(int p, int64_t block) {
     const int64_t bytes = matrix_.shape.block_bytes();
     const uint8_t* packed = matrix_.panel_codes(panel_ + p) + block * bytes;
     __m512i zeros = _mm512_set1_epi8(static_cast<char>(1 << (kBits - 1)));
@@ -197,21 +189,42 @@ class PairProduct {
     store_tile<2 * kTile + kAt>(products_[kTile * kMostHeight][kAt], sizeof products_[0]);
   }
 
-  void multiply_one_tile(const Piece& piece) {
+  void compute_one_tile() {
     const int64_t block_size = matrix_.shape.block_size, depth = block_size / kSteps;
-    const int8_t* rows = activations(piece.block, piece.tile);
-    zero_tile<0>();
-    zero_tile<1>();
-    for (int64_t at = 0; at < block_size; at += depth) {
-      load_tile<4>(rows + at, block_size);
-      load_tile<6>(codes_[0] + at * kPanel, kChunk);
-      multiply_tiles<0, 4, 6>();
-      load_tile<7>(codes_[1] + at * kPanel, kChunk);
-      multiply_tiles<1, 4, 7>();
+    for (int64_t block = 0; block < matrix_.shape.blocks(); ++block) {
+      spread_codes(block);
+      const int8_t* rows = activations(block, 0);
+      zero_tile<0>();
+      zero_tile<1>();
+      for (int64_t at = 0; at < block_size; at += depth) {
+        load_tile<4>(rows + at, block_size);
+        load_tile<6>(codes_[0] + at * kPanel, kChunk);
+        multiply_tiles<0, 4, 6>();
+        load_tile<7>(codes_[1] + at * kPanel, kChunk);
+        multiply_tiles<1, 4, 7>();
+      }
+      store_products<0, 0>();
+      store_products<0, 1>();
+      Addition(*this, {block, 0, 1}).add(0, height_);
     }
+  }
+
+  void compute_pairs(int64_t tiles) {
+    Piece before{};
+    for (int64_t block = 0; block < matrix_.shape.blocks(); ++block) {
+      spread_codes(block);
+      for (int64_t tile = 0; tile < tiles; tile += 2) {
+        const Piece piece{block, tile, 2};
+        before.tiles != 0 ? multiply_in_turns<true>(piece, before) : multiply_in_turns<false>(piece, before);
+        before = piece;
+      }
+    }
+    // What a piece leaves to the one behind it.
     store_products<0, 0>();
     store_products<0, 1>();
-    Addition(*this, piece).add(0, height_);
+    store_products<1, 0>();
+    store_products<1, 1>();
+    Addition(*this, before).add(0, kPieceRows);
   }
 
   // Two tiles by two panels: each tile that is loaded is used twice, and four sums are under way at once, which
@@ -233,23 +246,13 @@ class PairProduct {
         zero_tile<2 * kTile + kAt>();
       }
       multiply_tiles<2 * kTile + kAt, 4 + kTile, 6 + kAt>();
-      // The products of the first tile's rows are stored after two turns, all after four.
-      constexpr int kFirst = kSteps == 1 ? 2 : 4, kTurns = 4 * kSteps - kFirst, kRows = kMostRows / kTurns;
-      if constexpr (kHasBefore && kTurn >= kFirst) {
-        const int64_t first = (kTurn - kFirst) * kRows;
-        addition.add(first, kTurn == 4 * kSteps - 1 ? kMostRows : first + kRows);
+      // From turn kFirst on as many rows as the others: the products of the first tile's rows are stored after two
+      // turns, those of all after four.
+      constexpr int kFirst = kSteps == 1 ? 2 : 4, kTurns = 4 * kSteps - kFirst, kDone = kTurn - kFirst;
+      if constexpr (kHasBefore && kDone >= 0) {
+        addition.add(kDone * kPieceRows / kTurns, (kDone + 1) * kPieceRows / kTurns);
       }
     });
-  }
-
-  // What multiply_in_turns leaves to the piece behind it.
-  void finish(const Piece& piece) {
-    if (piece.tiles == 0) return;
-    store_products<0, 0>();
-    store_products<0, 1>();
-    store_products<1, 0>();
-    store_products<1, 1>();
-    Addition(*this, piece).add(0, kMostRows);
   }
 
   void store(int64_t tile, const float* bias, float* out) const {
@@ -271,7 +274,7 @@ class PairProduct {
   int64_t row_ = 0;
   alignas(kAlignment) float sums_[kRowsTogether][kPair][kPanel];
   alignas(kAlignment) int8_t codes_[kPair][kMostDepth * kSteps * kPanel];
-  alignas(kAlignment) int32_t products_[kMostRows][kPair][kPanel];
+  alignas(kAlignment) int32_t products_[kPieceRows][kPair][kPanel];
 };
 
 // Rows that are computed together from `row` on. The last few, if they fill one tile and not two, are by
@@ -297,9 +300,10 @@ void multiply_pairs(const Matrix& matrix, const QuantizedRows& rows, int64_t fir
 void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
                   float* out) {
   if (rows.rows < few_rows(matrix.shape.block_size)) return kAvx512Vnni.multiply(matrix, rows, first, last, bias, out);
-  // Panels are computed in pairs.
+  // Panels are computed in pairs; a last one without another is AVX-512's.
   if ((last - first) % 2 != 0) kAvx512Vnni.multiply(matrix, rows, last - 1, last, bias, out);
   last -= (last - first) % 2;
+  if (first == last) return;
   const bool has_rest = matrix.shape.bits == 8 && matrix.zero_points.data() != nullptr;
   const auto product = [&](auto steps) {
     constexpr int kSteps = decltype(steps)::value;

@@ -113,14 +113,21 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-bool is_same(const KernelSet& set, Draw& draw) {
+MatrixShape drawn_shape(Draw& draw) {
   MatrixShape shape{};
   shape.bits = draw.one_of({2, 4, 8});
   shape.block_size = draw.one_of({16, 32, 64, 128, 256});
   shape.rows = 1 + draw.up_to(draw.one_of({15, 63, 300, 600}));
   shape.columns = 1 + draw.up_to(draw.one_of({15, 40, 70}));
+  return shape;
+}
+
+int64_t drawn_rows(Draw& draw) {
   const int64_t some = 1 + draw.up_to(9), more = 1 + draw.up_to(39), most = 128 + draw.up_to(20);
-  const int64_t rows = draw.one_of({1, 2, 3, some, 8, 16, 17, more, 32, most});
+  return draw.one_of({1, 2, 3, some, 8, 16, 17, more, 32, most});
+}
+
+bool is_same(const KernelSet& set, Draw& draw, const MatrixShape& shape, int64_t rows) {
   const int64_t first = draw.up_to(shape.panels() - 1), last = first + 1 + draw.up_to(shape.panels() - first - 1);
   const Matrix matrix = drawn_matrix(draw, shape);
   const std::vector<float> values = drawn_activations(draw, shape, rows);
@@ -144,6 +151,20 @@ bool is_same(const KernelSet& set, Draw& draw) {
   return equal;
 }
 
+// Many rows at every block size: whole tiles, pairs of them, and what is left beside either; several blocks, the
+// last one not full.
+bool are_many_rows_same(const KernelSet& set, Draw& draw) {
+  for (int64_t block_size : {16, 32, 64, 128, 256}) {
+    for (int64_t rows : {15, 16, 17, 31, 32, 33, 48, 64, 100, 128, 129, 145, 161, 300}) {
+      for (int64_t bits : {4, 8}) {
+        const MatrixShape shape{70, 2 * block_size + 9, bits, block_size};
+        if (!is_same(set, draw, shape, rows)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 }  // namespace phirt
 
@@ -159,8 +180,10 @@ int main(int count, char** arguments) {
   }
   phirt::Draw draw(static_cast<uint32_t>(std::atol(arguments[3])));
   for (long i = std::atol(arguments[2]); i > 0; --i) {
-    if (!phirt::is_same(*set, draw)) return 1;
+    const phirt::MatrixShape shape = phirt::drawn_shape(draw);
+    if (!phirt::is_same(*set, draw, shape, phirt::drawn_rows(draw))) return 1;
   }
+  if (!phirt::are_many_rows_same(*set, draw)) return 1;
 #if defined(PHIRT_TILE_UNIT)
   std::printf("%ld tile instructions computed\n", tile_instructions());
 #endif
