@@ -56,7 +56,7 @@ def test_refuses_senseless_threads(bundle, threads):
 
 def test_a_damaged_graph_is_a_bundle_error(own_bundle):
     path = own_bundle / "decoder.onnx"
-    path.write_bytes(b"\x07" * path.stat().st_size)
+    path.write_bytes(b"\x0f" * path.stat().st_size)
     with pytest.raises(BundleError, match=r"decoder\.onnx is no graph that can be read: wire type 7"):
         phirt.load(own_bundle)
 
