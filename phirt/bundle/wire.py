@@ -50,18 +50,15 @@ class Wire:
             if not 8 <= key < 1 << 32:  # others read 32 bits, and would see another number
                 raise ValueError(f"a field's number is {key >> 3}")
             kind = key & 7
-            if kind == 0:
+            if kind in (0, 2):
                 if at < end and data[at] < 0x80:
-                    value, at = data[at], at + 1
+                    found, at = data[at], at + 1
                 else:
-                    value, at = self.varint(at, end)
-                yield key >> 3, value
-                continue
-            if kind == 2:
-                if at < end and data[at] < 0x80:
-                    size, at = data[at], at + 1
-                else:
-                    size, at = self.varint(at, end)
+                    found, at = self.varint(at, end)
+                if kind == 0:
+                    yield key >> 3, found
+                    continue
+                size = found
             elif kind in _FIXED:
                 size = _FIXED[kind]
             else:

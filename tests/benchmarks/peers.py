@@ -15,6 +15,9 @@ memory), and as llama.cpp's Q4_0. Each runtime then runs in a process of its own
 busy machine disturbs both alike, and who goes first changes from pair to pair; with several numbers of
 threads, one after the other. Prints a Markdown table with the median of the pairs' ratios and their
 quartiles. Leave the machine alone meanwhile.
+
+On a CPU with AMX, llama.cpp built by gcc 12 ends with an illegal instruction: CC=clang CXX=clang++ before its
+installation.
 """
 
 from __future__ import annotations

@@ -18,6 +18,15 @@ GIGA = 10**9
 node = helper.make_node
 
 
+def varint(number: int) -> bytes:
+    """As protocol buffers write an integer."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
 def ints(name: str, *values: int) -> onnx.TensorProto:
     return numpy_helper.from_array(np.array(values, dtype=np.int64), name)
 

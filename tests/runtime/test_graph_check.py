@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from onnx_graphs import GIGA, branch, external, floats, ints, model, node, refused, tensor
+from onnx_graphs import GIGA, branch, external, floats, ints, model, node, refused, tensor, varint
 from tiny_bundle import write_manifest
 
 import phirt
@@ -170,19 +170,11 @@ def test_the_same_bytes_many_times_over_are_refused(check):
     check(made, data=100 << 20)
 
 
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
-
-
 # Each field takes two bytes: the file is small, the walk would be long.
 @pytest.mark.parametrize("number", [1, 2, 5, 13])
 def test_a_file_of_a_million_pieces_is_refused(check, number):
     pieces = bytes([number << 3 | 2, 0]) * 1_500_000
-    body = b"\x3a" + _varint(len(pieces)) + pieces
+    body = b"\x3a" + varint(len(pieces)) + pieces
     with pytest.raises(BundleError, match=r"more than 400000 fields|two initializers"):
         check(body)
 
@@ -190,7 +182,7 @@ def test_a_file_of_a_million_pieces_is_refused(check, number):
 def _message(number: int, *parts: bytes) -> bytes:
     """A field that holds a message."""
     whole = b"".join(parts)
-    return bytes([number << 3 | 2]) + _varint(len(whole)) + whole
+    return bytes([number << 3 | 2]) + varint(len(whole)) + whole
 
 
 @pytest.mark.parametrize(
@@ -198,7 +190,7 @@ def _message(number: int, *parts: bytes) -> bytes:
     [
         pytest.param(bytes([4 << 3 | 5]) + b"Relu", "a number where a message", id="of fixed size"),
         pytest.param(
-            _varint(1 << 32 | 4 << 3 | 2) + b"\x04Relu", "a field's number is", id="of a long number"
+            varint(1 << 32 | 4 << 3 | 2) + b"\x04Relu", "a field's number is", id="of a long number"
         ),
     ],
 )
@@ -214,7 +206,7 @@ def test_a_kind_of_node_that_others_would_not_see_is_refused(check, hidden, reas
     [
         pytest.param(bytes([14 << 3 | 5]) + bytes(4), id="of fixed size"),
         pytest.param(bytes([14 << 3 | 2, 0]), id="a message"),
-        pytest.param(bytes([14 << 3]) + _varint(1 << 32 | 1), id="of more than 32 bits"),
+        pytest.param(bytes([14 << 3]) + varint(1 << 32 | 1), id="of more than 32 bits"),
     ],
 )
 def test_external_data_that_only_others_would_see_is_refused(check, place):

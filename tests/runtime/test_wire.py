@@ -5,6 +5,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx_graphs import varint
 
 from phirt.bundle.wire import Wire, integer_of, signed, span_of
 
@@ -16,14 +17,6 @@ FIELDS = st.one_of(
     st.tuples(NUMBERS, st.just(2), st.binary(max_size=300)),
     st.tuples(NUMBERS, st.just(5), st.binary(min_size=4, max_size=4)),
 )
-
-
-def varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*found, value])
 
 
 def written(number: int, kind: int, value: int | bytes) -> bytes:
