@@ -1,4 +1,5 @@
-"""Walks over the fields of protocol buffers' messages. Time is bounded, whatever the bytes are.
+"""Walks over the fields of protocol buffers' messages, and writes fields. Time is bounded, whatever the bytes
+are.
 
 Knows the wire format (https://protobuf.dev/programming-guides/encoding). Knows nothing of any message: what
 its fields mean is up to who reads them, and so is which kind of value each has to have. A reader must ask for
@@ -7,6 +8,7 @@ that kind: others pass over a field of another kind, and would not see what this
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 # Where in the bytes a string or a message begins and ends.
@@ -99,9 +101,33 @@ class Wire:
         begin, end = span_of(value)
         return self.data[begin:end]
 
+    def again(self, number: int, value: Value) -> bytes:
+        """A field that was read, as it is written."""
+        if isinstance(value, bytes):
+            return _varint(number << 3 | (1 if len(value) == 8 else 5)) + value
+        return field(number, value if isinstance(value, int) else self.bytes_of(value))
+
     def text(self, value: Value) -> str:
         """Of a field that is a string in UTF-8."""
         return self.bytes_of(value).decode("utf-8")  # UnicodeDecodeError is a ValueError
+
+
+def field(number: int, value: int | float | bytes) -> bytes:
+    """A field as it is written: an integer of 64 bits, a float32, or a string or message."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value & (1 << 64) - 1)
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)
 
 
 def span_of(value: Value) -> Span:

@@ -38,7 +38,9 @@ class Case:
     scales: Array
     zero_points: Array | None
     bias: Array | None
-    values: Array
+    values: Array  # [rows, inner], or twice as many columns where they are gated
+    sums: Array | None = None
+    gated: bool = False
     float_offset: int = 0
     byte_offset: int = 0
     threads: int = 1
@@ -51,21 +53,24 @@ class Case:
         """The case as the program reads it."""
         numbers = (
             self.columns, self.inner, self.bits, self.block_size, len(self.values),
-            self.zero_points is not None, self.bias is not None,
+            self.zero_points is not None, self.bias is not None, self.sums is not None, self.gated,
             self.float_offset, self.byte_offset, self.threads,
         )  # fmt: skip
-        arrays = [self.codes, self.scales, self.zero_points, self.bias, self.values]
+        arrays = [self.codes, self.scales, self.zero_points, self.bias, self.values, self.sums]
         parts = [array.tobytes() for array in arrays if array is not None]
         return b"".join((np.array(numbers, np.int64).tobytes(), *parts))
 
     def row(self, index: int) -> Case:
         """One row alone."""
-        return dataclasses.replace(self, values=self.values[index : index + 1])
+        own = slice(index, index + 1)
+        sums = None if self.sums is None else self.sums[own]
+        return dataclasses.replace(self, values=self.values[own], sums=sums)
 
 
 def make_case(
     rng: np.random.Generator, columns: int, inner: int, bits: int, block_size: int, rows: int,
-    zero_points: bool = False, bias: bool = False, *, half: bool = False, **placed: int,
+    zero_points: bool = False, bias: bool = False, *, half: bool = False, sums: bool = False,
+    gated: bool = False, **placed: int,
 ) -> Case:  # fmt: skip
     """A case with random numbers; `half` has scales that float16 holds."""
     blocks = -(-inner // block_size)
@@ -77,7 +82,9 @@ def make_case(
         scales=scales.astype(np.float32),
         zero_points=rng.integers(0, 256, (columns, row), dtype=np.uint8) if zero_points else None,
         bias=rng.standard_normal(columns, np.float32) if bias else None,
-        values=rng.standard_normal((rows, inner), np.float32),
+        values=rng.standard_normal((rows, inner * (1 + gated)), np.float32) * (1 + 4 * gated),
+        sums=rng.standard_normal((rows, columns), np.float32) if sums else None,
+        gated=gated,
         **placed,
     )  # fmt: skip
 
@@ -96,13 +103,22 @@ def _weights(case: Case) -> Array:
     return unpacked(case.codes, case.block_size, case.bits) - zero
 
 
+def activations(case: Case) -> Array:
+    """What is multiplied, in float64: SwiGLU of the halves where values are gated."""
+    values = case.values.astype(np.float64)
+    if not case.gated:
+        return values
+    gates, factors = np.split(values, 2, axis=1)
+    return gates / (1 + np.exp(-gates)) * factors
+
+
 def expected(case: Case) -> tuple[Array, Array]:
     """The product in float64, and how far float32 may be from it: an error for each rounding, and a code more
     or less for activations that lie in the middle of two codes.
     """
     blocks, weights = case.codes.shape[1], _weights(case)
     padded = np.zeros((len(case.values), blocks * case.block_size))
-    padded[:, : case.inner] = case.values
+    padded[:, : case.inner] = activations(case)
     values = padded.reshape(len(padded), blocks, case.block_size)
     greatest = np.abs(values).max(axis=-1, keepdims=True)
     steps = np.where(greatest > 0, greatest, 1) / 127
@@ -113,15 +129,17 @@ def expected(case: Case) -> tuple[Array, Array]:
     scales = case.scales.astype(np.float64)
     terms = np.einsum("mbk,nbk->mnb", codes, weights) * steps[:, None, :, 0] * scales
     bias = 0 if case.bias is None else case.bias.astype(np.float64)
-    error = (blocks + 6) * EPSILON * (np.abs(terms).sum(-1) + np.abs(bias))
+    sums = 0 if case.sums is None else case.sums.astype(np.float64)
+    error = (blocks + 7 + 8 * case.gated) * EPSILON * (np.abs(terms).sum(-1) + np.abs(bias) + np.abs(sums))
     error = error + np.einsum("mbk,nbk,nb->mn", doubt, np.abs(weights), np.abs(scales))
-    return terms.sum(-1) + bias, error + blocks * 2.0**-126  # the last: products of scales below float32's
+    error = error + blocks * 2.0**-126  # products of scales below float32's
+    return terms.sum(-1) + bias + sums, error
 
 
 def magnitudes(case: Case) -> Array:
     """The sums of all products' magnitudes."""
     weights = np.abs(_weights(case) * case.scales.astype(np.float64)[..., None])
-    return np.abs(case.values.astype(np.float64)) @ weights.reshape(len(weights), -1)[:, : case.inner].T
+    return np.abs(activations(case)) @ weights.reshape(len(weights), -1)[:, : case.inner].T
 
 
 def assert_right(case: Case, found: Array) -> None:
@@ -133,7 +151,7 @@ def assert_right(case: Case, found: Array) -> None:
 
 def case_name(case: Case) -> str:
     """What a failure is told with."""
-    arrays = f"{case.zero_points is not None} {case.bias is not None}"
+    arrays = f"{case.zero_points is not None} {case.bias is not None} {case.sums is not None} {case.gated}"
     return f"{case.columns} {case.inner} {case.bits} {case.block_size} {len(case.values)} {arrays}"
 
 
@@ -177,6 +195,10 @@ def fuzzed() -> list[Case]:
     # Rows enough for tiles, pairs of tiles and more than are computed together.
     for block_size, bits, rows in ((32, 8, 33), (64, 4, 130), (128, 4, 33), (128, 8, 165), (256, 8, 33)):
         cases.append(make_case(rng, 70, 2 * block_size + 9, bits, block_size, rows, bits == 8, threads=3))
+    for columns, rows in ((33, 1), (48, 3), (70, 33)):
+        added = {"sums": True, "gated": True}
+        cases.append(make_case(rng, columns, 265, 4, 64, rows, float_offset=4, threads=2, **added))
+        cases.append(make_case(rng, columns, 300, 8, 128, rows, True, True, sums=True, threads=3))
     return [*cases, *extreme(rng)]
 
 

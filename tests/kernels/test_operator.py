@@ -181,7 +181,7 @@ def test_sizes_of_a_stranger_are_refused(library, sizes, message):
 def test_a_bias_of_another_size_is_refused(library):
     case = plain_case(bias=True)
     short = {**weights(case), "bias": np.ones(1, np.float32)}
-    with pytest.raises(Exception, match="bias has not the size"):
+    with pytest.raises(Exception, match="bias has not N elements"):
         ours(model(case, [node(case)], short), library, {"A": case.values})
 
 

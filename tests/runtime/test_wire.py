@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx_graphs import varint
 
-from phirt.bundle.wire import Wire, integer_of, signed, span_of
+from phirt.bundle.wire import Wire, field, integer_of, signed, span_of
 
 NUMBERS = st.integers(1, (1 << 29) - 1)
 INTEGERS = st.integers(0, (1 << 64) - 1)
@@ -33,6 +33,28 @@ def test_fields_that_are_written_are_read(fields):
     assert [number for number, _ in found] == [number for number, _, _ in fields]
     for (_, value), (_, kind, expected) in zip(found, fields, strict=True):
         assert (wire.bytes_of(value) if kind == 2 else value) == expected
+
+
+@given(st.lists(FIELDS, max_size=20))
+def test_fields_that_are_read_are_written_again(fields):
+    data = b"".join(written(*one) for one in fields)
+    wire = Wire(data, len(fields))
+    assert b"".join(wire.again(*one) for one in wire.fields(wire.whole())) == data
+
+
+@given(
+    NUMBERS, st.one_of(st.integers(-(1 << 63), (1 << 64) - 1), st.binary(max_size=300), st.floats(width=32))
+)
+def test_a_field_is_written_by_its_type(number, value):
+    wire = Wire(field(number, value), 1)
+    [(found, content)] = wire.fields(wire.whole())
+    assert found == number
+    if isinstance(value, int):
+        assert content == value & (1 << 64) - 1
+    elif isinstance(value, float):
+        assert content == struct.pack("<f", value)
+    else:
+        assert wire.bytes_of(content) == value
 
 
 @given(st.binary(max_size=60))

@@ -65,13 +65,13 @@ class PairProduct {
       : matrix_(matrix), rows_(rows), panel_(panel), height_(height_of(rows)) {}
 
   // Rows `row` to `end` fill one tile, or an even number of them that are 16 rows high.
-  void compute(int64_t row, int64_t end, const float* bias, float* out) {
+  void compute(int64_t row, int64_t end, const Addends& added, float* out) {
     row_ = row;
     const int64_t tiles = (end - row + height_ - 1) / height_;
     std::memset(sums_, 0, sizeof sums_[0] * static_cast<size_t>(tiles * kMostHeight));
     if (tiles == 1) compute_one_tile();
     else compute_pairs(tiles);
-    for (int64_t tile = 0; tile < tiles; ++tile) store(tile, bias, out);
+    for (int64_t tile = 0; tile < tiles; ++tile) store(tile, added, out);
   }
 
  private:
@@ -255,15 +255,17 @@ class PairProduct {
     });
   }
 
-  void store(int64_t tile, const float* bias, float* out) const {
+  void store(int64_t tile, const Addends& added, float* out) const {
     const int64_t columns = matrix_.shape.columns;
     for (int p = 0; p < kPair; ++p) {
       const int64_t column = (panel_ + p) * kPanel, count = std::min(columns - column, kPanel);
       const __mmask16 is_there = static_cast<__mmask16>((1u << count) - 1);
-      for (int64_t r = 0; r < height_; ++r) {
+      for (int64_t r = row_ + tile * height_ - first_row(tile); r < height_; ++r) {  // the others are stored
         __m512 sum = _mm512_load_ps(sums_[tile * kMostHeight + r][p]);
-        if (bias != nullptr) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(is_there, bias + column));
-        _mm512_mask_storeu_ps(out + (first_row(tile) + r) * columns + column, is_there, sum);
+        const int64_t place = (first_row(tile) + r) * columns + column;
+        if (added.bias != nullptr) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(is_there, added.bias + column));
+        if (added.sums != nullptr) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(is_there, added.sums + place));
+        _mm512_mask_storeu_ps(out + place, is_there, sum);
       }
     }
   }
@@ -286,28 +288,28 @@ int64_t end_of_rows(int64_t row, int64_t rows) {
 }
 
 template <int kSteps, bool kHasRest>
-void multiply_pairs(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+void multiply_pairs(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const Addends& added,
                     float* out) {
   const TilesInUse tiles(height_of(rows), std::min(matrix.shape.block_size, kMostDepth));
   for (int64_t row = 0, end; row < rows.rows; row = end) {
     end = end_of_rows(row, rows.rows);
     for (int64_t panel = first; panel < last; panel += 2) {
-      PairProduct<kSteps, kHasRest>(matrix, rows, panel).compute(row, end, bias, out);
+      PairProduct<kSteps, kHasRest>(matrix, rows, panel).compute(row, end, added, out);
     }
   }
 }
 
-void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const Addends& added,
                   float* out) {
-  if (rows.rows < few_rows(matrix.shape.block_size)) return kAvx512Vnni.multiply(matrix, rows, first, last, bias, out);
+  if (rows.rows < few_rows(matrix.shape.block_size)) return kAvx512Vnni.multiply(matrix, rows, first, last, added, out);
   // Panels are computed in pairs; a last one without another is AVX-512's.
-  if ((last - first) % 2 != 0) kAvx512Vnni.multiply(matrix, rows, last - 1, last, bias, out);
+  if ((last - first) % 2 != 0) kAvx512Vnni.multiply(matrix, rows, last - 1, last, added, out);
   last -= (last - first) % 2;
   if (first == last) return;
   const bool has_rest = matrix.shape.bits == 8 && matrix.zero_points.data() != nullptr;
   const auto product = [&](auto steps) {
     constexpr int kSteps = decltype(steps)::value;
-    (has_rest ? multiply_pairs<kSteps, true> : multiply_pairs<kSteps, false>)(matrix, rows, first, last, bias, out);
+    (has_rest ? multiply_pairs<kSteps, true> : multiply_pairs<kSteps, false>)(matrix, rows, first, last, added, out);
   };
   switch (matrix.shape.block_size / kMostDepth) {
     case 4:
@@ -321,6 +323,6 @@ void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first
 
 }  // namespace
 
-extern const KernelSet kAmxInt8 = {"amx-int8", quantize, multiply_amx};
+extern const KernelSet kAmxInt8 = {"amx-int8", gate, quantize, multiply_amx};
 
 }  // namespace phirt

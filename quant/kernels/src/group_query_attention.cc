@@ -51,12 +51,8 @@ class GroupQueryAttention {
   }
 
   void compute(OrtKernelContext* context) const {
-    const OrtValue* inputs[kInputs] = {};
-    size_t count = 0;
-    api_.check(api_.ort->KernelContext_GetInputCount(context, &count));
-    for (size_t i = 0; i < std::min<size_t>(count, kInputs); ++i) {
-      api_.check(api_.ort->KernelContext_GetInput(context, i, &inputs[i]));
-    }
+    const std::vector<const OrtValue*> given = api_.inputs(context, kInputs);
+    const OrtValue* const* inputs = given.data();
     for (const Input needed : {kQuery, kPastKey, kPastValue, kLengths, kTotal}) {
       require(inputs[needed] != nullptr, "an input is missing");
     }

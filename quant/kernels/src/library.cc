@@ -6,6 +6,7 @@
 #include "group_query_attention.h"
 #include "matmul_nbits.h"
 #include "matrix.h"
+#include "projection.h"
 
 #if defined(_WIN32)
 #define PHIRT_EXPORT extern "C" __declspec(dllexport)
@@ -25,7 +26,7 @@ PHIRT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* option
       ort->ReleaseStatus(status);
       return static_cast<OrtCustomOpDomain*>(nullptr);
     }
-    for (const OrtCustomOp* op : {phirt::matmul_nbits(), phirt::group_query_attention(ort)}) {
+    for (const OrtCustomOp* op : {phirt::matmul_nbits(), phirt::projection(), phirt::group_query_attention(ort)}) {
       if (OrtStatus* status = ort->CustomOpDomain_Add(made, op)) {
         ort->ReleaseStatus(status);
         return static_cast<OrtCustomOpDomain*>(nullptr);
@@ -36,6 +37,9 @@ PHIRT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* option
   if (domain == nullptr) return ort->CreateStatus(ORT_FAIL, "the operators of phirt.kernels cannot be made");
   return ort->AddCustomOpDomain(options, domain);
 }
+
+// Which operators there are, with which inputs: a number that changes with them.
+PHIRT_EXPORT int phirt_kernels_interface() { return 2; }
 
 // The instruction set that products use here.
 PHIRT_EXPORT const char* phirt_kernels_name() { return phirt::best_kernels().name; }

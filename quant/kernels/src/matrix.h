@@ -71,17 +71,26 @@ struct QuantizedRows {
   int32_t* sums = nullptr;   // of a block's codes, [blocks][rows]
 };
 
+// What is added to a product, in this order, or null.
+struct Addends {
+  const float* bias = nullptr;  // float32 [N]
+  const float* sums = nullptr;  // float32 [rows][N]; may be where the product goes, so each is read once
+};
+
 // What one instruction set brings. Every set computes the same bits: products of integers are exact, and blocks
 // are added in their order with one rounding each.
 struct KernelSet {
   const char* name;
-  // Quantizes rows `first` to `last` of `values`, float32 [rows][K].
+  // out[i] = g * sigmoid(alpha * g) * u of g = both[i] and u = both[count + i]: a gated activation, with alpha 1
+  // SwiGLU (arXiv 2002.05202, section 2). Within 4 units in the last place; 0 where the sigmoid is below 2^-126.
+  void (*gate)(const float* both, int64_t count, float alpha, float* out);
+  // Quantizes `values`, float32 [last - first][K], as rows `first` to `last`.
   void (*quantize)(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
                    const QuantizedRows& into);
-  // out[row][column] = sum over K + bias[column], for all rows and the columns of panels `first` to `last`.
-  // `out` is float32 [rows][N]; `bias` float32 [N] or null.
+  // out[row][column] = sum over K + what is added, for all rows and the columns of panels `first` to `last`.
+  // `out` is float32 [rows][N].
   void (*multiply)(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last,
-                   const float* bias, float* out);
+                   const Addends& added, float* out);
 };
 
 // The best set that this CPU has; or the one that the environment variable PHIRT_KERNELS names, if it has it.

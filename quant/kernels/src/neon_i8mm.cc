@@ -31,7 +31,7 @@ class PanelProduct {
   PanelProduct(const Matrix& matrix, const QuantizedRows& rows, int64_t panel)
       : matrix_(matrix), rows_(rows), panel_(panel) {}
 
-  void compute(int64_t row, int64_t end, const float* bias, float* out) {
+  void compute(int64_t row, int64_t end, const Addends& added, float* out) {
     row_ = row;
     const int64_t pairs = (end - row + 1) / 2;
     std::memset(sums_, 0, sizeof sums_[0] * static_cast<size_t>(pairs));
@@ -53,7 +53,7 @@ class PanelProduct {
           break;
       }
     }
-    for (int64_t pair = 0; pair < pairs; ++pair) store(pair, bias, out);
+    for (int64_t pair = 0; pair < pairs; ++pair) store(pair, added, out);
   }
 
  private:
@@ -168,13 +168,17 @@ class PanelProduct {
     }
   }
 
-  void store(int64_t pair, const float* bias, float* out) const {
+  void store(int64_t pair, const Addends& added, float* out) const {
     const int64_t columns = matrix_.shape.columns, column = panel_ * kPanel;
     const int64_t count = std::min(columns - column, kPanel);
-    for (int r = 0; r < 2; ++r) {
-      float* into = out + (first_row(pair) + r) * columns + column;
-      const float* sums = sums_[pair][r];
-      for (int64_t i = 0; i < count; ++i) into[i] = bias != nullptr ? sums[i] + bias[column + i] : sums[i];
+    for (int64_t r = row_ + 2 * pair - first_row(pair); r < 2; ++r) {  // the other is stored
+      const int64_t place = (first_row(pair) + r) * columns + column;
+      for (int64_t i = 0; i < count; ++i) {
+        float sum = sums_[pair][r][i];
+        if (added.bias != nullptr) sum += added.bias[column + i];
+        if (added.sums != nullptr) sum += added.sums[place + i];
+        out[place + i] = sum;
+      }
     }
   }
 
@@ -187,26 +191,26 @@ class PanelProduct {
 };
 
 template <int kBits>
-void multiply_paired(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+void multiply_paired(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const Addends& added,
                      float* out) {
   for (int64_t row = 0; row < rows.rows; row += kRowsTogether) {
     const int64_t end = std::min(row + kRowsTogether, rows.rows);
     for (int64_t panel = first; panel < last; ++panel) {
-      PanelProduct<kBits>(matrix, rows, panel).compute(row, end, bias, out);
+      PanelProduct<kBits>(matrix, rows, panel).compute(row, end, added, out);
     }
   }
 }
 
-void multiply_i8mm(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+void multiply_i8mm(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const Addends& added,
                    float* out) {
-  if (rows.rows < kFewRows) return kNeonDotprod.multiply(matrix, rows, first, last, bias, out);
+  if (rows.rows < kFewRows) return kNeonDotprod.multiply(matrix, rows, first, last, added, out);
   by_bits(matrix.shape.bits, [&](auto bits) {
-    multiply_paired<decltype(bits)::value>(matrix, rows, first, last, bias, out);
+    multiply_paired<decltype(bits)::value>(matrix, rows, first, last, added, out);
   });
 }
 
 }  // namespace
 
-extern const KernelSet kNeonI8mm = {"neon-i8mm", quantize, multiply_i8mm};
+extern const KernelSet kNeonI8mm = {"neon-i8mm", gate, quantize, multiply_i8mm};
 
 }  // namespace phirt

@@ -3,6 +3,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -50,6 +51,19 @@ struct Api {
   const T* data(const OrtValue* value) const {
     return static_cast<const T*>(memory(const_cast<OrtValue*>(value)));
   }
+  // Of the call; null where an optional one is left out.
+  std::vector<const OrtValue*> inputs(OrtKernelContext* context, size_t most) const {
+    std::vector<const OrtValue*> found(most);
+    size_t count = 0;
+    check(ort->KernelContext_GetInputCount(context, &count));
+    for (size_t i = 0; i < std::min(count, most); ++i) check(ort->KernelContext_GetInput(context, i, &found[i]));
+    return found;
+  }
+  float* output(OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims) const {
+    OrtValue* value = nullptr;
+    check(ort->KernelContext_GetOutput(context, index, dims.data(), dims.size(), &value));
+    return static_cast<float*>(memory(value));
+  }
   // An attribute, or what is taken where the node has none.
   int64_t attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise) const {
     int64_t value = 0;
@@ -75,7 +89,7 @@ inline int64_t elements(const std::vector<int64_t>& dims) {
 }
 
 // What memory of a thread is for, as it may be used for several things at the same time.
-enum class Purpose { kQuantizedRows, kPieces, kTile };
+enum class Purpose { kQuantizedRows, kGatedRow, kReduced, kPieces, kTile };
 
 // Memory of a thread that grows and stays, for what is computed between two calls.
 template <Purpose kPurpose>

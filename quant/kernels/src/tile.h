@@ -21,6 +21,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "gate.h"
 #include "matrix.h"
 
 namespace phirt {
@@ -37,7 +38,7 @@ struct Tile {
   static constexpr int kBias = kBits == 8 ? V::kCodeBias : 0;
 
   // `first` is the first of the columns, a multiple of V::kLanes.
-  static void compute(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t row, const float* bias,
+  static void compute(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t row, const Addends& added,
                       float* out) {
     const MatrixShape& shape = matrix.shape;
     const int64_t blocks = shape.blocks(), chunks = shape.block_size / (4 * kPlanes);
@@ -71,7 +72,7 @@ struct Tile {
     }
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) {
-        store(shape, sums[r][v], first + v * V::kLanes, bias, out + (row + r) * shape.columns);
+        store(shape, sums[r][v], row + r, first + v * V::kLanes, added, out);
       }
     }
   }
@@ -152,46 +153,52 @@ struct Tile {
     }
   }
 
-  static void store(const MatrixShape& shape, Floats sums, int64_t column, const float* bias, float* out) {
-    const int64_t count = std::min<int64_t>(V::kLanes, shape.columns - column);
+  static void store(const MatrixShape& shape, Floats sums, int64_t row, int64_t column, const Addends& added,
+                    float* out) {
+    const int64_t count = std::min<int64_t>(V::kLanes, shape.columns - column), place = row * shape.columns + column;
     if (count == V::kLanes) {
-      if (bias != nullptr) sums = V::plus(sums, V::load_floats(bias + column));
-      V::store(out + column, sums);
+      if (added.bias != nullptr) sums = V::plus(sums, V::load_floats(added.bias + column));
+      if (added.sums != nullptr) sums = V::plus(sums, V::load_floats(added.sums + place));
+      V::store(out + place, sums);
       return;
     }
     alignas(kAlignment) float kept[V::kLanes];
     V::store(kept, sums);
-    for (int64_t i = 0; i < count; ++i) out[column + i] = bias != nullptr ? kept[i] + bias[column + i] : kept[i];
+    for (int64_t i = 0; i < count; ++i) {
+      if (added.bias != nullptr) kept[i] += added.bias[column + i];
+      if (added.sums != nullptr) kept[i] += added.sums[place + i];
+      out[place + i] = kept[i];
+    }
   }
 };
 
 // kRows rows with the columns of kPanels panels.
 template <class V, int kBits, int kRows, int kPanels>
-void rows_of_panels(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, const float* bias,
+void rows_of_panels(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, const Addends& added,
                     float* out) {
   constexpr int kVectors = V::vectors_for(kRows, kPanels);
   constexpr int kParts = kRows * kVectors <= V::kFewSums ? std::min(2, 8 / kBits) : 1;
   for (int64_t first = 0; first < kPanels * kPanel; first += kVectors * V::kLanes) {
-    Tile<V, kBits, kRows, kVectors, kParts>::compute(matrix, rows, panel * kPanel + first, row, bias, out);
+    Tile<V, kBits, kRows, kVectors, kParts>::compute(matrix, rows, panel * kPanel + first, row, added, out);
   }
 }
 
 // The same for a number of rows, up to kRows, that is known only now.
 template <class V, int kBits, int kRows, int kPanels>
 void some_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, int64_t count,
-               const float* bias, float* out) {
-  if (count == kRows) return rows_of_panels<V, kBits, kRows, kPanels>(matrix, rows, panel, row, bias, out);
-  if constexpr (kRows > 1) return some_rows<V, kBits, kRows - 1, kPanels>(matrix, rows, panel, row, count, bias, out);
+               const Addends& added, float* out) {
+  if (count == kRows) return rows_of_panels<V, kBits, kRows, kPanels>(matrix, rows, panel, row, added, out);
+  if constexpr (kRows > 1) return some_rows<V, kBits, kRows - 1, kPanels>(matrix, rows, panel, row, count, added, out);
 }
 
 // Rows from `row` to `end` with the columns of kPanels panels, in tiles that are as large as each other.
 template <class V, int kBits, int kPanels>
 void all_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, int64_t row, int64_t end,
-              const float* bias, float* out) {
+              const Addends& added, float* out) {
   const int64_t together = V::rows_together(end - row, matrix.shape.block_size);
   for (int64_t tiles = (end - row + together - 1) / together; tiles > 0; --tiles) {
     const int64_t count = (end - row + tiles - 1) / tiles;
-    some_rows<V, kBits, V::kMostRows, kPanels>(matrix, rows, panel, row, count, bias, out);
+    some_rows<V, kBits, V::kMostRows, kPanels>(matrix, rows, panel, row, count, added, out);
     row += count;
   }
 }
@@ -200,15 +207,15 @@ void all_rows(const Matrix& matrix, const QuantizedRows& rows, int64_t panel, in
 constexpr int64_t kCachedBytes = 512 << 10;
 
 template <class V, int kBits>
-void multiply_bits(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+void multiply_bits(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const Addends& added,
                    float* out) {
   const int64_t row_bytes = matrix.shape.blocks() * matrix.shape.block_size;
   const int64_t fitting = std::max<int64_t>(kCachedBytes / row_bytes / V::kMostRows, 1) * V::kMostRows;
   for (int64_t row = 0; row < rows.rows; row += fitting) {
     const int64_t end = std::min(row + fitting, rows.rows);
     int64_t panel = first;
-    for (; panel + 2 <= last; panel += 2) all_rows<V, kBits, 2>(matrix, rows, panel, row, end, bias, out);
-    if (panel < last) all_rows<V, kBits, 1>(matrix, rows, panel, row, end, bias, out);
+    for (; panel + 2 <= last; panel += 2) all_rows<V, kBits, 2>(matrix, rows, panel, row, end, added, out);
+    if (panel < last) all_rows<V, kBits, 1>(matrix, rows, panel, row, end, added, out);
   }
 }
 
@@ -226,10 +233,10 @@ void by_bits(int64_t bits, const Work& work) {
 }
 
 template <class V>
-void multiply(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const float* bias,
+void multiply(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last, const Addends& added,
               float* out) {
   by_bits(matrix.shape.bits, [&](auto bits) {
-    multiply_bits<V, decltype(bits)::value>(matrix, rows, first, last, bias, out);
+    multiply_bits<V, decltype(bits)::value>(matrix, rows, first, last, added, out);
   });
 }
 
@@ -265,19 +272,19 @@ inline void quantize_block(const float* values, int64_t count, int64_t block_siz
 
 inline void quantize(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
                      const QuantizedRows& into) {
-  for (int64_t row = first; row < last; ++row) {
+  for (int64_t row = first; row < last; ++row, values += shape.rows) {
     for (int64_t block = 0; block < shape.blocks(); ++block) {
       const int64_t place = block * into.rows + row, begin = block * shape.block_size;
       const int64_t count = std::min(shape.block_size, shape.rows - begin);
-      quantize_block(values + row * shape.rows + begin, count, shape.block_size,
-                     into.codes + place * shape.block_size, into.scales + place, into.sums + place);
+      quantize_block(values + begin, count, shape.block_size, into.codes + place * shape.block_size,
+                     into.scales + place, into.sums + place);
     }
   }
 }
 
 template <class V>
 constexpr KernelSet kernels(const char* name) {
-  return {name, quantize, multiply<V>};
+  return {name, gate, quantize, multiply<V>};
 }
 
 }  // namespace

@@ -2,10 +2,11 @@
 //
 //     products NAME < cases > results
 //
-// A case is ten int64: N, K, bits, block_size, rows, whether there are zero points and whether a bias, how many
-// bytes the activations and scales lie off a boundary of 64 (a multiple of 4), how many the codes and zero points
-// do, and how many threads share the work; then the codes, the scales, the zero points and the bias if there are
-// any, and the activations, as MatMulNBits has them. A result is float32 [rows][N]. Every array lies in memory of
+// A case is twelve int64: N, K, bits, block_size, rows, whether there are zero points, a bias and sums to be added,
+// whether activations are gated (with alpha 1), how many bytes the activations and scales lie off a boundary of 64
+// (a multiple of 4), how many the codes and zero points do, and how many threads share the work; then the codes, the
+// scales, the zero points and the bias if there are any, and the activations, as MatMulNBits has them, twice as many
+// if they are gated; then the sums, [rows][N], if there are any. A result is float32 [rows][N]. Every array lies in memory of
 // its exact size, so that a sanitizer sees what is read or written beside it. Ends with status 3 where this CPU
 // lacks the instruction set; without a NAME the best one's is written.
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "matrix.h"
@@ -44,7 +46,8 @@ std::unique_ptr<Placed<T>> read_array(int64_t count, int64_t offset) {
 }
 
 struct Case {
-  int64_t columns, inner, bits, block_size, rows, has_zero_points, has_bias, float_offset, byte_offset, threads;
+  int64_t columns, inner, bits, block_size, rows, has_zero_points, has_bias, has_sums, is_gated;
+  int64_t float_offset, byte_offset, threads;
 };
 
 // Calls work(first, last) on as many pieces of [0, total) as there are threads, each on a thread.
@@ -66,7 +69,16 @@ void multiply(const phirt::KernelSet& kernels, const Case& given) {
   const auto scales = read_array<float>(given.columns * blocks, given.float_offset);
   const auto zero_points = read_array<uint8_t>(given.has_zero_points ? given.columns * zero_row : 0, given.byte_offset);
   const auto bias = read_array<float>(given.has_bias ? given.columns : 0, given.float_offset);
-  const auto values = read_array<float>(rows * given.inner, given.float_offset);
+  const int64_t width = given.inner * (given.is_gated ? 2 : 1);
+  auto values = read_array<float>(rows * width, given.float_offset);
+  const auto sums = read_array<float>(given.has_sums ? rows * given.columns : 0, given.float_offset);
+  if (given.is_gated) {
+    auto gated = std::make_unique<Placed<float>>(rows * given.inner, given.float_offset);
+    for (int64_t row = 0; row < rows; ++row) {
+      kernels.gate(values->data() + row * width, given.inner, 1.0f, gated->data() + row * given.inner);
+    }
+    values = std::move(gated);
+  }
 
   const phirt::Matrix matrix =
       phirt::pack_matrix(shape, codes->data(), scales->data(), given.has_zero_points ? zero_points->data() : nullptr,
@@ -75,14 +87,16 @@ void multiply(const phirt::KernelSet& kernels, const Case& given) {
   Placed<float> row_scales(blocks * rows, 0);
   Placed<int32_t> row_sums(blocks * rows, 0);
   const phirt::QuantizedRows quantized{rows, row_codes.data(), row_scales.data(), row_sums.data()};
-  Placed<float> out(rows * given.columns, given.float_offset);
+  const Placed<float> fresh(given.has_sums ? 0 : rows * given.columns, given.float_offset);
+  float* out = given.has_sums ? sums->data() : fresh.data();  // sums may be added where they are
   share_out(rows, given.threads, [&](int64_t first, int64_t last) {
-    kernels.quantize(shape, values->data(), first, last, quantized);
+    kernels.quantize(shape, values->data() + first * given.inner, first, last, quantized);
   });
   share_out(shape.panels(), given.threads, [&](int64_t first, int64_t last) {
-    kernels.multiply(matrix, quantized, first, last, given.has_bias ? bias->data() : nullptr, out.data());
+    const phirt::Addends added{given.has_bias ? bias->data() : nullptr, given.has_sums ? out : nullptr};
+    kernels.multiply(matrix, quantized, first, last, added, out);
   });
-  std::fwrite(out.data(), sizeof(float), static_cast<size_t>(rows * given.columns), stdout);
+  std::fwrite(out, sizeof(float), static_cast<size_t>(rows * given.columns), stdout);
 }
 
 }  // namespace

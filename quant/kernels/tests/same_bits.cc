@@ -100,11 +100,12 @@ Matrix drawn_matrix(Draw& draw, const MatrixShape& shape) {
   return pack_matrix(shape, codes.data(), scales.data(), has_zero_points ? zero_points.data() : nullptr, 1);
 }
 
-// Also what is not to be written is compared: columns of other panels keep what was there.
+// Also what is not to be written is compared: columns of other panels keep what was there. Sums are added in place.
 std::vector<float> multiplied(const KernelSet& set, const Matrix& matrix, const QuantizedRows& rows, int64_t first,
-                              int64_t last, const float* bias) {
+                              int64_t last, const float* bias, const std::vector<float>& sums) {
   std::vector<float> out(static_cast<size_t>(rows.rows * matrix.shape.columns), 12345.0f);
-  set.multiply(matrix, rows, first, last, bias, out.data());
+  if (!sums.empty()) out = sums;
+  set.multiply(matrix, rows, first, last, {bias, sums.empty() ? nullptr : out.data()}, out.data());
   return out;
 }
 
@@ -134,18 +135,20 @@ bool is_same(const KernelSet& set, Draw& draw, const MatrixShape& shape, int64_t
   std::vector<float> bias(static_cast<size_t>(shape.columns));
   for (float& value : bias) value = draw.value();
   const float* with = draw.up_to(1) == 0 ? bias.data() : nullptr;
+  std::vector<float> sums(static_cast<size_t>(draw.up_to(2) == 0 ? rows * shape.columns : 0));
+  for (float& value : sums) value = draw.value();
 
   const Activations expected(kGeneric, shape, values, rows), found(set, shape, values, rows);
   const bool equal = same(expected.codes, found.codes) && same(expected.scales, found.scales) &&
                      same(expected.sums, found.sums) &&
-                     same(multiplied(kGeneric, matrix, expected.rows, first, last, with),
-                          multiplied(set, matrix, found.rows, first, last, with));
+                     same(multiplied(kGeneric, matrix, expected.rows, first, last, with, sums),
+                          multiplied(set, matrix, found.rows, first, last, with, sums));
   if (!equal) {
-    std::printf("%s differs: N %lld, K %lld, %lld bits, block %lld, %lld rows, panels %lld to %lld%s%s%s\n", set.name,
+    std::printf("%s differs: N %lld, K %lld, %lld bits, block %lld, %lld rows, panels %lld to %lld%s%s%s%s\n", set.name,
                 static_cast<long long>(shape.columns), static_cast<long long>(shape.rows),
                 static_cast<long long>(shape.bits), static_cast<long long>(shape.block_size),
                 static_cast<long long>(rows), static_cast<long long>(first), static_cast<long long>(last),
-                with != nullptr ? ", bias" : "", matrix.half_scales ? ", half scales" : "",
+                with != nullptr ? ", bias" : "", sums.empty() ? "" : ", sums", matrix.half_scales ? ", half scales" : "",
                 matrix.zero_points.data() != nullptr ? ", zero points" : "");
   }
   return equal;
@@ -159,6 +162,25 @@ bool are_many_rows_same(const KernelSet& set, Draw& draw) {
       for (int64_t bits : {4, 8}) {
         const MatrixShape shape{70, 2 * block_size + 9, bits, block_size};
         if (!is_same(set, draw, shape, rows)) return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool are_gates_same(const KernelSet& set, Draw& draw) {
+  for (int64_t count : {1, 7, 16, 33, 1000}) {
+    std::vector<float> both(static_cast<size_t>(2 * count));
+    for (float& value : both) value = draw.value() * static_cast<float>(draw.one_of({1, 8, 60, 100}));
+    both[0] = static_cast<float>(draw.one_of({0, 1})) * std::numeric_limits<float>::infinity();  // or no number
+    std::vector<float> expected(static_cast<size_t>(count)), found(expected);
+    kGeneric.gate(both.data(), count, 1.702f, expected.data());
+    set.gate(both.data(), count, 1.702f, found.data());
+    for (int64_t i = 0; i < count; ++i) {
+      const float one = expected[static_cast<size_t>(i)], other = found[static_cast<size_t>(i)];
+      if (std::isnan(one) ? !std::isnan(other) : std::memcmp(&one, &other, sizeof one) != 0) {
+        std::printf("%s gates otherwise: %a and %a\n", set.name, static_cast<double>(one), static_cast<double>(other));
+        return false;
       }
     }
   }
@@ -183,7 +205,7 @@ int main(int count, char** arguments) {
     const phirt::MatrixShape shape = phirt::drawn_shape(draw);
     if (!phirt::is_same(*set, draw, shape, phirt::drawn_rows(draw))) return 1;
   }
-  if (!phirt::are_many_rows_same(*set, draw)) return 1;
+  if (!phirt::are_many_rows_same(*set, draw) || !phirt::are_gates_same(*set, draw)) return 1;
 #if defined(PHIRT_TILE_UNIT)
   std::printf("%ld tile instructions computed\n", tile_instructions());
 #endif

@@ -1,0 +1,158 @@
+// The operator Projection of the domain "phirt.kernels": a product of quantized weights as MatMulNBits has it, with
+// what stands before and behind it in a layer. Nothing of that is written to memory in between.
+//
+// - Before: with an attribute gate_alpha > 0, A is [..., 2K] and what is multiplied is its gated activation,
+//   a * sigmoid(gate_alpha * a) * b of its halves a and b.
+// - Beside: another matrix of the base's sizes whose product is added, `low`: weights of 6 bits are kept as 4 and 2.
+// - Behind: up to two LoRA adapters (arXiv 2106.09685), each a pair of matrices down [r, K] and up [N, r], of which
+//   one at most is active. With `inactive` true, none; else with `first` true, or none given, the first, else the
+//   second. An adapter's scale is part of its matrices.
+//
+// out = product + bias + low + up(down(A)), added in this order: rounding is that of the nodes it stands for. Each
+// matrix is three inputs, and has its sizes in the attributes N, K, bits and block_size with its name behind them:
+// none for the base, _low, _down0, _up0, _down1, _up1.
+#include "projection.h"
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "node_product.h"
+#include "operator_table.h"
+
+namespace phirt {
+
+namespace {
+
+constexpr int kAdapters = 2;
+constexpr size_t kMatrixInputs = 3;
+enum Input : size_t {
+  kActivations, kCodes, kScales, kZeroPoints, kBias, kLow, kInactive = kLow + kMatrixInputs, kFirst, kPairs
+};
+constexpr size_t kPairInputs = 2 * kMatrixInputs, kInputs = kPairs + kAdapters * kPairInputs;
+
+class Projection {
+ public:
+  Projection(const OrtApi* ort, const OrtKernelInfo* info)
+      : api_{ort}, alpha_(api_.attribute(info, "gate_alpha", 0.0f)), base_(api_, info, kCodes, "") {
+    if (has_input(api_, info, kLow)) low_.emplace(api_, info, kLow, "_low");
+    const MatrixShape& base = base_.shape();
+    if (low_ && (low_->shape().rows != base.rows || low_->shape().columns != base.columns)) {
+      throw std::runtime_error("the sizes of low do not fit");
+    }
+    for (int i = 0; i < kAdapters; ++i) {
+      const size_t down = kPairs + static_cast<size_t>(i) * kPairInputs;
+      if (!has_input(api_, info, down)) break;
+      const std::string number = std::to_string(i);
+      Pair pair{{api_, info, down, "_down" + number}, {api_, info, down + kMatrixInputs, "_up" + number}};
+      const MatrixShape &of_down = pair.down.shape(), &of_up = pair.up.shape();
+      if (of_down.rows != base.rows || of_down.columns != of_up.rows || of_up.columns != base.columns) {
+        throw std::runtime_error("an adapter's sizes do not fit");
+      }
+      adapters_.push_back(std::move(pair));
+    }
+  }
+
+  void compute(OrtKernelContext* context) const {
+    const std::vector<const OrtValue*> inputs = api_.inputs(context, kInputs);
+    Addends added;
+    if (inputs[kBias] != nullptr) {
+      base_.require_bias(inputs[kBias]);
+      added.bias = api_.data<float>(inputs[kBias]);
+    }
+    const bool is_gated = alpha_ > 0.0f;
+    const int64_t width = base_.shape().rows * (is_gated ? 2 : 1);
+    std::vector<int64_t> dims = api_.shape(inputs[kActivations]);
+    if (dims.empty() || dims.back() != width) throw std::runtime_error("A has not as many columns as K says");
+    const Activations given{api_.data<float>(inputs[kActivations]), elements(dims) / width, is_gated, alpha_};
+    dims.back() = base_.shape().columns;
+    float* out = api_.output(context, 0, dims);
+    if (given.rows == 0) return;
+    Blocks blocks(context, given);
+    base_.multiply(context, blocks.of(base_), added, out);
+    const Addends already{nullptr, out};
+    if (low_) low_->multiply(context, blocks.of(*low_), already, out);
+    if (const Pair* pair = active(inputs)) {
+      float* reduced = reduced_rows(given.rows, pair->down.shape().columns);
+      pair->down.multiply(context, blocks.of(pair->down), {}, reduced);
+      pair->up.multiply(context, pair->up.quantize(context, {reduced, given.rows}), already, out);
+    }
+  }
+
+ private:
+  struct Pair {
+    NodeProduct down, up;
+  };
+
+  // Activations in blocks: quantized again where those of the next matrix have another size.
+  class Blocks {
+   public:
+    Blocks(OrtKernelContext* context, const Activations& given) : context_(context), given_(given) {}
+    const QuantizedRows& of(const NodeProduct& product) {
+      const int64_t wanted = product.shape().block_size;
+      if (size_ != wanted) rows_ = product.quantize(context_, given_);
+      size_ = wanted;
+      return rows_;
+    }
+
+   private:
+    OrtKernelContext* context_;
+    const Activations& given_;
+    int64_t size_ = 0;
+    QuantizedRows rows_;
+  };
+
+  const Pair* active(const std::vector<const OrtValue*>& inputs) const {
+    if (adapters_.empty() || is_true(inputs[kInactive], false)) return nullptr;
+    if (is_true(inputs[kFirst], true)) return &adapters_.front();
+    return adapters_.size() > 1 ? &adapters_.back() : nullptr;
+  }
+
+  bool is_true(const OrtValue* value, bool otherwise) const {
+    if (value == nullptr) return otherwise;
+    if (elements(api_.shape(value)) != 1) throw std::runtime_error("a condition is no single value");
+    return *api_.data<bool>(value);
+  }
+
+  static float* reduced_rows(int64_t rows, int64_t rank) {
+    return reinterpret_cast<float*>(scratch<Purpose::kReduced>(static_cast<size_t>(rows * rank) * sizeof(float)));
+  }
+
+  Api api_;
+  float alpha_;
+  NodeProduct base_;
+  std::optional<NodeProduct> low_;
+  std::vector<Pair> adapters_;
+};
+
+ONNXTensorElementDataType input_type(const OrtCustomOp*, size_t index) {
+  if (index == kInactive || index == kFirst) return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+  if (index == kActivations || index == kBias) return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  const size_t first = index >= kPairs ? static_cast<size_t>(kPairs) : index >= kLow ? kLow : kCodes;
+  const bool is_scales = (index - first) % kMatrixInputs == 1;
+  return is_scales ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+}
+
+OrtCustomOp describe() {
+  OrtCustomOp op{};
+  fill_table<Projection>(op);
+  op.GetName = [](const OrtCustomOp*) { return "Projection"; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
+  op.GetInputType = input_type;
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+    return index >= kZeroPoints ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  return op;
+}
+
+}  // namespace
+
+const OrtCustomOp* projection() {
+  static const OrtCustomOp op = describe();
+  return &op;
+}
+
+}  // namespace phirt

@@ -1,0 +1,10 @@
+// The operator Projection, as onnxruntime registers operators.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+namespace phirt {
+
+const OrtCustomOp* projection();
+
+}  // namespace phirt
