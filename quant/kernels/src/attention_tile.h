@@ -113,37 +113,36 @@ struct Tile {
   template <bool kMasked>
   static void attend(const Block& block, const float* keys, const float* values, int64_t dim, int64_t position,
                      int64_t count, float* scores, const Next& next) {
-    Floats most[kWide];
-    for (int w = 0; w < kWide; ++w) most[w] = V::load(block.maxima + w * V::kLanes);
     for (int64_t k = 0; k < count; k += kSteps) {
       const float* rows[kSteps];
       for (int s = 0; s < kSteps; ++s) rows[s] = keys + std::min(k + s, count - 1) * dim;
       next.ask(k);
-      score<kMasked>(block, rows, dim, position + k, scores + k * kBlock, most);
+      score(block, rows, dim, scores + k * kBlock);
     }
     Floats factors[kWide];
     for (int w = 0; w < kWide; ++w) {
-      const Floats before = V::load(block.maxima + w * V::kLanes);
+      const int64_t lane = w * V::kLanes;
+      if constexpr (kMasked) hide(block, lane, position, count, scores);
+      const Floats before = V::load(block.maxima + lane);
+      const Floats most = V::max(before, greatest(scores + lane, count));
       // All positions may be hidden so far: then nothing has been summed, and any number can be taken off.
       const Floats never = V::splat(-std::numeric_limits<float>::max());
-      const Floats taken = V::pick_less(most[w], never, V::splat(0.0f), most[w]);
-      V::store(block.maxima + w * V::kLanes, most[w]);
+      const Floats taken = V::pick_less(most, never, V::splat(0.0f), most);
+      V::store(block.maxima + lane, most);
       factors[w] = power_of_two<V>(V::sub(before, taken));
-      Floats sum = V::mul(V::load(block.weights + w * V::kLanes), factors[w]);
+      Floats sum = V::mul(V::load(block.weights + lane), factors[w]);
       for (int64_t k = 0; k < count; ++k) {
-        float* score = scores + k * kBlock + w * V::kLanes;
+        float* score = scores + k * kBlock + lane;
         const Floats power = power_of_two<V>(V::sub(V::load(score), taken));
         V::store(score, power);
         sum = V::add(sum, power);
       }
-      V::store(block.weights + w * V::kLanes, sum);
+      V::store(block.weights + lane, sum);
     }
     for (int64_t d = 0; d < dim; d += kSteps) add_up(scores, values + d, dim, count, factors, block.sums + d * kBlock);
   }
 
-  template <bool kMasked>
-  static void score(const Block& block, const float* const (&rows)[kSteps], int64_t dim, int64_t position,
-                    float* scores, Floats (&most)[kWide]) {
+  static void score(const Block& block, const float* const (&rows)[kSteps], int64_t dim, float* scores) {
     Floats sums[kSteps][kWide];
     for (int s = 0; s < kSteps; ++s) {
       for (int w = 0; w < kWide; ++w) sums[s][w] = V::splat(0.0f);
@@ -157,15 +156,30 @@ struct Tile {
       }
     }
     for (int s = 0; s < kSteps; ++s) {
-      for (int w = 0; w < kWide; ++w) {
-        if constexpr (kMasked) {
-          const Floats place = V::splat(static_cast<float>(position + s));
-          const Floats seen = V::pick_less(place, V::load(block.ends + w * V::kLanes), sums[s][w], V::splat(kNever));
-          sums[s][w] = V::pick_less(place, V::load(block.begins + w * V::kLanes), V::splat(kNever), seen);
-        }
-        V::store(scores + s * kBlock + w * V::kLanes, sums[s][w]);
-        most[w] = V::max(most[w], sums[s][w]);
-      }
+      for (int w = 0; w < kWide; ++w) V::store(scores + s * kBlock + w * V::kLanes, sums[s][w]);
+    }
+  }
+
+  // Of each lane's scores. Several at a time, which do not wait for each other.
+  static Floats greatest(const float* scores, int64_t count) {
+    Floats most[4];
+    for (Floats& one : most) one = V::load(scores);
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4) {
+      for (int i = 0; i < 4; ++i) most[i] = V::max(most[i], V::load(scores + (k + i) * kBlock));
+    }
+    for (; k < count; ++k) most[0] = V::max(most[0], V::load(scores + k * kBlock));
+    return V::max(V::max(most[0], most[1]), V::max(most[2], most[3]));
+  }
+
+  // Positions that queries do not see have no score.
+  static void hide(const Block& block, int64_t lane, int64_t position, int64_t count, float* scores) {
+    const Floats begins = V::load(block.begins + lane), ends = V::load(block.ends + lane);
+    for (int64_t k = 0; k < count; ++k) {
+      float* score = scores + k * kBlock + lane;
+      const Floats place = V::splat(static_cast<float>(position + k));
+      const Floats seen = V::pick_less(place, ends, V::load(score), V::splat(kNever));
+      V::store(score, V::pick_less(place, begins, V::splat(kNever), seen));
     }
   }
 
