@@ -207,6 +207,8 @@ class _Reader:
                 found.graphs.append(self._graph(span_of(value), depth + 1))
             elif number == 8:
                 integers += self._wire.varints(value)
+            elif number == 11:  # of no operator that is accepted, and nothing here would bound them
+                raise ValueError(f"the attribute {name[:80]!r} is a list of graphs")
             elif number not in (2, 7, 13, 20):  # floats, a note, what kind it is
                 found.unknown.append(f"{name} ({number})")
         inside = len(found.tensors) + len(found.graphs) - held

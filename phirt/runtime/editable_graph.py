@@ -20,11 +20,11 @@ _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 _ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INTEGER, _ATTRIBUTE_STRING = 1, 2, 3, 4
-_ATTRIBUTE_GRAPHS, _ATTRIBUTE_TYPE = (6, 11), 20
+_ATTRIBUTE_GRAPH, _ATTRIBUTE_TYPE = 6, 20
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2, 1, 1, 2
 _SHAPE_DIMENSION = _DIMENSION_VALUE = 1
 _INITIALIZER_NAME = 8
-_TYPE_FLOAT, _TYPE_INT = 1, 2  # of AttributeProto.AttributeType
+_TYPE_FLOAT, _TYPE_INT, _TYPE_STRING = 1, 2, 3  # of AttributeProto.AttributeType
 
 Scalar = int | float | bytes
 # The element type of an input and its last dimension: 0 where none is said.
@@ -71,23 +71,27 @@ class Node:
         return self.kind, self.domain, self.name, tuple(self.inputs), tuple(self.outputs)
 
     def _read_attribute(self, wire: Wire, span: Span) -> None:
-        name = b""
-        found: Scalar | Graph | None = None
+        name, kind = b"", 0
+        integer, number_found, text = 0, 0.0, b""
+        graph: Graph | None = None
         for number, value in wire.fields(span):
             if number == _ATTRIBUTE_NAME:
                 name = wire.bytes_of(value)
+            elif number == _ATTRIBUTE_TYPE:
+                kind = integer_of(value)
             elif number == _ATTRIBUTE_INTEGER:
-                found = signed(integer_of(value))
+                integer = signed(integer_of(value))
             elif number == _ATTRIBUTE_FLOAT:
-                found = _float_of(value)
+                number_found = _float_of(value)
             elif number == _ATTRIBUTE_STRING:
-                found = wire.bytes_of(value)
-            elif number in _ATTRIBUTE_GRAPHS:
-                found = self.graphs[span_of(value)[0]] = Graph(wire, span_of(value))
-        if isinstance(found, Graph):
-            self.branches[name] = found
-        elif found is not None:
-            self.attributes[name] = found
+                text = wire.bytes_of(value)
+            elif number == _ATTRIBUTE_GRAPH:
+                graph = self.graphs[span_of(value)[0]] = Graph(wire, span_of(value))
+        values: dict[int, Scalar] = {_TYPE_INT: integer, _TYPE_FLOAT: number_found, _TYPE_STRING: text}
+        if kind in values:
+            self.attributes[name] = values[kind]  # one that is not written is 0 or empty
+        if graph is not None:
+            self.branches[name] = graph
 
     def set_attribute(self, name: bytes, value: Scalar) -> None:
         """Adds a number that the node does not have as an attribute."""
@@ -123,7 +127,7 @@ class Node:
             if number == _NODE_ATTRIBUTE and self.graphs:
                 parts = (
                     field(inner, self.graphs[span_of(part)[0]].written())
-                    if inner in _ATTRIBUTE_GRAPHS
+                    if inner == _ATTRIBUTE_GRAPH
                     else wire.again(inner, part)
                     for inner, part in wire.fields(span_of(value))
                 )

@@ -37,6 +37,8 @@ _GROUPS = 4
 def _takes_product(node: Node, _: _Types) -> bool:
     if node.attributes.get(b"accuracy_level") != _INT8_ACTIVATIONS:
         return False
+    if not all(isinstance(node.attributes.get(name, 0), int) for name in SIZES):
+        return False
     return not node.input(_GROUPS) and node.attributes.keys() <= {*SIZES, b"accuracy_level"}
 
 

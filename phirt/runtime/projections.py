@@ -107,8 +107,11 @@ def _fuse_adapters(graph: Graph, definitions: Mapping[bytes, int]) -> None:
             continue
         base, adapters, inactive = found
         moved = [_weights_of(holder, adapters) for holder in adapters.holders if holder is not graph]
-        if any(definitions[name] != 1 for weights in moved for name in weights):
-            continue  # one name, two values: they cannot stand in one graph
+        names = {base.outputs[0], adapters.first or base.outputs[0]}.union(*moved)
+        if any(definitions[name] > 1 for name in names):
+            continue  # one name, two values: which is meant depends on where it stands
+        if not all(_fits(pair, base) for pair in adapters.pairs):
+            continue
         for weights in moved:
             graph.initializers.update(weights)
         graph.nodes[place] = projection = _projection(base, node.outputs)
@@ -118,6 +121,16 @@ def _fuse_adapters(graph: Graph, definitions: Mapping[bytes, int]) -> None:
                 _set_matrix(projection, _PAIRS + (2 * index + part) * _MATRIX_INPUTS, product, name % index)
         gone += [base, *adapters.nodes]
     _remove(graph, gone)
+
+
+def _fits(pair: _Pair, base: Node) -> bool:
+    """Whether an adapter's share has the size of what it is added to, which Add itself does not ask."""
+    of_base, down, up = base.attributes, pair.down.attributes, pair.up.attributes
+    return (
+        of_base.get(b"K") == down.get(b"K")
+        and down.get(b"N") == up.get(b"K")
+        and up.get(b"N") == of_base.get(b"N")
+    )
 
 
 def _weights_of(holder: Graph, adapters: _Adapters) -> dict[bytes, bytes]:
@@ -142,7 +155,7 @@ def _optional_sum(node: Node, uses: _Uses) -> _Found | None:
     adapters = _adapters_behind(total, base, _Uses(added), added)
     if adapters is None or len(added.nodes) != len(adapters.nodes) + 1:
         return None
-    return None if adapters.first in added.initializers else (base, adapters, node.input(0))
+    return base, adapters, node.input(0)
 
 
 def _plain_sum(node: Node, uses: _Uses, graph: Graph) -> _Found | None:
@@ -194,21 +207,20 @@ def _pair(share: bytes, activations: bytes, uses: _Uses) -> _Pair | None:
 
 def _fuse_gates(graph: Graph) -> None:
     uses = _Uses(graph)
-    consumers = {n.input(0): n for n in graph.nodes if _is_product(n) or _is(n, _KIND, DOMAIN)}
     gone: list[Node] = []
-    for node in graph.nodes:
-        consumer = consumers.get(node.outputs[0]) if node.outputs else None
-        if consumer is None or not uses.once(node.outputs[0]):
+    for place, consumer in enumerate(graph.nodes):
+        gated = uses.producers.get(consumer.input(0))
+        if gated is None or not (_is_product(consumer) or _is(consumer, _KIND, DOMAIN)):
             continue
-        if (gate := _gate(node, uses)) is None:
+        gate = _gate(gated, uses) if uses.once(consumer.input(0)) else None
+        # Halves of 2 and 1 columns have a product, too: the one of 1 goes with both of the other.
+        if gate is None or consumer.attributes.get(b"K") == 2:
             continue
         halves, activation, alpha = gate
-        if _is_product(consumer):
-            place = next(i for i, one in enumerate(graph.nodes) if one is consumer)
-            consumer = graph.nodes[place] = _projection(consumer, consumer.outputs)
-        consumer.inputs[0] = halves.inputs[0]
-        consumer.set_attribute(b"gate_alpha", alpha)
-        gone += [halves, activation, node]
+        graph.nodes[place] = projection = _projection(consumer, consumer.outputs)
+        projection.inputs[0] = halves.input(0)
+        projection.set_attribute(b"gate_alpha", alpha)
+        gone += [halves, activation, gated]
     _remove(graph, gone)
 
 
@@ -231,7 +243,7 @@ def _gate(node: Node, uses: _Uses) -> tuple[Node, Node, float] | None:
 
 def _is_halving(node: Node) -> bool:
     numbers = {b"axis": -1, b"num_outputs": 2}
-    return _is(node, b"Split") and not node.input(1) and node.attributes == numbers
+    return _is(node, b"Split") and bool(node.input(0)) and not node.input(1) and node.attributes == numbers
 
 
 def _projection(base: Node, outputs: Sequence[bytes]) -> Node:
@@ -266,6 +278,8 @@ def _remove(graph: Graph, gone: Sequence[Node]) -> None:
 def _branches(node: Node) -> tuple[Graph | None, Graph | None]:
     """What an If computes where its condition holds, and where not."""
     if not _is(node, b"If") or len(node.outputs) != 1 or len(node.graphs) != 2:
+        return None, None
+    if any(branch.inputs for branch in node.branches.values()):  # which no branch may have
         return None, None
     return node.branches.get(b"then_branch"), node.branches.get(b"else_branch")
 

@@ -4,6 +4,7 @@ computes the bits of the nodes it stands for, and what is left alone.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def values(rows: int, width: int) -> np.ndarray:
     return np.random.default_rng(rows).standard_normal((rows, width), np.float32)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("rows", [0, 1, 3, 40, 130])
 @pytest.mark.parametrize("options", [{}, {"zero_points": True, "bias": True}])
 @pytest.mark.parametrize(
     ("shape", "inactive"), [("wide", True), ("wide", False), ("in_parts", False), ("narrow", False)]
@@ -172,7 +173,7 @@ def test_adapters_give_the_bits_of_their_nodes(library, rows, options, shape, in
     x = values(rows, INNER)
     found = run(data, library, x, inactive, first, threads=2)
     np.testing.assert_array_equal(found, run(one_by_one(given), library, x, inactive, first))
-    if not inactive:
+    if rows and not inactive:
         assert np.abs(found - run(data, library, x, inactive, not first)).max() > 0.1
 
 
@@ -202,6 +203,19 @@ def test_other_sums_of_products_stay(change):
         nodes[1].input.extend(["", "w.scales"])
     given = model(nodes, own, INNER, outputs=("y", "upper") if change == "use" else ("y",))
     assert "Projection" not in kinds(fused(given))
+
+
+def test_runs_at_the_same_time_do_not_disturb_each_other(library):
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library))
+    session = ort.InferenceSession(fused(Layer(2).in_parts()), options, providers=["CPUExecutionProvider"])
+    conditions = {"inactive": np.array([False]), "first": np.array([True])}
+    given = [values(rows, INNER) for rows in (1, 5, 33, 70)]
+    right = [session.run(["y"], {"x": x, **conditions})[0] for x in given]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: session.run(["y"], {"x": x, **conditions})[0], given * 10))
+    for one, expected in zip(found, right * 10, strict=True):
+        np.testing.assert_array_equal(one, expected)
 
 
 def test_one_adapter_that_is_always_active(library):
@@ -368,11 +382,51 @@ def test_other_sums_stay(change):
     assert "Projection" not in kinds(fused(given))
 
 
-def test_an_adapter_of_other_sizes_is_refused(library):
+def test_an_adapter_of_one_column_is_added_to_all_of_them(library):
+    """As Add has it, and no Projection."""
     layer = Layer(6)
-    layer.pairs[0] = (layer.pairs[0][0], make_case(np.random.default_rng(0), COLUMNS + 1, RANKS[0], 4, 16, 1))
-    with pytest.raises(Exception, match="an adapter's sizes do not fit"):
-        run(fused(layer.narrow()), library, values(1, INNER))
+    rng = np.random.default_rng(0)
+    layer.pairs = [(down, make_case(rng, 1, down.columns, 4, 16, 1)) for down, _ in layer.pairs]
+    given = layer.narrow()
+    assert "Projection" not in kinds(fused(given))
+    x = values(2, INNER)
+    np.testing.assert_array_equal(run(fused(given), library, x), run(one_by_one(given), library, x))
+
+
+def test_sizes_that_do_not_fit_are_refused(library):
+    """Which no graph that is fused has."""
+    for suffix, message in (
+        ("_up0", "an adapter's sizes do not fit"),
+        ("_low", "the sizes of low do not fit"),
+    ):
+        read = onnx.load_from_string(fused(Layer(6).in_parts()))
+        (projection,) = read.graph.node
+        size = next(one for one in projection.attribute if one.name == f"N{suffix}")
+        size.i = 8
+        place = {"_up0": 13, "_low": 5}[suffix]
+        for tensor in read.graph.initializer:
+            if tensor.name in projection.input[place : place + 2]:
+                array = numpy_helper.to_array(tensor)[:8]
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        with pytest.raises(Exception, match=message):
+            run(read.SerializeToString(), library, values(1, INNER))
+
+
+@pytest.mark.parametrize("branch", ["then_branch", "else_branch"])
+def test_names_that_mean_another_value_inside_are_left_alone(library, branch):
+    given = Layer(3).wide()
+    (inside,) = (one.g for one in given.graph.node[1].attribute if one.name == branch)
+    inside.initializer.append(numpy_helper.from_array(np.full((1, COLUMNS), 100, np.float32), "base"))
+    assert "Projection" not in kinds(fused(given))
+
+
+def test_an_attribute_without_its_value_is_zero(library):
+    """As onnxruntime reads it; a sigmoid of nothing is one half."""
+    case = make_case(np.random.default_rng(3), 33, 64, 8, 64, 4, gated=True)
+    given = gated_layer(case)
+    (alpha,) = given.graph.node[1].attribute
+    alpha.ClearField("f")
+    assert "Projection" not in kinds(fused(given))
 
 
 def test_activations_of_another_width_are_refused(library):

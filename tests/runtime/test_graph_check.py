@@ -216,6 +216,15 @@ def test_external_data_that_only_others_would_see_is_refused(check, place):
         check(_message(7, _message(1, nodes), _message(5, weight)))
 
 
+def test_lists_of_graphs_are_refused(check):
+    made = model([node("Neg", ["x"], ["y"])])
+    made.graph.node[0].attribute.append(
+        helper.make_attribute("several", [branch([node("Relu", ["x"], ["inner"])])])
+    )
+    with pytest.raises(BundleError, match="the attribute 'several' is a list of graphs"):
+        check(made)
+
+
 def test_attributes_that_are_there_twice_are_refused(check):
     made = model([node("Pad", ["x", "s"], ["y"])], [ints("s", 0)])
     for _ in range(2):

@@ -1,5 +1,6 @@
 // Gated activations. Included by one file for each instruction set: plain loops, which compilers turn into
-// vectors, and which give the same bits everywhere: each operation rounds once, fused ones are written as such.
+// vectors, and which give the same bits everywhere: fused operations are written as such, and no other product
+// stands beside a sum but one that is exact, so that compilers have nothing to fuse.
 #pragma once
 
 #include <cmath>

@@ -29,8 +29,10 @@ class NodeProduct {
   const MatrixShape& shape() const { return matrix_.shape; }
   // Throws std::runtime_error where an input that is to be added to each row of a product has not its size.
   void require_bias(const OrtValue* bias) const;
-  // Quantized for this matrix, in the calling thread's memory, until the next are. Throws std::bad_alloc.
+  // Quantized for this matrix, in the calling thread's memory, until the next are. Throws std::bad_alloc, and
+  // std::runtime_error where onnxruntime does not share the work out.
   QuantizedRows quantize(OrtKernelContext* context, const Activations& activations) const;
+  // Such rows by the matrix. Throws std::runtime_error likewise.
   void multiply(OrtKernelContext* context, const QuantizedRows& rows, const Addends& added, float* out) const;
 
  private:

@@ -1,5 +1,6 @@
 // The operator Projection of the domain "phirt.kernels": a product of quantized weights as MatMulNBits has it, with
-// what stands before and behind it in a layer. Nothing of that is written to memory in between.
+// what stands around it in a layer. In between there are no tensors: sums are added where they are stored, an
+// activation is gated row by row.
 //
 // - Before: with an attribute gate_alpha > 0, A is [..., 2K] and what is multiplied is its gated activation,
 //   a * sigmoid(gate_alpha * a) * b of its halves a and b.
@@ -76,6 +77,7 @@ class Projection {
     if (const Pair* pair = active(inputs)) {
       float* reduced = reduced_rows(given.rows, pair->down.shape().columns);
       pair->down.multiply(context, blocks.of(pair->down), {}, reduced);
+      // In the memory of the blocks, which are not asked for again.
       pair->up.multiply(context, pair->up.quantize(context, {reduced, given.rows}), already, out);
     }
   }
