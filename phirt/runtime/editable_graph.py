@@ -23,8 +23,10 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INTEGER, _ATTRIBUTE_STRING = 1, 2,
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_TYPE = 6, 20
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2, 1, 1, 2
 _SHAPE_DIMENSION = _DIMENSION_VALUE = 1
-_INITIALIZER_NAME = 8
+_INITIALIZER_NAME, _INITIALIZER_RAW = 8, 9
 _TYPE_FLOAT, _TYPE_INT, _TYPE_STRING = 1, 2, 3  # of AttributeProto.AttributeType
+
+_SMALL = 256  # bytes of a weight with its name
 
 Scalar = int | float | bytes
 # The element type of an input and its last dimension: 0 where none is said.
@@ -165,6 +167,15 @@ class Graph:
         if name in self.initializers:
             raise ValueError("two weights of one name")
         self.initializers[name] = self._wire.bytes_of(span)
+
+    def small_constants(self) -> Iterator[tuple[bytes, bytes]]:
+        """Names and bytes of weights that are a few numbers."""
+        for name, tensor in self.initializers.items():
+            if len(tensor) < _SMALL:
+                wire = Wire(tensor, len(tensor))
+                for number, value in wire.fields(wire.whole()):
+                    if number == _INITIALIZER_RAW:
+                        yield name, wire.bytes_of(value)
 
     def written(self) -> bytes:
         """As a message."""

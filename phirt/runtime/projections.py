@@ -1,6 +1,6 @@
 """Products of quantized weights take in what stands around them in a layer: the gated activation of their
-input, the lower bits of weights that are kept in two parts, and LoRA adapters that a condition chooses. Each
-becomes one node, phirt-kernels' Projection.
+input, its second rounding, the lower bits of weights that are kept in two parts, and LoRA adapters that a
+condition chooses. Each becomes one node, phirt-kernels' Projection.
 
 Knows the nodes that an export writes for these (`phirt_export.graphs`: `decoder`, `linear`, `lora`): where
 others stand, or a value in between is used elsewhere, all stays as it is. Knows nothing of weights.
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from phirt.runtime.editable_graph import Graph, Model, Node
+from phirt.runtime.finer_inputs import Constants, is_sum_of_two, rounded_twice
 from phirt.runtime.kernel_nodes import DOMAIN, PRODUCT, SIZES
 
 _KIND = b"Projection"
@@ -27,10 +28,15 @@ _USUAL_ALPHA = 1.702  # of QuickGelu
 def fuse_projections(model: Model) -> None:
     """Puts Projections in the place of products and the nodes around them, wherever they are alike."""
     definitions = model.definitions()
-    for graph in (inside for outer in model.graphs for inside in list(outer.all_graphs())):
+    graphs = [graph for outer in model.graphs for graph in outer.all_graphs()]
+    small = [constant for graph in graphs for constant in graph.small_constants()]
+    known = {name: content for name, content in small if definitions[name] == 1}
+    for graph in graphs:
         kinds = {node.kind for node in graph.nodes}
         if PRODUCT in kinds and b"Add" in kinds:
             _fuse_parts(graph)
+        if b"ReduceSum" in kinds and b"Round" in kinds:
+            _fuse_roundings(graph, known)
         if PRODUCT in kinds and kinds & {b"If", b"Add"}:
             _fuse_adapters(graph, definitions)
         if b"QuickGelu" in kinds:
@@ -52,6 +58,10 @@ class _Uses:
     def once(self, *names: bytes) -> bool:
         """Whether each is used by one node of the graph, once, and nowhere else."""
         return all(self._direct[name] == 1 and not self._inside[name] for name in names)
+
+    def are(self, counts: Mapping[bytes, int]) -> bool:
+        """Whether each is used so often by nodes of the graph, and nowhere else."""
+        return all(self._direct[name] == n and not self._inside[name] for name, n in counts.items())
 
     def only_inside_one(self, name: bytes) -> bool:
         """Whether it is used in graphs of one node, and nowhere else."""
@@ -76,6 +86,36 @@ def _fuse_parts(graph: Graph) -> None:
         _set_matrix(projection, _LOW, lower, b"_low")
         gone += [upper, lower]
     _remove(graph, gone)
+
+
+def _fuse_roundings(graph: Graph, known: Constants) -> None:
+    """Inputs that are rounded twice."""
+    uses = _Uses(graph)
+    gone: list[Node] = []
+    for place, node in enumerate(graph.nodes):
+        base = uses.producers.get(node.input(0))
+        if (
+            base is None
+            or not _is_base(base)
+            or not is_sum_of_two(node, known)
+            or not uses.once(node.input(0))
+        ):
+            continue
+        sizes = [base.attributes.get(name) for name in (b"block_size", b"K")]
+        block_size, columns = (size if isinstance(size, int) else 0 for size in sizes)
+        is_other = base.attributes.get(b"block_size_low", block_size) != block_size
+        twice = rounded_twice(base.input(0), block_size, columns, uses.producers, known)
+        if twice is None or is_other or base.input(_bias_place(base)) or not uses.are(twice.uses):
+            continue
+        graph.nodes[place] = projection = _projection(base, node.outputs)
+        projection.inputs[0] = twice.x
+        projection.set_attribute(b"inputs_twice", 1)
+        gone += [base, *(uses.producers[name] for name in twice.uses)]
+    _remove(graph, gone)
+
+
+def _bias_place(base: Node) -> int:
+    return _BIAS_OF_PRODUCT if _is_product(base) else _BIAS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Case:
     values: Array  # [rows, inner], or twice as many columns where they are gated
     sums: Array | None = None
     gated: bool = False
+    twice: bool = False  # what rounding leaves is multiplied too
     float_offset: int = 0
     byte_offset: int = 0
     threads: int = 1
@@ -53,7 +54,8 @@ class Case:
         """The case as the program reads it."""
         numbers = (
             self.columns, self.inner, self.bits, self.block_size, len(self.values),
-            self.zero_points is not None, self.bias is not None, self.sums is not None, self.gated,
+            *(array is not None for array in (self.zero_points, self.bias, self.sums)),
+            self.gated, self.twice,
             self.float_offset, self.byte_offset, self.threads,
         )  # fmt: skip
         arrays = [self.codes, self.scales, self.zero_points, self.bias, self.values, self.sums]
@@ -70,7 +72,7 @@ class Case:
 def make_case(
     rng: np.random.Generator, columns: int, inner: int, bits: int, block_size: int, rows: int,
     zero_points: bool = False, bias: bool = False, *, half: bool = False, sums: bool = False,
-    gated: bool = False, **placed: int,
+    gated: bool = False, twice: bool = False, **placed: int,
 ) -> Case:  # fmt: skip
     """A case with random numbers; `half` has scales that float16 holds."""
     blocks = -(-inner // block_size)
@@ -85,6 +87,7 @@ def make_case(
         values=rng.standard_normal((rows, inner * (1 + gated)), np.float32) * (1 + 4 * gated),
         sums=rng.standard_normal((rows, columns), np.float32) if sums else None,
         gated=gated,
+        twice=twice,
         **placed,
     )  # fmt: skip
 
@@ -112,6 +115,17 @@ def activations(case: Case) -> Array:
     return gates / (1 + np.exp(-gates)) * factors
 
 
+def _rounded(values: Array, near: float) -> tuple[Array, Array]:
+    """Blocks [..., block_size] rounded to int8, and the steps of those that lie so near the middle of two
+    codes that either is right; 0 of others.
+    """
+    greatest = np.abs(values).max(axis=-1, keepdims=True)
+    steps = np.where(greatest > 0, greatest, 1) / 127
+    codes = np.rint(values / steps)
+    in_the_middle = np.abs(np.abs(values / steps - codes) - 0.5) < near
+    return codes * steps, np.where(greatest < LEAST * 1.01, np.abs(values), in_the_middle * steps)
+
+
 def expected(case: Case) -> tuple[Array, Array]:
     """The product in float64, and how far float32 may be from it: an error for each rounding, and a code more
     or less for activations that lie in the middle of two codes.
@@ -120,17 +134,17 @@ def expected(case: Case) -> tuple[Array, Array]:
     padded = np.zeros((len(case.values), blocks * case.block_size))
     padded[:, : case.inner] = activations(case)
     values = padded.reshape(len(padded), blocks, case.block_size)
-    greatest = np.abs(values).max(axis=-1, keepdims=True)
-    steps = np.where(greatest > 0, greatest, 1) / 127
-    codes = np.rint(values / steps)
-    in_the_middle = np.abs(np.abs(values / steps - codes) - 0.5) < 1e-4
-    doubt = np.where(greatest < LEAST * 1.01, np.abs(values), in_the_middle * steps)
+    rounded, doubt = _rounded(values, 1e-4)
+    if case.twice:  # a rest of half a step is rounded to itself either way
+        rests, doubt = _rounded(values - rounded, 1e-2)
+        rounded = rounded + rests
 
     scales = case.scales.astype(np.float64)
-    terms = np.einsum("mbk,nbk->mnb", codes, weights) * steps[:, None, :, 0] * scales
+    terms = np.einsum("mbk,nbk->mnb", rounded, weights) * scales
     bias = 0 if case.bias is None else case.bias.astype(np.float64)
     sums = 0 if case.sums is None else case.sums.astype(np.float64)
-    error = (blocks + 7 + 8 * case.gated) * EPSILON * (np.abs(terms).sum(-1) + np.abs(bias) + np.abs(sums))
+    roundings = blocks * (1 + case.twice) + 7 + 8 * case.gated
+    error = roundings * EPSILON * (np.abs(terms).sum(-1) + np.abs(bias) + np.abs(sums))
     error = error + np.einsum("mbk,nbk,nb->mn", doubt, np.abs(weights), np.abs(scales))
     error = error + blocks * 2.0**-126  # products of scales below float32's
     return terms.sum(-1) + bias + sums, error
@@ -199,6 +213,7 @@ def fuzzed() -> list[Case]:
         added = {"sums": True, "gated": True}
         cases.append(make_case(rng, columns, 265, 4, 64, rows, float_offset=4, threads=2, **added))
         cases.append(make_case(rng, columns, 300, 8, 128, rows, True, True, sums=True, threads=3))
+        cases.append(make_case(rng, columns, 300, 4, 32, rows, True, True, twice=True, threads=2))
     return [*cases, *extreme(rng)]
 
 

@@ -4,6 +4,7 @@ computes the bits of the nodes it stands for, and what is left alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kernel_cases import Case, assert_right, make_case
 from onnx import TensorProto, helper, numpy_helper
 
 from phirt.bundle.files import load_manifest
+from phirt.model import embedded_bundle
 from phirt.runtime.editable_graph import Model
 from phirt.runtime.kernel_nodes import DOMAIN, take_nodes
 from phirt.runtime.kernels import with_kernels
@@ -127,12 +129,53 @@ def gated_layer(case: Case, alpha: float | None = 1.0) -> onnx.ModelProto:
     return model(nodes, weights(case, "w"), 2 * case.inner)
 
 
+def twice_rounded_layer(case: Case, low: Case | None = None) -> onnx.ModelProto:
+    """As an export has it: what rounding leaves of the inputs is multiplied as well."""
+    constants = {
+        "in_blocks": np.array([0, 0, -1, case.block_size]),
+        "in_rows": np.array([0, 0, case.inner]),
+        "last": np.array([3]),
+        "first_axis": np.array([0]),
+        "share": np.float32(1 / 127),
+        "least": np.float32(1e-30),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "in_blocks"], ["blocks"]),
+        helper.make_node("Abs", ["blocks"], ["size"]),
+        helper.make_node("ReduceMax", ["size", "last"], ["top"], keepdims=1),
+        helper.make_node("Mul", ["top", "share"], ["part"]),
+        helper.make_node("Max", ["part", "least"], ["step"]),
+        helper.make_node("Div", ["blocks", "step"], ["steps"]),
+        helper.make_node("Round", ["steps"], ["levels"]),
+        helper.make_node("Mul", ["levels", "step"], ["rounded"]),
+        helper.make_node("Sub", ["blocks", "rounded"], ["rest"]),
+        helper.make_node("Concat", ["rounded", "rest"], ["both"], axis=0),
+        helper.make_node("Reshape", ["both", "in_rows"], ["pair"]),
+        product(case, "w", "pair", "upper"),
+    ]
+    own = weights(case, "w") + [numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()]
+    if low is not None:
+        nodes.append(product(low, "low", "pair", "lower"))
+        nodes.append(helper.make_node("Add", ["upper", "lower"], ["products"]))
+        own += weights(low, "low")
+    summed = "upper" if low is None else "products"
+    nodes.append(helper.make_node("ReduceSum", [summed, "first_axis"], ["y"], keepdims=1))
+    given = model(nodes, own, case.inner)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "rows", case.inner])
+    given.graph.input[0].CopyFrom(x)
+    return given
+
+
 def kinds(data: bytes) -> list[str]:
     return [node.op_type for node in onnx.load_from_string(data).graph.node]
 
 
 def fused(given: onnx.ModelProto) -> bytes:
-    data = with_kernels(given.SerializeToString())
+    return fused_bytes(given.SerializeToString())
+
+
+def fused_bytes(given: bytes) -> bytes:
+    data = with_kernels(given)
     assert data is not None
     onnx.load_from_string(data)
     return data
@@ -271,6 +314,55 @@ def test_gate_and_adapters_become_one_node(library):
         (found,) = session.run(["y"], feed)
         right = run(one_by_one(layer.wide()), library, x, first=first)
         assert np.abs(found - right).max() < 0.02 * np.abs(right).max()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_that_are_rounded_twice_are_as_defined(library, rows, bits):
+    case = make_case(np.random.default_rng(rows), 70, 192, bits, 64, rows, bits == 8, twice=True)
+    data = fused(twice_rounded_layer(case))
+    assert kinds(data) == ["Projection"]
+    assert_right(case, run(data, library, case.values[None], threads=2)[0])
+
+
+@pytest.mark.parametrize(("low_block", "is_taken"), [(64, True), (32, False)])
+def test_both_parts_of_weights_have_inputs_that_are_rounded_twice(library, low_block, is_taken):
+    rng = np.random.default_rng(1)
+    case, low = (make_case(rng, 40, 192, *form, 3) for form in ((4, 64), (2, low_block)))
+    given = twice_rounded_layer(case, low)
+    data = fused(given)
+    assert (kinds(data) == ["Projection"]) == is_taken
+    found, right = (run(one, library, case.values[None]) for one in (data, one_by_one(given)))
+    assert np.abs(found - right).max() < 1e-4 * np.abs(right).max()
+
+
+def test_a_batch_that_would_be_added_up_is_refused(library):
+    case = make_case(np.random.default_rng(1), 40, 192, 4, 64, 3)
+    with pytest.raises(Exception, match=r"A is no \[1, rows, columns\]"):
+        run(fused(twice_rounded_layer(case)), library, np.stack([case.values, case.values]))
+
+
+@pytest.mark.parametrize("name", ["share", "least", "last", "in_blocks", "in_rows", "first_axis"])
+def test_other_numbers_stay(name):
+    given = twice_rounded_layer(make_case(np.random.default_rng(1), 40, 192, 4, 64, 3))
+    (constant,) = (one for one in given.graph.initializer if one.name == name)
+    array = numpy_helper.to_array(constant)
+    constant.CopyFrom(numpy_helper.from_array(np.asarray(array * 2 + 1).astype(array.dtype), name))
+    assert "Projection" not in kinds(fused(given))
+
+
+@pytest.mark.parametrize("place", range(11))
+def test_roundings_of_which_something_is_used_elsewhere_stay(place):
+    given = twice_rounded_layer(make_case(np.random.default_rng(1), 40, 192, 4, 64, 3))
+    _another_use(given, given.graph.node[place].output[0])
+    assert "Projection" not in kinds(fused(given))
+
+
+@pytest.mark.parametrize("place", [*range(11), 12])
+def test_other_roundings_stay(place):
+    given = twice_rounded_layer(make_case(np.random.default_rng(1), 40, 192, 4, 64, 3))
+    given.graph.node[place].op_type = "Other"
+    assert "Projection" not in kinds(fused(given))
 
 
 def _another_use(given: onnx.ModelProto, name: str) -> None:
@@ -448,3 +540,14 @@ def test_layers_of_an_export_are_taken(nano):
     assert len(projections) == 4 * layers + layers  # of the stack with adapters, and of the one without
     assert sum("gate_alpha" in str(node.attributes.keys()) for node in projections) == 2 * layers
     assert not any(node.kind in (b"QuickGelu", b"Add") for node in found)
+
+
+def test_layers_of_weights_in_several_formats_are_taken():
+    """Those of the embedded model, whose inputs are rounded twice in places."""
+    bundle = embedded_bundle()
+    given = Model.read((bundle / load_manifest(bundle).graphs["decoder"].file).read_bytes())
+    before, after = Counter(), Counter()
+    for counted, read in ((before, given), (after, Model.read(fused_bytes(given.written())))):
+        counted.update(node.kind for graph in read.graphs[0].all_graphs() for node in graph.nodes)
+    assert before[b"Round"] and before[b"QuickGelu"]
+    assert not any(after[kind] for kind in (b"Round", b"ReduceSum", b"QuickGelu"))

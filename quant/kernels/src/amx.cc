@@ -323,6 +323,6 @@ void multiply_amx(const Matrix& matrix, const QuantizedRows& rows, int64_t first
 
 }  // namespace
 
-extern const KernelSet kAmxInt8 = {"amx-int8", gate, quantize, multiply_amx};
+extern const KernelSet kAmxInt8 = {"amx-int8", gate, quantize, quantize_twice, multiply_amx};
 
 }  // namespace phirt

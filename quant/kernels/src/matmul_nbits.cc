@@ -34,8 +34,8 @@ class MatMulNBits {
     dims.back() = product_.shape().columns;
     float* out = api_.output(context, 0, dims);
     if (rows == 0) return;
-    const QuantizedRows quantized = product_.quantize(context, {api_.data<float>(inputs[kActivations]), rows});
-    product_.multiply(context, quantized, added, out);
+    const Operands operands = product_.quantize(context, {api_.data<float>(inputs[kActivations]), rows});
+    product_.multiply(context, operands, added, out);
   }
 
  private:

@@ -80,7 +80,7 @@ bool fit_half(const float* scales, int64_t count) {
 
 bool MatrixShape::is_supported() const {
   const bool known_bits = bits == 2 || bits == 4 || bits == 8;
-  const bool known_block = block_size >= 16 && block_size <= 256 && (block_size & (block_size - 1)) == 0;
+  const bool known_block = block_size >= 16 && block_size <= kMostBlock && (block_size & (block_size - 1)) == 0;
   // Beyond these nothing that is computed from sizes fits into 64 bits.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   return known_bits && known_block && columns > 0 && columns <= most && rows > 0 && rows <= most;

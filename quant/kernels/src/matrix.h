@@ -17,6 +17,7 @@ namespace phirt {
 constexpr int64_t kPanel = 16;
 constexpr int64_t kChunk = 64;
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kMostBlock = 256;
 
 // The shape of a matrix, as the attributes of MatMulNBits give it.
 struct MatrixShape {
@@ -87,6 +88,9 @@ struct KernelSet {
   // Quantizes `values`, float32 [last - first][K], as rows `first` to `last`.
   void (*quantize)(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
                    const QuantizedRows& into);
+  // The same, and in blocks as large what that leaves of each value.
+  void (*quantize_twice)(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
+                         const QuantizedRows& into, const QuantizedRows& rests);
   // out[row][column] = sum over K + what is added, for all rows and the columns of panels `first` to `last`.
   // `out` is float32 [rows][N].
   void (*multiply)(const Matrix& matrix, const QuantizedRows& rows, int64_t first, int64_t last,

@@ -13,7 +13,6 @@ extern const KernelSet kNeonDotprod;
 
 namespace {
 
-constexpr int64_t kMostBlock = 256;
 constexpr int64_t kDepth = 8;     // codes that one instruction takes of a column
 constexpr int64_t kVectors = 4;   // of four columns, in a panel
 constexpr int64_t kMostPairs = 4; // of rows, with half a panel: 16 sums, 8 vectors of activations, 4 of codes
@@ -211,6 +210,6 @@ void multiply_i8mm(const Matrix& matrix, const QuantizedRows& rows, int64_t firs
 
 }  // namespace
 
-extern const KernelSet kNeonI8mm = {"neon-i8mm", gate, quantize, multiply_i8mm};
+extern const KernelSet kNeonI8mm = {"neon-i8mm", gate, quantize, quantize_twice, multiply_i8mm};
 
 }  // namespace phirt

@@ -39,24 +39,26 @@ struct Quantization {
   const KernelSet* kernels;
   MatrixShape shape;
   Activations from;
-  QuantizedRows into;
+  Operands into;
   int64_t piece;  // rows
   std::atomic<bool> lacks_memory{false};
+
+  void quantize(const float* values, int64_t first, int64_t last) const {
+    if (from.has_rests) kernels->quantize_twice(shape, values, first, last, into.rows, into.rests);
+    else kernels->quantize(shape, values, first, last, into.rows);
+  }
 };
 
 void quantize_piece(void* data, size_t index) {
   Quantization& work = *static_cast<Quantization*>(data);
-  const KernelSet& kernels = *work.kernels;
   const int64_t inner = work.shape.rows;
-  const int64_t first = static_cast<int64_t>(index) * work.piece, last = std::min(first + work.piece, work.into.rows);
-  if (!work.from.is_gated) {
-    return kernels.quantize(work.shape, work.from.values + first * inner, first, last, work.into);
-  }
+  const int64_t first = static_cast<int64_t>(index) * work.piece, last = std::min(first + work.piece, work.from.rows);
+  if (!work.from.is_gated) return work.quantize(work.from.values + first * inner, first, last);
   try {
     float* gated = reinterpret_cast<float*>(scratch<Purpose::kGatedRow>(static_cast<size_t>(inner) * sizeof(float)));
     for (int64_t row = first; row < last; ++row) {
-      kernels.gate(work.from.values + 2 * row * inner, inner, work.from.alpha, gated);
-      kernels.quantize(work.shape, gated, row, row + 1, work.into);
+      work.kernels->gate(work.from.values + 2 * row * inner, inner, work.from.alpha, gated);
+      work.quantize(gated, row, row + 1);
     }
   } catch (const std::bad_alloc&) {  // which may not leave a thread of onnxruntime's
     work.lacks_memory = true;
@@ -66,7 +68,7 @@ void quantize_piece(void* data, size_t index) {
 struct Multiplication {
   const KernelSet* kernels;
   const Matrix* matrix;
-  QuantizedRows rows;
+  Operands operands;
   Addends added;
   float* out;
   int64_t piece;  // panels
@@ -76,7 +78,10 @@ void multiply_piece(void* data, size_t index) {
   const Multiplication& work = *static_cast<const Multiplication*>(data);
   const int64_t first = static_cast<int64_t>(index) * work.piece;
   const int64_t last = std::min(first + work.piece, work.matrix->shape.panels());
-  work.kernels->multiply(*work.matrix, work.rows, first, last, work.added, work.out);
+  work.kernels->multiply(*work.matrix, work.operands.rows, first, last, work.added, work.out);
+  if (work.operands.rests.rows == 0) return;
+  // The matrix's piece is in the cache now.
+  work.kernels->multiply(*work.matrix, work.operands.rests, first, last, {nullptr, work.out}, work.out);
 }
 
 }  // namespace
@@ -119,27 +124,31 @@ void NodeProduct::require_bias(const OrtValue* bias) const {
   if (elements(api_.shape(bias)) != shape().columns) throw std::runtime_error("bias has not N elements");
 }
 
-QuantizedRows NodeProduct::quantize(OrtKernelContext* context, const Activations& activations) const {
+Operands NodeProduct::quantize(OrtKernelContext* context, const Activations& activations) const {
   const int64_t rows = activations.rows, blocks = shape().blocks();
   const size_t codes = static_cast<size_t>(blocks * rows * shape().block_size);
-  const size_t scales = static_cast<size_t>(blocks * rows) * sizeof(float);
-  uint8_t* memory = scratch<Purpose::kQuantizedRows>(codes + 2 * scales);
-  const QuantizedRows quantized{rows, reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + codes),
-                                reinterpret_cast<int32_t*>(memory + codes + scales)};
+  const size_t scales = static_cast<size_t>(blocks * rows) * sizeof(float), size = codes + 2 * scales;
+  uint8_t* memory = scratch<Purpose::kQuantizedRows>(activations.has_rests ? 2 * size : size);
+  const auto placed = [&](uint8_t* at) {
+    return QuantizedRows{rows, reinterpret_cast<int8_t*>(at), reinterpret_cast<float*>(at + codes),
+                         reinterpret_cast<int32_t*>(at + codes + scales)};
+  };
+  Operands operands{placed(memory), {}};
+  if (activations.has_rests) operands.rests = placed(memory + size);
   // A few are one thread's, but where each takes longer than another thread takes to begin.
   const int64_t few = activations.is_gated ? 1 : rows;
-  Quantization work{&kernels_, shape(), activations, quantized, rows < kManyRows ? few : kRowsAtATime, {}};
+  Quantization work{&kernels_, shape(), activations, operands, rows < kManyRows ? few : kRowsAtATime, {}};
   share_out(api_, context, quantize_piece, rows, work.piece, &work);
   if (work.lacks_memory) throw std::bad_alloc();
-  return quantized;
+  return operands;
 }
 
-void NodeProduct::multiply(OrtKernelContext* context, const QuantizedRows& rows, const Addends& added,
+void NodeProduct::multiply(OrtKernelContext* context, const Operands& operands, const Addends& added,
                            float* out) const {
   int64_t piece = std::max<int64_t>(kPieceBytes / shape().panel_bytes(), 1);
-  if (rows.rows >= kManyRows) piece = std::min(std::max<int64_t>(shape().panels() / kPieces, 1), piece * 4);
+  if (operands.rows.rows >= kManyRows) piece = std::min(std::max<int64_t>(shape().panels() / kPieces, 1), piece * 4);
   // Panels are computed in pairs.
-  Multiplication work{&kernels_, &matrix_, rows, added, out, (piece + 1) / 2 * 2};
+  Multiplication work{&kernels_, &matrix_, operands, added, out, (piece + 1) / 2 * 2};
   share_out(api_, context, multiply_piece, shape().panels(), work.piece, &work);
 }
 

@@ -12,12 +12,18 @@
 namespace phirt {
 
 // Rows of activations before they are quantized: float32 [rows][K]; or [rows][2K], and what is meant is their gated
-// activation (`KernelSet::gate`).
+// activation (`KernelSet::gate`). What rounding leaves of them may be multiplied as well.
 struct Activations {
   const float* values;
   int64_t rows;
   bool is_gated = false;
   float alpha = 0.0f;
+  bool has_rests = false;
+};
+
+// The same, quantized: `rests` has no rows where rests are not wanted.
+struct Operands {
+  QuantizedRows rows, rests;
 };
 
 class NodeProduct {
@@ -31,9 +37,9 @@ class NodeProduct {
   void require_bias(const OrtValue* bias) const;
   // Quantized for this matrix, in the calling thread's memory, until the next are. Throws std::bad_alloc, and
   // std::runtime_error where onnxruntime does not share the work out.
-  QuantizedRows quantize(OrtKernelContext* context, const Activations& activations) const;
+  Operands quantize(OrtKernelContext* context, const Activations& activations) const;
   // Such rows by the matrix. Throws std::runtime_error likewise.
-  void multiply(OrtKernelContext* context, const QuantizedRows& rows, const Addends& added, float* out) const;
+  void multiply(OrtKernelContext* context, const Operands& operands, const Addends& added, float* out) const;
 
  private:
   Api api_;

@@ -3,7 +3,8 @@
 // activation is gated row by row.
 //
 // - Before: with an attribute gate_alpha > 0, A is [..., 2K] and what is multiplied is its gated activation,
-//   a * sigmoid(gate_alpha * a) * b of its halves a and b.
+//   a * sigmoid(gate_alpha * a) * b of its halves a and b. With inputs_twice 1, what rounding to int8 leaves of the
+//   activations is rounded and multiplied as well, but by adapters' matrices.
 // - Beside: another matrix of the base's sizes whose product is added, `low`: weights of 6 bits are kept as 4 and 2.
 // - Behind: up to two LoRA adapters (arXiv 2106.09685), each a pair of matrices down [r, K] and up [N, r], of which
 //   one at most is active. With `inactive` true, none; else with `first` true, or none given, the first, else the
@@ -36,7 +37,8 @@ constexpr size_t kPairInputs = 2 * kMatrixInputs, kInputs = kPairs + kAdapters *
 class Projection {
  public:
   Projection(const OrtApi* ort, const OrtKernelInfo* info)
-      : api_{ort}, alpha_(api_.attribute(info, "gate_alpha", 0.0f)), base_(api_, info, kCodes, "") {
+      : api_{ort}, alpha_(api_.attribute(info, "gate_alpha", 0.0f)),
+        has_rests_(api_.attribute(info, "inputs_twice", int64_t{0}) == 1), base_(api_, info, kCodes, "") {
     if (has_input(api_, info, kLow)) low_.emplace(api_, info, kLow, "_low");
     const MatrixShape& base = base_.shape();
     if (low_ && (low_->shape().rows != base.rows || low_->shape().columns != base.columns)) {
@@ -66,7 +68,10 @@ class Projection {
     const int64_t width = base_.shape().rows * (is_gated ? 2 : 1);
     std::vector<int64_t> dims = api_.shape(inputs[kActivations]);
     if (dims.empty() || dims.back() != width) throw std::runtime_error("A has not as many columns as K says");
-    const Activations given{api_.data<float>(inputs[kActivations]), elements(dims) / width, is_gated, alpha_};
+    // The nodes that this stands for add up a batch.
+    if (has_rests_ && (dims.size() != 3 || dims[0] != 1)) throw std::runtime_error("A is no [1, rows, columns]");
+    const Activations given{api_.data<float>(inputs[kActivations]), elements(dims) / width, is_gated, alpha_,
+                            has_rests_};
     dims.back() = base_.shape().columns;
     float* out = api_.output(context, 0, dims);
     if (given.rows == 0) return;
@@ -76,7 +81,7 @@ class Projection {
     if (low_) low_->multiply(context, blocks.of(*low_), already, out);
     if (const Pair* pair = active(inputs)) {
       float* reduced = reduced_rows(given.rows, pair->down.shape().columns);
-      pair->down.multiply(context, blocks.of(pair->down), {}, reduced);
+      pair->down.multiply(context, {blocks.of(pair->down).rows, {}}, {}, reduced);
       // In the memory of the blocks, which are not asked for again.
       pair->up.multiply(context, pair->up.quantize(context, {reduced, given.rows}), already, out);
     }
@@ -91,18 +96,18 @@ class Projection {
   class Blocks {
    public:
     Blocks(OrtKernelContext* context, const Activations& given) : context_(context), given_(given) {}
-    const QuantizedRows& of(const NodeProduct& product) {
+    const Operands& of(const NodeProduct& product) {
       const int64_t wanted = product.shape().block_size;
-      if (size_ != wanted) rows_ = product.quantize(context_, given_);
+      if (size_ != wanted) operands_ = product.quantize(context_, given_);
       size_ = wanted;
-      return rows_;
+      return operands_;
     }
 
    private:
     OrtKernelContext* context_;
     const Activations& given_;
     int64_t size_ = 0;
-    QuantizedRows rows_;
+    Operands operands_;
   };
 
   const Pair* active(const std::vector<const OrtValue*>& inputs) const {
@@ -123,6 +128,7 @@ class Projection {
 
   Api api_;
   float alpha_;
+  bool has_rests_;
   NodeProduct base_;
   std::optional<NodeProduct> low_;
   std::vector<Pair> adapters_;

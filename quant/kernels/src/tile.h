@@ -270,21 +270,50 @@ inline void quantize_block(const float* values, int64_t count, int64_t block_siz
   *sum = total;
 }
 
+// Where a row's block lies in what is quantized.
+struct BlockPlace {
+  int64_t begin, count, place;
+  BlockPlace(const MatrixShape& shape, const QuantizedRows& into, int64_t row, int64_t block)
+      : begin(block * shape.block_size),
+        count(std::min(shape.block_size, shape.rows - begin)),
+        place(block * into.rows + row) {}
+};
+
+inline void quantize_block(const float* values, const MatrixShape& shape, const BlockPlace& at,
+                           const QuantizedRows& into) {
+  quantize_block(values, at.count, shape.block_size, into.codes + at.place * shape.block_size, into.scales + at.place,
+                 into.sums + at.place);
+}
+
 inline void quantize(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
                      const QuantizedRows& into) {
   for (int64_t row = first; row < last; ++row, values += shape.rows) {
     for (int64_t block = 0; block < shape.blocks(); ++block) {
-      const int64_t place = block * into.rows + row, begin = block * shape.block_size;
-      const int64_t count = std::min(shape.block_size, shape.rows - begin);
-      quantize_block(values + begin, count, shape.block_size, into.codes + place * shape.block_size,
-                     into.scales + place, into.sums + place);
+      const BlockPlace at(shape, into, row, block);
+      quantize_block(values + at.begin, shape, at, into);
+    }
+  }
+}
+
+inline void quantize_twice(const MatrixShape& shape, const float* values, int64_t first, int64_t last,
+                           const QuantizedRows& into, const QuantizedRows& rests) {
+  float rest[kMostBlock];
+  for (int64_t row = first; row < last; ++row, values += shape.rows) {
+    for (int64_t block = 0; block < shape.blocks(); ++block) {
+      const BlockPlace at(shape, into, row, block);
+      const float* of_block = values + at.begin;
+      quantize_block(of_block, shape, at, into);
+      const int8_t* codes = into.codes + at.place * shape.block_size;
+      const float scale = into.scales[at.place];
+      for (int64_t i = 0; i < at.count; ++i) rest[i] = std::fma(static_cast<float>(-codes[i]), scale, of_block[i]);
+      quantize_block(rest, shape, at, rests);
     }
   }
 }
 
 template <class V>
 constexpr KernelSet kernels(const char* name) {
-  return {name, gate, quantize, multiply<V>};
+  return {name, gate, quantize, quantize_twice, multiply<V>};
 }
 
 }  // namespace

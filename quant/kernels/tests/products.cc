@@ -2,8 +2,8 @@
 //
 //     products NAME < cases > results
 //
-// A case is twelve int64: N, K, bits, block_size, rows, whether there are zero points, a bias and sums to be added,
-// whether activations are gated (with alpha 1), how many bytes the activations and scales lie off a boundary of 64
+// A case is thirteen int64: N, K, bits, block_size, rows, whether there are zero points, a bias and sums to be added,
+// whether activations are gated (with alpha 1) and whether what rounding leaves of them is multiplied too, how many bytes the activations and scales lie off a boundary of 64
 // (a multiple of 4), how many the codes and zero points do, and how many threads share the work; then the codes, the
 // scales, the zero points and the bias if there are any, and the activations, as MatMulNBits has them, twice as many
 // if they are gated; then the sums, [rows][N], if there are any. A result is float32 [rows][N]. Every array lies in memory of
@@ -46,8 +46,22 @@ std::unique_ptr<Placed<T>> read_array(int64_t count, int64_t offset) {
 }
 
 struct Case {
-  int64_t columns, inner, bits, block_size, rows, has_zero_points, has_bias, has_sums, is_gated;
+  int64_t columns, inner, bits, block_size, rows, has_zero_points, has_bias, has_sums, is_gated, has_rests;
   int64_t float_offset, byte_offset, threads;
+};
+
+// Memory for quantized rows.
+struct Rows {
+  Placed<int8_t> codes;
+  Placed<float> scales;
+  Placed<int32_t> sums;
+  phirt::QuantizedRows rows;
+
+  Rows(const phirt::MatrixShape& shape, int64_t count)
+      : codes(shape.blocks() * count * shape.block_size, 0),
+        scales(shape.blocks() * count, 0),
+        sums(shape.blocks() * count, 0),
+        rows{count, codes.data(), scales.data(), sums.data()} {}
 };
 
 // Calls work(first, last) on as many pieces of [0, total) as there are threads, each on a thread.
@@ -83,18 +97,18 @@ void multiply(const phirt::KernelSet& kernels, const Case& given) {
   const phirt::Matrix matrix =
       phirt::pack_matrix(shape, codes->data(), scales->data(), given.has_zero_points ? zero_points->data() : nullptr,
                          static_cast<int>(given.threads));
-  Placed<int8_t> row_codes(blocks * rows * given.block_size, 0);
-  Placed<float> row_scales(blocks * rows, 0);
-  Placed<int32_t> row_sums(blocks * rows, 0);
-  const phirt::QuantizedRows quantized{rows, row_codes.data(), row_scales.data(), row_sums.data()};
+  const Rows quantized(shape, rows), rests(shape, given.has_rests ? rows : 0);
   const Placed<float> fresh(given.has_sums ? 0 : rows * given.columns, given.float_offset);
   float* out = given.has_sums ? sums->data() : fresh.data();  // sums may be added where they are
   share_out(rows, given.threads, [&](int64_t first, int64_t last) {
-    kernels.quantize(shape, values->data() + first * given.inner, first, last, quantized);
+    const float* from = values->data() + first * given.inner;
+    if (given.has_rests) kernels.quantize_twice(shape, from, first, last, quantized.rows, rests.rows);
+    else kernels.quantize(shape, from, first, last, quantized.rows);
   });
   share_out(shape.panels(), given.threads, [&](int64_t first, int64_t last) {
     const phirt::Addends added{given.has_bias ? bias->data() : nullptr, given.has_sums ? out : nullptr};
-    kernels.multiply(matrix, quantized, first, last, added, out);
+    kernels.multiply(matrix, quantized.rows, first, last, added, out);
+    if (given.has_rests) kernels.multiply(matrix, rests.rows, first, last, {nullptr, out}, out);
   });
   std::fwrite(out, sizeof(float), static_cast<size_t>(rows * given.columns), stdout);
 }
