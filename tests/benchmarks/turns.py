@@ -73,11 +73,12 @@ def second_turn(model: phirt.Model, history: int, pairs: int) -> str:
     long.send(SENTENCE * repeats, config=one).text()
     ratios, times = [], []
     for pair in range(pairs):
+        question = f"{pair + 1}. {QUESTION}"  # another one each time, or its positions would be there already
         chats = {"behind": long.fork(), "alone": model.chat()}
         order = list(chats)[:: 1 if pair % 2 else -1]
         seconds = {}
         for name in order:
-            result = chats[name].send(QUESTION, config=one).result
+            result = chats[name].send(question, config=one).result
             seconds[name] = result.timings.first_token
             tokens = result.usage.prompt_tokens - result.usage.cached_tokens
             if name == "behind":
