@@ -23,7 +23,7 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_FLOAT, _ATTRIBUTE_INTEGER, _ATTRIBUTE_STRING = 1, 2,
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_TYPE = 6, 20
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 2, 1, 1, 2
 _SHAPE_DIMENSION = _DIMENSION_VALUE = 1
-_INITIALIZER_NAME, _INITIALIZER_RAW = 8, 9
+_INITIALIZER_DIMENSION, _INITIALIZER_NAME, _INITIALIZER_RAW, _INITIALIZER_PLACES = 1, 8, 9, (13, 14)
 _TYPE_FLOAT, _TYPE_INT, _TYPE_STRING = 1, 2, 3  # of AttributeProto.AttributeType
 
 _SMALL = 256  # bytes of a weight with its name
@@ -169,13 +169,19 @@ class Graph:
         self.initializers[name] = self._wire.bytes_of(span)
 
     def small_constants(self) -> Iterator[tuple[bytes, bytes]]:
-        """Names and bytes of weights that are a few numbers."""
+        """Names and bytes of weights in the graph itself that are a number or a short row of them."""
         for name, tensor in self.initializers.items():
-            if len(tensor) < _SMALL:
-                wire = Wire(tensor, len(tensor))
-                for number, value in wire.fields(wire.whole()):
-                    if number == _INITIALIZER_RAW:
-                        yield name, wire.bytes_of(value)
+            if len(tensor) >= _SMALL:
+                continue
+            wire = Wire(tensor, len(tensor))
+            parts = list(wire.fields(wire.whole()))
+            dimensions = [
+                size for n, part in parts if n == _INITIALIZER_DIMENSION for size in wire.varints(part)
+            ]
+            raw = [wire.bytes_of(part) for n, part in parts if n == _INITIALIZER_RAW]
+            is_inside = not any(n in _INITIALIZER_PLACES for n, _ in parts)
+            if len(raw) == 1 and len(dimensions) <= 1 and is_inside:
+                yield name, raw[0]
 
     def written(self) -> bytes:
         """As a message."""

@@ -23,8 +23,8 @@ _STANDARD = (b"", b"ai.onnx")
 
 @dataclasses.dataclass(frozen=True)
 class Twice:
-    """The input [1, T, columns] that is rounded twice, and by how many nodes each value is used on the way
-    from it to the pair [2, T, columns] of what is multiplied.
+    """The input [1, T, columns] that is rounded twice, and how often each value is used on the way from it to
+    the pair [2, T, columns] of what is multiplied.
     """
 
     x: bytes

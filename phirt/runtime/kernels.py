@@ -22,7 +22,7 @@ from phirt.runtime.projections import fuse_projections
 VARIABLE = "PHIRT_KERNELS"  # "off", or the instruction set that is to be used
 _OFF, _PLAIN = "off", "generic"
 _PACKAGE = "phirt_kernels"
-_INTERFACE = 2  # of the library: its operators and their inputs
+_INTERFACE = 3  # of the library: its operators, their inputs and attributes
 
 _log = logging.getLogger("phirt.kernels")
 

@@ -2,8 +2,8 @@
 input, its second rounding, the lower bits of weights that are kept in two parts, and LoRA adapters that a
 condition chooses. Each becomes one node, phirt-kernels' Projection.
 
-Knows the nodes that an export writes for these (`phirt_export.graphs`: `decoder`, `linear`, `lora`): where
-others stand, or a value in between is used elsewhere, all stays as it is. Knows nothing of weights.
+Knows the nodes that an export writes for these (`phirt_export.graphs`: `decoder`, `stored_blocks`, `lora`);
+where others stand, or a value in between is used elsewhere, all stays as it is. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ def _is_product(node: Node) -> bool:
 
 
 def _is_base(node: Node) -> bool:
-    """Whether adapters can be added to what it computes."""
+    """Whether it is a product, or a Projection that has no adapters yet."""
     return _is_product(node) or (_is(node, _KIND, DOMAIN) and not node.input(_PAIRS))
 
 

@@ -165,8 +165,9 @@ def assert_right(case: Case, found: Array) -> None:
 
 def case_name(case: Case) -> str:
     """What a failure is told with."""
-    arrays = f"{case.zero_points is not None} {case.bias is not None} {case.sums is not None} {case.gated}"
-    return f"{case.columns} {case.inner} {case.bits} {case.block_size} {len(case.values)} {arrays}"
+    arrays = [array is not None for array in (case.zero_points, case.bias, case.sums)]
+    ways = f"{arrays} {case.gated} {case.twice}"
+    return f"{case.columns} {case.inner} {case.bits} {case.block_size} {len(case.values)} {ways}"
 
 
 def compute(

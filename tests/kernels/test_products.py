@@ -54,18 +54,19 @@ def test_a_row_has_the_same_bits_alone_as_among_others(program, name):
     np.testing.assert_array_equal(rows[1].reshape(9, 40), np.concatenate(found[25:]))
 
 
-def not_finite() -> Case:
+def not_finite(twice: bool = False) -> Case:
     """Rows with what is no number, several in a block, and rows without."""
-    case = make_case(np.random.default_rng(6), 20, 96, 4, 32, 5, zero_points=True)
+    case = make_case(np.random.default_rng(6), 20, 96, 4, 32, 5, zero_points=True, twice=twice)
     case.values[0, 3:7] = np.nan
     case.values[1, 40:43] = np.inf
     case.values[2, 40:43] = -np.inf, np.nan, np.inf
     return case
 
 
+@pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_number_stays_in_its_row(program, name):
-    case = not_finite()
+def test_what_is_no_number_stays_in_its_row(program, name, twice):
+    case = not_finite(twice)
     found = compute(program, name, [case])
     if found is None:
         pytest.skip(f"this CPU has no {name}")

@@ -19,8 +19,8 @@ which takes a tenth more time and is as exact as float32 is.
 Inputs meet the codes as one of `Activations`:
 
     int8        rounded block by block by the kernel: errors of 0.5 %, the fastest
-    int8_twice  what rounding leaves is multiplied as well: errors of 0.002 %; 1.7 times the time of int8 for
-                one token, twice or more for many
+    int8_twice  what rounding leaves is multiplied as well: errors of 0.002 %; with onnxruntime's own kernels
+                1.7 times the time of int8 for one token, twice or more for many
     float32     as they are: 2 to 4 times the time for one token, the same for many; of 4 bits alone, since
                 onnxruntime unpacks 8-bit codes at every run then
 """

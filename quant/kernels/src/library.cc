@@ -38,8 +38,8 @@ PHIRT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* option
   return ort->AddCustomOpDomain(options, domain);
 }
 
-// Which operators there are, with which inputs: a number that changes with them.
-PHIRT_EXPORT int phirt_kernels_interface() { return 2; }
+// Which operators there are, with which inputs and attributes: a number that changes with them.
+PHIRT_EXPORT int phirt_kernels_interface() { return 3; }
 
 // The instruction set that products use here.
 PHIRT_EXPORT const char* phirt_kernels_name() { return phirt::best_kernels().name; }

@@ -102,7 +102,9 @@ NodeProduct::NodeProduct(const Api& api, const OrtKernelInfo* info, size_t first
     int is_constant = 0;
     const OrtValue* value = nullptr;
     api.check(api.ort->KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
-    if (is_constant == 0) throw std::runtime_error("weights that are no constants are not supported: " + (name + suffix));
+    if (is_constant == 0) {
+      throw std::runtime_error("weights that are no constants are not supported: " + (name + suffix));
+    }
     if (elements(api.shape(value)) != count) {
       throw std::runtime_error(name + suffix + " has not the size that N, K and bits say");
     }
@@ -127,7 +129,9 @@ void NodeProduct::require_bias(const OrtValue* bias) const {
 Operands NodeProduct::quantize(OrtKernelContext* context, const Activations& activations) const {
   const int64_t rows = activations.rows, blocks = shape().blocks();
   const size_t codes = static_cast<size_t>(blocks * rows * shape().block_size);
-  const size_t scales = static_cast<size_t>(blocks * rows) * sizeof(float), size = codes + 2 * scales;
+  const size_t scales = static_cast<size_t>(blocks * rows) * sizeof(float);
+  constexpr size_t kEnd = kAlignment - 1;
+  const size_t size = (codes + 2 * scales + kEnd) & ~kEnd;  // rests begin on a boundary, too
   uint8_t* memory = scratch<Purpose::kQuantizedRows>(activations.has_rests ? 2 * size : size);
   const auto placed = [&](uint8_t* at) {
     return QuantizedRows{rows, reinterpret_cast<int8_t*>(at), reinterpret_cast<float*>(at + codes),

@@ -4,15 +4,16 @@
 //
 // - Before: with an attribute gate_alpha > 0, A is [..., 2K] and what is multiplied is its gated activation,
 //   a * sigmoid(gate_alpha * a) * b of its halves a and b. With inputs_twice 1, what rounding to int8 leaves of the
-//   activations is rounded and multiplied as well, but by adapters' matrices.
+//   activations is rounded and multiplied as well, except by adapters' matrices.
 // - Beside: another matrix of the base's sizes whose product is added, `low`: weights of 6 bits are kept as 4 and 2.
 // - Behind: up to two LoRA adapters (arXiv 2106.09685), each a pair of matrices down [r, K] and up [N, r], of which
 //   one at most is active. With `inactive` true, none; else with `first` true, or none given, the first, else the
 //   second. An adapter's scale is part of its matrices.
 //
-// out = product + bias + low + up(down(A)), added in this order: rounding is that of the nodes it stands for. Each
-// matrix is three inputs, and has its sizes in the attributes N, K, bits and block_size with its name behind them:
-// none for the base, _low, _down0, _up0, _down1, _up1.
+// out = product + bias + low + up(down(A)), added in this order; products of rests directly behind their own. Without
+// rests, sums are rounded as the nodes that this stands for round them. Each matrix is three inputs, and has its
+// sizes in the attributes N, K, bits and block_size with its name behind them: none for the base, _low, _down0, _up0,
+// _down1, _up1.
 #include "projection.h"
 
 #include <optional>
@@ -81,7 +82,7 @@ class Projection {
     if (low_) low_->multiply(context, blocks.of(*low_), already, out);
     if (const Pair* pair = active(inputs)) {
       float* reduced = reduced_rows(given.rows, pair->down.shape().columns);
-      pair->down.multiply(context, {blocks.of(pair->down).rows, {}}, {}, reduced);
+      pair->down.multiply(context, blocks.once(pair->down), {}, reduced);
       // In the memory of the blocks, which are not asked for again.
       pair->up.multiply(context, pair->up.quantize(context, {reduced, given.rows}), already, out);
     }
@@ -102,10 +103,15 @@ class Projection {
       size_ = wanted;
       return operands_;
     }
+    // Without rests, from here on.
+    Operands once(const NodeProduct& product) {
+      given_.has_rests = false;
+      return {of(product).rows, {}};
+    }
 
    private:
     OrtKernelContext* context_;
-    const Activations& given_;
+    Activations given_;
     int64_t size_ = 0;
     Operands operands_;
   };

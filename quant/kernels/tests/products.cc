@@ -3,12 +3,14 @@
 //     products NAME < cases > results
 //
 // A case is thirteen int64: N, K, bits, block_size, rows, whether there are zero points, a bias and sums to be added,
-// whether activations are gated (with alpha 1) and whether what rounding leaves of them is multiplied too, how many bytes the activations and scales lie off a boundary of 64
-// (a multiple of 4), how many the codes and zero points do, and how many threads share the work; then the codes, the
-// scales, the zero points and the bias if there are any, and the activations, as MatMulNBits has them, twice as many
-// if they are gated; then the sums, [rows][N], if there are any. A result is float32 [rows][N]. Every array lies in memory of
-// its exact size, so that a sanitizer sees what is read or written beside it. Ends with status 3 where this CPU
-// lacks the instruction set; without a NAME the best one's is written.
+// whether activations are gated (with alpha 1) and whether what rounding leaves of them is multiplied too, how many
+// bytes the activations and scales lie off a boundary of 64 (a multiple of 4), how many the codes and zero points do,
+// and how many threads share the work; then the codes, the scales, the zero points and the bias if there are any, and
+// the activations, as MatMulNBits has them, twice as many if they are gated; then the sums, [rows][N], if there are
+// any. A result is float32 [rows][N]. Every array lies in memory of its exact size, so that a sanitizer sees what is
+// read or written beside it. Ends with status 3 where this CPU lacks the instruction set; without a NAME the best
+// one's is written.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -61,7 +63,12 @@ struct Rows {
       : codes(shape.blocks() * count * shape.block_size, 0),
         scales(shape.blocks() * count, 0),
         sums(shape.blocks() * count, 0),
-        rows{count, codes.data(), scales.data(), sums.data()} {}
+        rows{count, codes.data(), scales.data(), sums.data()} {
+    // Something else is in the memory that a thread keeps.
+    std::fill_n(codes.data(), shape.blocks() * count * shape.block_size, int8_t{0x5a});
+    std::fill_n(scales.data(), shape.blocks() * count, 90.0f);
+    std::fill_n(sums.data(), shape.blocks() * count, 0x5a5a5a);
+  }
 };
 
 // Calls work(first, last) on as many pieces of [0, total) as there are threads, each on a thread.

@@ -55,18 +55,36 @@ class Draw {
   std::mt19937 source_;
 };
 
-struct Activations {
+// Quantized rows in memory that held something else, as what a thread keeps does.
+struct Rows {
   std::vector<int8_t> codes;
   std::vector<float> scales;
   std::vector<int32_t> sums;
   QuantizedRows rows;
 
+  Rows(const MatrixShape& shape, int64_t count)
+      : codes(static_cast<size_t>(shape.blocks() * count * shape.block_size), 0x5a),
+        scales(static_cast<size_t>(shape.blocks() * count), 90.0f),
+        sums(scales.size(), 0x5a5a5a),
+        rows{count, codes.data(), scales.data(), sums.data()} {}
+
+  bool operator==(const Rows& other) const {
+    return codes == other.codes && sums == other.sums &&
+           std::memcmp(scales.data(), other.scales.data(), scales.size() * sizeof(float)) == 0;
+  }
+};
+
+struct Activations {
+  Rows once, twice, rests;
+
   Activations(const KernelSet& set, const MatrixShape& shape, const std::vector<float>& values, int64_t count)
-      : codes(static_cast<size_t>(shape.blocks() * count * shape.block_size)),
-        scales(static_cast<size_t>(shape.blocks() * count)),
-        sums(scales.size()),
-        rows{count, codes.data(), scales.data(), sums.data()} {
-    set.quantize(shape, values.data(), 0, count, rows);
+      : once(shape, count), twice(shape, count), rests(shape, count) {
+    set.quantize(shape, values.data(), 0, count, once.rows);
+    set.quantize_twice(shape, values.data(), 0, count, twice.rows, rests.rows);
+  }
+
+  bool operator==(const Activations& other) const {
+    return once == other.once && twice == other.twice && rests == other.rests && once == twice;
   }
 };
 
@@ -100,12 +118,15 @@ Matrix drawn_matrix(Draw& draw, const MatrixShape& shape) {
   return pack_matrix(shape, codes.data(), scales.data(), has_zero_points ? zero_points.data() : nullptr, 1);
 }
 
-// Also what is not to be written is compared: columns of other panels keep what was there. Sums are added in place.
-std::vector<float> multiplied(const KernelSet& set, const Matrix& matrix, const QuantizedRows& rows, int64_t first,
+// Also what is not to be written is compared: columns of other panels keep what was there. Sums are added in place,
+// and then those of rests.
+std::vector<float> multiplied(const KernelSet& set, const Matrix& matrix, const Activations& activations, int64_t first,
                               int64_t last, const float* bias, const std::vector<float>& sums) {
+  const QuantizedRows& rows = activations.once.rows;
   std::vector<float> out(static_cast<size_t>(rows.rows * matrix.shape.columns), 12345.0f);
   if (!sums.empty()) out = sums;
   set.multiply(matrix, rows, first, last, {bias, sums.empty() ? nullptr : out.data()}, out.data());
+  set.multiply(matrix, activations.rests.rows, first, last, {nullptr, out.data()}, out.data());
   return out;
 }
 
@@ -139,10 +160,8 @@ bool is_same(const KernelSet& set, Draw& draw, const MatrixShape& shape, int64_t
   for (float& value : sums) value = draw.value();
 
   const Activations expected(kGeneric, shape, values, rows), found(set, shape, values, rows);
-  const bool equal = same(expected.codes, found.codes) && same(expected.scales, found.scales) &&
-                     same(expected.sums, found.sums) &&
-                     same(multiplied(kGeneric, matrix, expected.rows, first, last, with, sums),
-                          multiplied(set, matrix, found.rows, first, last, with, sums));
+  const bool equal = expected == found && same(multiplied(kGeneric, matrix, expected, first, last, with, sums),
+                                               multiplied(set, matrix, found, first, last, with, sums));
   if (!equal) {
     std::printf("%s differs: N %lld, K %lld, %lld bits, block %lld, %lld rows, panels %lld to %lld%s%s%s%s\n", set.name,
                 static_cast<long long>(shape.columns), static_cast<long long>(shape.rows),
