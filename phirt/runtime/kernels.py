@@ -15,10 +15,6 @@ import logging
 import os
 from pathlib import Path
 
-from phirt.runtime.editable_graph import Model
-from phirt.runtime.kernel_nodes import DOMAIN, take_nodes
-from phirt.runtime.projections import fuse_projections
-
 VARIABLE = "PHIRT_KERNELS"  # "off", or the instruction set that is to be used
 _OFF, _PLAIN = "off", "generic"
 _PACKAGE = "phirt_kernels"
@@ -80,6 +76,11 @@ def with_kernels(graph: bytes) -> bytes | None:
     """The graph with phirt-kernels' operators in the place of onnxruntime's; None where there is none that it
     could take, or where a part is damaged that the check of graphs does not read. The graph has been checked.
     """
+    # Only where the package is used: every start would take longer.
+    from phirt.runtime.editable_graph import Model
+    from phirt.runtime.kernel_nodes import DOMAIN, take_nodes
+    from phirt.runtime.projections import fuse_projections
+
     try:
         model = Model.read(graph)
     except ValueError as error:

@@ -67,22 +67,25 @@ def test_telemetry_is_off_unless_somebody_decided_otherwise():
     assert run(code.format("os.environ['ORT_DISABLE_TELEMETRY'] = '0'")) == "0"
 
 
-# CPU seconds, so that a busy machine does not decide.
-def test_importing_takes_less_than_0_3_seconds_beyond_onnxruntime():
-    times = [
+# In CPU seconds, and beside onnxruntime's own in the same process: a machine that is busy or slow does not decide.
+def test_importing_takes_less_than_twice_as_long_as_onnxruntime():
+    """Which is 0.3 seconds on a machine of its own."""
+    ratios = [
         float(
             run(
                 """
-                import onnxruntime, time
+                import time
                 begin = time.process_time()
+                import onnxruntime
+                between = time.process_time()
                 import phirt; phirt.load, phirt.Chat, phirt.GenerationConfig
-                print(time.process_time() - begin)
+                print((time.process_time() - between) / (between - begin))
                 """
             )
         )
         for _ in range(3)
     ]
-    assert min(times) < 0.3
+    assert min(ratios) < 2
 
 
 @pytest.mark.parametrize("name", phirt.__all__)
