@@ -67,8 +67,8 @@ def test_telemetry_is_off_unless_somebody_decided_otherwise():
     assert run(code.format("os.environ['ORT_DISABLE_TELEMETRY'] = '0'")) == "0"
 
 
-# In CPU seconds, and beside onnxruntime's own in the same process: a machine that is busy or slow does not decide.
-def test_importing_takes_less_than_twice_as_long_as_onnxruntime():
+# In CPU seconds, beside onnxruntime's own in the same process: no busy or slow machine decides.
+def test_importing_takes_less_than_three_times_as_long_as_onnxruntime():
     """Which is 0.3 seconds on a machine of its own."""
     ratios = [
         float(
@@ -85,7 +85,7 @@ def test_importing_takes_less_than_twice_as_long_as_onnxruntime():
         )
         for _ in range(3)
     ]
-    assert min(ratios) < 2
+    assert min(ratios) < 3
 
 
 @pytest.mark.parametrize("name", phirt.__all__)
