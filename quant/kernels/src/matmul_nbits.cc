@@ -22,11 +22,7 @@ class MatMulNBits {
 
   void compute(OrtKernelContext* context) const {
     const std::vector<const OrtValue*> inputs = api_.inputs(context, kInputs);
-    Addends added;
-    if (inputs[kBias] != nullptr) {
-      product_.require_bias(inputs[kBias]);
-      added.bias = api_.data<float>(inputs[kBias]);
-    }
+    const float* bias = product_.bias(inputs[kBias]);
     const int64_t inner = product_.shape().rows;
     std::vector<int64_t> dims = api_.shape(inputs[kActivations]);
     if (dims.empty() || dims.back() != inner) throw std::runtime_error("A has not K columns");
@@ -35,7 +31,7 @@ class MatMulNBits {
     float* out = api_.output(context, 0, dims);
     if (rows == 0) return;
     const Operands operands = product_.quantize(context, {api_.data<float>(inputs[kActivations]), rows});
-    product_.multiply(context, operands, added, out);
+    product_.multiply(context, operands, {bias, nullptr}, out);
   }
 
  private:
@@ -61,11 +57,7 @@ OrtCustomOp describe() {
   op.GetName = [](const OrtCustomOp*) { return "MatMulNBits"; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = input_type;
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
-    return index >= kZeroPoints ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
-  };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  describe_product(op);
   return op;
 }
 

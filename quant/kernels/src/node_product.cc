@@ -86,6 +86,14 @@ void multiply_piece(void* data, size_t index) {
 
 }  // namespace
 
+void describe_product(OrtCustomOp& op) {
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+    return index < 3 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+  };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+}
+
 bool has_input(const Api& api, const OrtKernelInfo* info, size_t index) {
   size_t count = 0, size = 0;
   api.check(api.ort->KernelInfo_GetInputCount(info, &count));
@@ -122,8 +130,10 @@ NodeProduct::NodeProduct(const Api& api, const OrtKernelInfo* info, size_t first
                         static_cast<int>(std::min(worthwhile, there)));
 }
 
-void NodeProduct::require_bias(const OrtValue* bias) const {
-  if (elements(api_.shape(bias)) != shape().columns) throw std::runtime_error("bias has not N elements");
+const float* NodeProduct::bias(const OrtValue* input) const {
+  if (input == nullptr) return nullptr;
+  if (elements(api_.shape(input)) != shape().columns) throw std::runtime_error("bias has not N elements");
+  return api_.data<float>(input);
 }
 
 Operands NodeProduct::quantize(OrtKernelContext* context, const Activations& activations) const {

@@ -33,8 +33,9 @@ class NodeProduct {
   NodeProduct(const Api& api, const OrtKernelInfo* info, size_t first, const std::string& suffix);
 
   const MatrixShape& shape() const { return matrix_.shape; }
-  // Throws std::runtime_error where an input that is to be added to each row of a product has not its size.
-  void require_bias(const OrtValue* bias) const;
+  // Of an input that is to be added to each row of a product, float32 [N]; null where there is none. Throws
+  // std::runtime_error where it has another size.
+  const float* bias(const OrtValue* input) const;
   // Quantized for this matrix, in the calling thread's memory, until the next are. Throws std::bad_alloc, and
   // std::runtime_error where onnxruntime does not share the work out.
   Operands quantize(OrtKernelContext* context, const Activations& activations) const;
@@ -46,6 +47,10 @@ class NodeProduct {
   const KernelSet& kernels_;
   Matrix matrix_;
 };
+
+// What operators that multiply have alike: activations, codes and scales are needed, inputs behind them optional;
+// one output, float32.
+void describe_product(OrtCustomOp& op);
 
 // Whether a node has this input: an optional one has an empty name, or is none.
 bool has_input(const Api& api, const OrtKernelInfo* info, size_t index);

@@ -60,11 +60,7 @@ class Projection {
 
   void compute(OrtKernelContext* context) const {
     const std::vector<const OrtValue*> inputs = api_.inputs(context, kInputs);
-    Addends added;
-    if (inputs[kBias] != nullptr) {
-      base_.require_bias(inputs[kBias]);
-      added.bias = api_.data<float>(inputs[kBias]);
-    }
+    const float* bias = base_.bias(inputs[kBias]);
     const bool is_gated = alpha_ > 0.0f;
     const int64_t width = base_.shape().rows * (is_gated ? 2 : 1);
     std::vector<int64_t> dims = api_.shape(inputs[kActivations]);
@@ -77,7 +73,7 @@ class Projection {
     float* out = api_.output(context, 0, dims);
     if (given.rows == 0) return;
     Blocks blocks(context, given);
-    base_.multiply(context, blocks.of(base_), added, out);
+    base_.multiply(context, blocks.of(base_), {bias, nullptr}, out);
     const Addends already{nullptr, out};
     if (low_) low_->multiply(context, blocks.of(*low_), already, out);
     if (const Pair* pair = active(inputs)) {
@@ -154,11 +150,7 @@ OrtCustomOp describe() {
   op.GetName = [](const OrtCustomOp*) { return "Projection"; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = input_type;
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
-    return index >= kZeroPoints ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
-  };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  describe_product(op);
   return op;
 }
 

@@ -167,8 +167,8 @@ bool is_same(const KernelSet& set, Draw& draw, const MatrixShape& shape, int64_t
                 static_cast<long long>(shape.columns), static_cast<long long>(shape.rows),
                 static_cast<long long>(shape.bits), static_cast<long long>(shape.block_size),
                 static_cast<long long>(rows), static_cast<long long>(first), static_cast<long long>(last),
-                with != nullptr ? ", bias" : "", sums.empty() ? "" : ", sums", matrix.half_scales ? ", half scales" : "",
-                matrix.zero_points.data() != nullptr ? ", zero points" : "");
+                with != nullptr ? ", bias" : "", sums.empty() ? "" : ", sums",
+                matrix.half_scales ? ", half scales" : "", matrix.zero_points.data() != nullptr ? ", zero points" : "");
   }
   return equal;
 }
